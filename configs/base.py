@@ -1,0 +1,122 @@
+"""Every configuration field once, at its default, and plain training from scratch.
+
+Recipes start from `get_config()` and set what they need. The argument chooses policies, whose own fields then exist and can
+be overridden on the command line:
+
+    python -m dataflex_jax.train --config=configs/base.py:mixer=odm --config.mixer.alpha=0.8 --config.data.root=DIR ...
+
+`plugins=my_package.my_mixer` (several with +) imports modules that register policies of your own first.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies import registry
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The base configuration; `arg` is "kind=name,..." with kind "mixer" or "plugins"."""
+    config = ConfigDict()
+
+    # The run.
+    config.seed = 42
+    config.train_step = 1000  # optimizer steps in all
+    config.log_every = 10  # steps between lines of metrics.jsonl
+    config.eval_every = 0  # steps between evaluations on the held-out split; 0: only after the last step
+    config.eval_rows = 256  # at most this many held-out rows a domain in each evaluation
+    config.checkpoint_every = 500  # steps between checkpoints; the last step is always saved
+    config.keep = 3  # newest checkpoints kept
+    config.tensorboard = True
+    config.wandb_project = placeholder(str)  # None: off; needs the extra `wandb`
+
+    # The schedule of every policy; a policy's own section may override it.
+    config.warmup_step = 0  # optimizer steps on the initial policy
+    config.update_step = 1  # optimizer steps between updates
+    config.update_times = -1  # number of updates; -1: until the end
+    config.plugins = ()  # modules that register policies of your own
+    config.mixer = placeholder(ConfigDict)  # from which domain the next rows come; None: data.proportions throughout
+
+    # The model. Shape fields have Hugging Face's names; None takes the value of name_or_path, or the architecture's default.
+    config.model = model = ConfigDict()
+    model.name_or_path = placeholder(str)  # hub id or folder with a config.json; None: the shape below
+    model.from_scratch = True  # random weights in the shape of name_or_path
+    model.architecture = "qwen2"
+    model.vocab_size = placeholder(int)  # None: the tokenizer's, rounded up to a multiple of 128
+    model.hidden_size = placeholder(int)
+    model.intermediate_size = placeholder(int)
+    model.num_hidden_layers = placeholder(int)
+    model.num_attention_heads = placeholder(int)
+    model.num_key_value_heads = placeholder(int)
+    model.head_dim = placeholder(int)
+    model.max_position_embeddings = placeholder(int)
+    model.rms_norm_eps = placeholder(float)
+    model.rope_theta = placeholder(float)
+    model.tie_word_embeddings = placeholder(bool)
+    model.initializer_range = placeholder(float)
+    model.dtype = "bfloat16"  # of the forward and backward pass; norms, softmax and losses are float32
+    model.param_dtype = "float32"  # of the master weights and the optimizer state
+    model.remat = "full"  # what the backward pass recomputes, by name; see dataflex_jax/models/decoder.py
+    model.attention = "auto"  # "auto", "xla" or "cudnn"
+
+    # The data.
+    config.data = data = ConfigDict()
+    data.source = "builtin"  # "builtin" (text of the Python installation), "local" (files) or "hub" (datasets)
+    data.root = placeholder(
+        str
+    )  # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt; hub: id or save_to_disk folder
+    data.domains = placeholder(tuple)  # names, in order; None: all that are found
+    data.domain_field = placeholder(str)  # dotted record field that says which domain a record belongs to
+    data.domain_values = placeholder(tuple)  # that field's value for each of data.domains; None: the names themselves
+    data.hub_config = placeholder(str)
+    data.hub_split = "train"
+    data.text_field = "text"
+    data.tokenizer = (
+        "train:4096"  # hub id, folder, tokenizer.json, "bytes", or "train:VOCAB" (a BPE of the training text)
+    )
+    data.eos_token = placeholder(str)  # None: the tokenizer's own
+    data.seq_len = 512  # tokens a row
+    data.batch_size = 32  # rows an optimizer step, over all devices and hosts
+    data.grad_accumulation = 1  # microbatches an optimizer step
+    data.proportions = placeholder(object)  # K numbers, "uniform", or None: natural, by number of rows
+    data.valid_fraction = 0.02  # of the documents, held out by hash (unless a domain has its own held-out files)
+    data.draw = "systematic"  # rows of a domain in a batch: within 1 of B*w ("systematic") or "multinomial"
+    data.lag = 1  # weights decided after step s are drawn from at step s + 1 + lag
+    data.cache_dir = "~/.cache/dataflex_jax"  # rows stores and trained tokenizers
+    data.on_bad_record = "raise"  # or "skip", which counts them
+
+    # The optimizer: AdamW.
+    config.optim = optim = ConfigDict()
+    optim.learning_rate = 3e-4
+    optim.schedule = (
+        "cosine"  # after the warm-up: "linear" or "cosine" to 0, "wsd" (decays in the last tenth), "constant"
+    )
+    optim.warmup_ratio = 0.03  # of train_step
+    optim.weight_decay = 0.1  # on matrices, not on norms and biases
+    optim.b1 = 0.9
+    optim.b2 = 0.95
+    optim.eps = 1e-8
+    optim.clip_norm = 1.0  # global gradient norm; 0: off
+
+    # The devices: sizes of the mesh axes, -1 once for the rest.
+    config.mesh = mesh = ConfigDict()
+    mesh.data = 1  # copies of the model
+    mesh.fsdp = -1  # parameters and optimizer state split over these (ZeRO-3)
+    mesh.tensor = 1  # matrices split over these
+
+    choices = _parse(arg)
+    config.plugins = tuple(filter(None, choices.pop("plugins", "").split("+")))
+    registry.load_plugins(config.plugins)
+    for kind, name in choices.items():
+        config[kind] = registry.policy_config(kind, name)
+    return config.lock()
+
+
+def _parse(arg: str) -> dict[str, str]:
+    choices = {}
+    for part in filter(None, arg.split(",")):
+        kind, equals, name = part.partition("=")
+        if kind not in ("mixer", "plugins") or not equals or not name:
+            raise InputError(f"--config=configs/base.py:{arg}: {part!r} is not mixer=NAME or plugins=MODULE[+MODULE]")
+        choices[kind] = name
+    return choices

@@ -1,0 +1,222 @@
+"""Validation of the configuration: unknown or impossible values are refused at start-up, with the accepted ones.
+
+`configs/base.py` explains the fields; `CHECKS` says which values each one takes.
+"""
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from dataflex_jax import __version__
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies.registry import check_schedule, policy_config
+from dataflex_jax.policies.schedule import Schedule
+
+POLICY_KINDS = ("mixer",)
+
+
+class Check(NamedTuple):
+    """What a field accepts, in words and as a predicate."""
+
+    accepts: str
+    test: Callable[[Any], bool]
+
+
+def _is_int(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _integer(least: int) -> Check:
+    return Check(f"an integer >= {least}", lambda x: _is_int(x) and x >= least)
+
+
+def _number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = True) -> Check:
+    words = f"a number {'>' if open_low else '>='} {low:g}"
+    if high < math.inf:
+        words += f" and {'<' if open_high else '<='} {high:g}"
+    return Check(
+        words,
+        lambda x: (
+            _is_number(x) and (x > low or (x == low and not open_low)) and (x < high or (x == high and not open_high))
+        ),
+    )
+
+
+def _one_of(*values: str) -> Check:
+    return Check("one of " + ", ".join(map(repr, values)), lambda x: x in values)
+
+
+def _optional(check: Check) -> Check:
+    return Check(f"{check.accepts}, or None", lambda x: x is None or check.test(x))
+
+
+_TEXT = Check("a non-empty string", lambda x: isinstance(x, str) and x != "")
+_BOOL = Check("True or False", lambda x: isinstance(x, bool))
+_NAMES = Check(
+    "a tuple of distinct non-empty strings",
+    lambda x: isinstance(x, (tuple, list)) and all(map(_TEXT.test, x)) and len(set(x)) == len(x),
+)
+_MESH_AXIS = Check("an integer >= 1, or -1 for the rest", lambda x: _is_int(x) and (x >= 1 or x == -1))
+_PROPORTIONS = Check(
+    'a tuple of numbers, "uniform", or None for the natural ones',
+    lambda x: x is None or x == "uniform" or (isinstance(x, (tuple, list)) and len(x) > 0 and all(map(_is_number, x))),
+)
+
+CHECKS: dict[str, Check] = {
+    "seed": _integer(0),
+    "train_step": _integer(1),
+    "log_every": _integer(1),
+    "eval_every": _integer(0),
+    "eval_rows": _integer(1),
+    "checkpoint_every": _integer(1),
+    "keep": _integer(1),
+    "tensorboard": _BOOL,
+    "wandb_project": _optional(_TEXT),
+    "warmup_step": _integer(0),
+    "update_step": _integer(1),
+    "update_times": _integer(-1),
+    "plugins": _NAMES,
+    "model.name_or_path": _optional(_TEXT),
+    "model.from_scratch": _BOOL,
+    "model.architecture": _TEXT,
+    "model.vocab_size": _optional(_integer(2)),
+    "model.hidden_size": _optional(_integer(1)),
+    "model.intermediate_size": _optional(_integer(1)),
+    "model.num_hidden_layers": _optional(_integer(1)),
+    "model.num_attention_heads": _optional(_integer(1)),
+    "model.num_key_value_heads": _optional(_integer(1)),
+    "model.head_dim": _optional(_integer(1)),
+    "model.max_position_embeddings": _optional(_integer(1)),
+    "model.rms_norm_eps": _optional(_number(0)),
+    "model.rope_theta": _optional(_number(0, open_low=True)),
+    "model.tie_word_embeddings": _optional(_BOOL),
+    "model.initializer_range": _optional(_number(0, open_low=True)),
+    "model.dtype": _one_of("bfloat16", "float32"),
+    "model.param_dtype": _one_of("float32", "bfloat16"),
+    "model.remat": _TEXT,
+    "model.attention": _one_of("auto", "xla", "cudnn"),
+    "data.source": _one_of("builtin", "local", "hub"),
+    "data.root": _optional(_TEXT),
+    "data.domains": _optional(_NAMES),
+    "data.domain_field": _optional(_TEXT),
+    "data.domain_values": _optional(_NAMES),
+    "data.hub_config": _optional(_TEXT),
+    "data.hub_split": _TEXT,
+    "data.text_field": _TEXT,
+    "data.tokenizer": _TEXT,
+    "data.eos_token": _optional(_TEXT),
+    "data.seq_len": _integer(2),
+    "data.batch_size": _integer(1),
+    "data.grad_accumulation": _integer(1),
+    "data.proportions": _PROPORTIONS,
+    "data.valid_fraction": _number(0, 1),
+    "data.draw": _one_of("systematic", "multinomial"),
+    "data.lag": _integer(0),
+    "data.cache_dir": _TEXT,
+    "data.on_bad_record": _one_of("raise", "skip"),
+    "optim.learning_rate": _number(0),
+    "optim.schedule": _one_of("linear", "cosine", "wsd", "constant"),
+    "optim.warmup_ratio": _number(0, 1),
+    "optim.weight_decay": _number(0),
+    "optim.b1": _number(0, 1),
+    "optim.b2": _number(0, 1),
+    "optim.eps": _number(0, open_low=True),
+    "optim.clip_norm": _number(0),
+    "mesh.data": _MESH_AXIS,
+    "mesh.fsdp": _MESH_AXIS,
+    "mesh.tensor": _MESH_AXIS,
+}
+
+
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted names and values of all fields outside the policies' sections."""
+    for name, value in config.items():
+        if not prefix and name in POLICY_KINDS:
+            continue
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field by itself and what the fields must be to each other.
+
+    What depends on the data, the model or the devices is checked where these are opened.
+
+    Raises:
+        InputError: names the field and what is accepted.
+    """
+    values = dict(fields(config))
+    for name, value in values.items():
+        if name not in CHECKS:
+            raise InputError(f"config.{name}: unknown field; configs/base.py lists them all")
+        if not CHECKS[name].test(value):
+            raise InputError(f"config.{name} = {value!r}: must be {CHECKS[name].accepts}")
+    if missing := sorted(CHECKS.keys() - values.keys()):
+        raise InputError(f"config.{missing[0]}: missing; start the recipe from configs/base.py")
+    check_schedule("config.", schedule(config))
+    data = config.data
+    if data.batch_size % data.grad_accumulation:
+        raise InputError(
+            f"config.data.batch_size = {data.batch_size}: must be a multiple of config.data.grad_accumulation = "
+            f"{data.grad_accumulation}"
+        )
+    if data.source != "builtin" and data.root is None:
+        raise InputError(f"config.data.root: needed for source {data.source!r} (a folder, or the id of a hub dataset)")
+    if data.domain_values is not None and (data.domains is None or len(data.domain_values) != len(data.domains)):
+        raise InputError("config.data.domain_values: must have one value for each of config.data.domains")
+    if (data.domain_field is None) != (data.domain_values is None) and data.domain_field is None:
+        raise InputError("config.data.domain_values: needs config.data.domain_field, the record field that holds them")
+    if [config.mesh[axis] for axis in config.mesh].count(-1) > 1:
+        raise InputError("config.mesh: -1 (the rest) is accepted for one axis only")
+
+
+def schedule(config: ConfigDict) -> Schedule:
+    """The schedule of policies that do not override it."""
+    return Schedule(config.warmup_step, config.update_step, config.update_times)
+
+
+def mixer_section(config: ConfigDict) -> ConfigDict:
+    """`config.mixer`, or the static mixer's where it is off."""
+    return config.mixer or policy_config("mixer", "static")
+
+
+def _git_revision() -> str | None:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+def resolved(config: ConfigDict) -> dict[str, Any]:
+    """The content of the run folder's config.json: the configuration and what it ran on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "config": config.to_dict(),
+        "versions": {
+            "dataflex_jax": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+        },
+        "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "hosts": jax.process_count()},
+        "git_revision": _git_revision(),
+    }
+
+
+def write(config: ConfigDict, path: Path) -> None:
+    """Writes config.json."""
+    path.write_text(json.dumps(resolved(config), indent=2) + "\n")

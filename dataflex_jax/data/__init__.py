@@ -1,0 +1,1 @@
+"""Where rows come from: sources of documents, the tokenised rows store, the sampler and the loader."""

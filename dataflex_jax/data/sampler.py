@@ -1,0 +1,128 @@
+"""Which rows come next: a pure function of the seed, the step, the cursors and the mixture weights.
+
+Guarantees:
+    * Every host computes the same plan; a plan depends on nothing but its arguments.
+    * With "systematic" drawing each domain's count is within 1 of `B * w_i`, and its expectation is `B * w_i`.
+    * Cursors only advance by what was drawn: a change of weights, a further domain or a resume neither skips nor repeats a
+      row, and each epoch of a domain visits every row once.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from dataflex_jax.errors import InputError
+
+
+class SamplerState(NamedTuple):
+    """Where the sampler stands between two steps.
+
+    Attributes:
+        step: optimizer steps planned so far.
+        cursors: rows taken from each domain so far, int64 [K].
+        weights: the proportions in effect, float64 [K].
+        pending: published proportions that are not yet in effect: (first step that they apply to, float64 [K]), in order.
+    """
+
+    step: int
+    cursors: Int64[np.ndarray, " K"]
+    weights: Float64[np.ndarray, " K"]
+    pending: tuple[tuple[int, Float64[np.ndarray, " K"]], ...] = ()
+
+
+class Plan(NamedTuple):
+    """The rows of one optimizer step.
+
+    Attributes:
+        step: its number, from 1.
+        domains: domain of each row, int64 [B].
+        positions: position of each row in its domain's endless sequence of shuffled epochs, int64 [B].
+        drawn_with: the proportions it was drawn with, float64 [K].
+    """
+
+    step: int
+    domains: Int64[np.ndarray, " B"]
+    positions: Int64[np.ndarray, " B"]
+    drawn_with: Float64[np.ndarray, " K"]
+
+
+class Sampler(NamedTuple):
+    """Draws plans of `batch_size` rows; `draw` is "systematic" or "multinomial"."""
+
+    seed: int
+    batch_size: int
+    draw: str
+
+    def plan(self, state: SamplerState) -> tuple[Plan, SamplerState]:
+        """The next step's rows and the state after it."""
+        step = state.step + 1
+        weights, pending = state.weights, state.pending
+        while pending and pending[0][0] <= step:
+            weights, pending = pending[0][1], pending[1:]
+        random = np.random.Generator(np.random.Philox(key=[self.seed, step]))
+        counts = self._counts(weights, random)
+        domains = np.repeat(np.arange(len(weights)), counts)
+        positions = np.concatenate([c + np.arange(n) for c, n in zip(state.cursors, counts, strict=True)])
+        # Every shard and microbatch gets its share of every domain. Sorting uniforms is stable across NumPy's versions.
+        order = np.argsort(random.random(self.batch_size), kind="stable")
+        plan = Plan(step, domains[order], positions[order], weights)
+        return plan, SamplerState(step, state.cursors + counts, weights, pending)
+
+    def _counts(self, weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        edges = np.cumsum(weights) / np.sum(weights)
+        edges[np.flatnonzero(weights)[-1] :] = 1.0
+        if self.draw == "systematic":
+            upper = np.floor(edges * self.batch_size + random.random())
+        else:
+            upper = np.searchsorted(np.sort(random.random(self.batch_size)), edges)
+        return np.diff(upper, prepend=0).astype(np.int64)
+
+
+def publish(state: SamplerState, effective_step: int, weights: np.ndarray) -> SamplerState:
+    """Puts weights in effect from `effective_step` on.
+
+    Raises:
+        ValueError: weights that are no distribution; an effective step in the past or before a pending one.
+    """
+    weights = np.asarray(weights, np.float64)
+    if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
+        raise ValueError(f"a mixer published weights that are no distribution: {weights.tolist()}")
+    latest = state.pending[-1][0] if state.pending else state.step + 1
+    if effective_step < latest:
+        raise ValueError(f"weights published for step {effective_step}: the first step still open is {latest}")
+    return state._replace(pending=(*state.pending, (effective_step, weights / weights.sum())))
+
+
+def to_json(state: SamplerState, names: tuple[str, ...]) -> dict:
+    """The state by domain name, for a checkpoint; floats survive JSON exactly."""
+    return {
+        "step": state.step,
+        "cursors": dict(zip(names, state.cursors.tolist(), strict=True)),
+        "weights": dict(zip(names, state.weights.tolist(), strict=True)),
+        "pending": [[step, dict(zip(names, w.tolist(), strict=True))] for step, w in state.pending],
+    }
+
+
+def from_json(saved: dict, names: tuple[str, ...]) -> SamplerState:
+    """The state that `to_json` wrote, with new domains among `names` at cursor 0 and weight 0.
+
+    Raises:
+        InputError: a saved domain that is not among `names`.
+    """
+    for name in saved["cursors"]:
+        if name not in names:
+            raise InputError(
+                f"config.data.domains: the checkpoint's domain {name!r} is missing; keep it (with proportion 0 to stop "
+                "drawing from it)"
+            )
+
+    def align(values: dict, dtype: type) -> np.ndarray:
+        return np.array([values.get(name, 0) for name in names], dtype)
+
+    return SamplerState(
+        step=saved["step"],
+        cursors=align(saved["cursors"], np.int64),
+        weights=align(saved["weights"], np.float64),
+        pending=tuple((step, align(w, np.float64)) for step, w in saved["pending"]),
+    )

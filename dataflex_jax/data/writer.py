@@ -1,0 +1,205 @@
+"""Writing one domain's store so that a kill at any moment costs a few seconds and changes nothing in the result.
+
+A store under construction is a folder `NAME-KEY.partial` that holds `store/` (the files to be), `progress.json` and,
+where the domain has its own held-out files, the digests of their texts. Every few seconds the data files are fsynced
+and then `progress.json` is replaced: it says how long each file is and which record comes next. After a kill the files
+are cut back to these lengths and the pass goes on from that record, so the finished store is the same byte for byte.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from dataflex_jax.errors import InputError
+
+SPLITS = ("train", "valid")
+DIGEST_BYTES = 16
+
+
+class Position(NamedTuple):
+    """The record that comes next: held-out parts (phase 0) are read before training parts (phase 1)."""
+
+    phase: int
+    part: int
+    index: int
+
+
+START = Position(0, 0, 0)
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What is safely on disk: the next record, lengths in bytes of the files, and counts of records by kind."""
+
+    position: Position = START
+    consumed: int = 0  # bytes of the stream before `position`
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    values: dict[str, int] = dataclasses.field(default_factory=dict)  # records of the stream by domain value
+
+
+class DomainWriter:
+    """One domain's store under construction (see the module docstring)."""
+
+    def __init__(self, folder: Path, name: str, dtype: str, description: dict[str, Any], keep_skipped: bool):
+        """Opens what an interrupted build left, cut back to its last commit, or starts afresh.
+
+        Args:
+            folder: where the finished store will lie.
+            name: of the domain, for messages.
+            dtype: of the tokens, "uint16" or "uint32".
+            description: goes into meta.json as it is.
+            keep_skipped: whether a build that skipped bad records may be continued.
+        """
+        self.folder, self.name, self.dtype = folder, name, dtype
+        self._description = description
+        self._partial = partial_folder(folder)
+        self._files = {
+            f"{split}.{kind}": self._partial / "store" / f"{split}.{kind}"
+            for split in SPLITS
+            for kind in ("tokens", "offsets")
+        } | {"digests": self._partial / "digests"}
+        progress = self._load_progress()
+        if progress is not None and not keep_skipped and _skipped(progress.counts):
+            progress = None
+        if progress is None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            (self._partial / "store").mkdir(parents=True)
+        self.progress = progress or _Progress()
+        self._handles, self._open_files = {}, contextlib.ExitStack()
+        for key, path in self._files.items():
+            handle = self._open_files.enter_context(open(path, "ab"))
+            handle.truncate(self.progress.sizes.get(key, 0))
+            handle.seek(0, os.SEEK_END)
+            self._handles[key] = handle
+        self._tokens = {split: self._handles[f"{split}.tokens"].tell() // np.dtype(dtype).itemsize for split in SPLITS}
+        if progress is None:
+            for split in SPLITS:
+                self._handles[f"{split}.offsets"].write(np.zeros(1, np.int64).tobytes())
+
+    def _load_progress(self) -> _Progress | None:
+        path = self._partial / "progress.json"
+        if not path.is_file():
+            return None
+        saved = json.loads(path.read_text())
+        progress = _Progress(Position(*saved.pop("position")), **saved)
+        for key, size in progress.sizes.items():
+            if not self._files[key].is_file() or self._files[key].stat().st_size < size:
+                logging.warning("%s: files of the interrupted build are damaged; building it again", self._partial)
+                return None
+        return progress
+
+    def digests(self) -> set[bytes]:
+        """Digests of the held-out texts written so far."""
+        content = self._files["digests"].read_bytes()
+        return {content[i : i + DIGEST_BYTES] for i in range(0, len(content), DIGEST_BYTES)}
+
+    def append(self, split: str, documents: list[np.ndarray], sizes: list[int], digests: list[bytes]) -> None:
+        """Appends documents (their tokens, end of text included) of `sizes` bytes to a split."""
+        lengths = np.array([len(tokens) for tokens in documents], np.int64)
+        self._handles[f"{split}.tokens"].write(np.concatenate(documents).tobytes())
+        self._handles[f"{split}.offsets"].write((self._tokens[split] + np.cumsum(lengths)).tobytes())
+        self._handles["digests"].write(b"".join(digests))
+        self._tokens[split] += int(lengths.sum())
+        self.count(f"{split}_documents", len(documents))
+        self.count(f"{split}_bytes", sum(sizes))
+
+    def count(self, kind: str, amount: int) -> None:
+        """Adds to one of the counts that meta.json will hold."""
+        self.progress.counts[kind] = self.progress.counts.get(kind, 0) + amount
+
+    def commit(self, position: Position, consumed: int, values: dict[str, int]) -> None:
+        """Makes everything so far safe: after a kill the build goes on from `position`."""
+        for key, handle in self._handles.items():
+            handle.flush()
+            os.fsync(handle.fileno())
+            self.progress.sizes[key] = handle.tell()
+        self.progress.position, self.progress.consumed, self.progress.values = position, consumed, dict(values)
+        path = self._partial / "progress.json"
+        _write_synced(path.with_suffix(".new"), dataclasses.asdict(self.progress))
+        os.replace(path.with_suffix(".new"), path)
+        _sync_folder(self._partial)
+
+    def finish(self) -> None:
+        """Writes meta.json and moves the store to its place.
+
+        Raises:
+            InputError: the domain has no training document.
+        """
+        counts = self.progress.counts
+        if not counts.get("train_documents"):
+            raise InputError(self._why_empty())
+        self.close()
+        store = self._partial / "store"
+        meta = {
+            **self._description,
+            "dtype": self.dtype,
+            **{
+                split: {
+                    "documents": counts.get(f"{split}_documents", 0),
+                    "tokens": self._tokens[split],
+                    "bytes": counts.get(f"{split}_bytes", 0),
+                }
+                for split in SPLITS
+            },
+            "skipped_records": counts.get("bad", 0),
+            "unattributed_records": counts.get("unattributed", 0),
+            "empty_documents": counts.get("empty", 0),
+            "held_out_duplicates": counts.get("duplicate", 0),
+            "records_by_value": self.progress.values,
+        }
+        _write_synced(store / "meta.json", meta)
+        _sync_folder(store)
+        os.rename(store, self.folder)
+        _sync_folder(self.folder.parent)
+        shutil.rmtree(self._partial)
+
+    def _why_empty(self) -> str:
+        counts, reasons = self.progress.counts, []
+        if skipped := _skipped(counts):
+            reasons.append(f"{skipped} records were skipped as bad (data.on_bad_record='raise' shows the first)")
+        if counts.get("empty"):
+            reasons.append(f"{counts['empty']} documents are empty")
+        if held_out := counts.get("valid_documents", 0) + counts.get("duplicate", 0):
+            reasons.append(f"{held_out} are held out")
+        if self.progress.values:
+            reasons.append("values of data.domain_field found: " + ", ".join(map(repr, sorted(self.progress.values))))
+        return f"domain {self.name!r} has no training documents" + ("; " if reasons else "") + "; ".join(reasons)
+
+    def close(self) -> None:
+        """Closes the files; what was not committed is dropped by the next build."""
+        # On a full disk the flush of uncommitted bytes fails again; the first error is already on its way up.
+        with contextlib.suppress(OSError):
+            self._open_files.close()
+
+
+def partial_folder(folder: Path) -> Path:
+    """The folder of the store under construction that is to become `folder`."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def _skipped(counts: dict[str, int]) -> int:
+    return counts.get("bad", 0) + counts.get("unattributed", 0)
+
+
+def _write_synced(path: Path, value: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

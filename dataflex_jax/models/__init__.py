@@ -1,0 +1,1 @@
+"""The language model: its configuration, the decoder, attention, the training loss."""

@@ -1,0 +1,247 @@
+"""One decoder for Qwen2/2.5, Qwen3, Llama 3.x and Mistral, as pure functions of a pytree of parameters.
+
+`create` splits a Flax NNX module once into a static graph definition and a nested dict of arrays. Kernels are
+[in, out]. Everything under "layers" has a leading layer axis and is scanned, so compile time does not grow with depth
+and one layer's gathered weights are alive at a time.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int, PyTree
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.models.attention import causal_attention
+from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
+from dataflex_jax.models.embed import embed
+from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
+from dataflex_jax.models.rope import apply_rope, rope_tables
+from dataflex_jax.sharding import BATCH_AXES, constrain, gather_weights
+
+Params = PyTree[Array]
+BlockTransform = Callable[[Params, Int[Array, ""]], Params]
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.cfg = cfg
+        query, key_value = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
+        self.q_proj = _linear(cfg, cfg.hidden_size, query, rngs, cfg.attention_bias)
+        self.k_proj = _linear(cfg, cfg.hidden_size, key_value, rngs, cfg.attention_bias)
+        self.v_proj = _linear(cfg, cfg.hidden_size, key_value, rngs, cfg.attention_bias)
+        self.o_proj = _linear(cfg, query, cfg.hidden_size, rngs, cfg.output_bias)
+        if cfg.qk_norm:
+            self.q_norm = _norm(cfg, cfg.head_dim, rngs)
+            self.k_norm = _norm(cfg, cfg.head_dim, rngs)
+
+    def __call__(self, x, rope, segment_ids):
+        cfg = self.cfg
+
+        def heads(projected, name):
+            split = projected.reshape(*x.shape[:2], -1, cfg.head_dim)
+            return checkpoint_name(constrain(split, BATCH_AXES, None, "tensor", None), name)
+
+        query, key, value = heads(self.q_proj(x), "q"), heads(self.k_proj(x), "k"), heads(self.v_proj(x), "v")
+        if cfg.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        attended = causal_attention(
+            apply_rope(query, *rope),
+            apply_rope(key, *rope),
+            value,
+            segment_ids=segment_ids,
+            sliding_window=cfg.sliding_window,
+            implementation=cfg.attention,
+        )
+        return self.o_proj(checkpoint_name(attended, "attended").reshape(*x.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.gate_proj = _linear(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
+        self.up_proj = _linear(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
+        self.down_proj = _linear(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
+
+    def __call__(self, x):
+        gated = nnx.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(constrain(gated, BATCH_AXES, None, "tensor"))
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each after an RMSNorm and added to the residual stream."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.input_layernorm = _norm(cfg, cfg.hidden_size, rngs)
+        self.attention = Attention(cfg, rngs)
+        self.post_attention_layernorm = _norm(cfg, cfg.hidden_size, rngs)
+        self.mlp = MLP(cfg, rngs)
+
+    def __call__(self, x, rope, segment_ids):
+        x = constrain(x + self.attention(self.input_layernorm(x), rope, segment_ids), BATCH_AXES, None, None)
+        return constrain(x + self.mlp(self.post_attention_layernorm(x)), BATCH_AXES, None, None)
+
+
+class Decoder(nnx.Module):
+    """The parameters of the whole model; `hidden_states` runs them."""
+
+    def __init__(self, cfg: ModelConfig, key: Array):
+        embed_key, layers_key, head_key = jax.random.split(key, 3)
+        self.cfg = cfg
+        self.embed_tokens = nnx.Embed(
+            cfg.vocab_size,
+            cfg.hidden_size,
+            param_dtype=jnp.dtype(cfg.param_dtype),
+            embedding_init=nnx.initializers.normal(cfg.initializer_range),
+            rngs=nnx.Rngs(embed_key),
+        )
+        layer_keys = jax.random.split(layers_key, cfg.num_hidden_layers)
+        self.layers = nnx.vmap(lambda layer_key: Block(cfg, nnx.Rngs(layer_key)))(layer_keys)
+        self.norm = _norm(cfg, cfg.hidden_size, nnx.Rngs(head_key))
+        if not cfg.tie_word_embeddings:
+            self.lm_head = _linear(cfg, cfg.hidden_size, cfg.vocab_size, nnx.Rngs(head_key))
+
+
+def create(cfg: ModelConfig, key: Array) -> tuple[nnx.GraphDef, Params]:
+    """A model with random weights, as Hugging Face draws them: normal(initializer_range), biases 0, norms 1.
+
+    May run under `jax.eval_shape` (shapes only) and `jax.jit` with out_shardings (each device draws its part); the
+    values depend on `key` alone.
+
+    Returns:
+      (graphdef, params): a static, hashable description, and a nested dict of arrays in cfg.param_dtype whose paths
+      read like "layers/attention/q_proj/kernel".
+    """
+    graphdef, state = nnx.split(Decoder(cfg, key))
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def hidden_states(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens_BxT: Int[Array, "B T"],
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    block_transform: BlockTransform | None = None,
+) -> Float[Array, "B T D"]:
+    """The last hidden states, after the final norm, in the compute dtype.
+
+    Args:
+      graphdef: from `create`.
+      params: from `create`.
+      tokens_BxT: token ids.
+      positions: of each token in its text, for the rotary embeddings; None: 0 to T-1. Only their differences matter,
+        so packed segments need none of their own. The causal mask and the sliding window go by place in the row.
+      segment_ids: tokens attend only within equal ids; None: one segment a row.
+      block_transform: called in the scan's body with one layer's parameters (kernels in the compute dtype and gathered,
+        the rest as stored) and the layer's index; returns the parameters that the layer uses.
+    """
+    model = nnx.merge(graphdef, params)
+    cfg, dtype = model.cfg, jnp.dtype(model.cfg.dtype)
+    block_graphdef = nnx.graphdef(model.layers)
+    if positions is None:
+        positions = jnp.arange(tokens_BxT.shape[1])[None]
+    rope = rope_tables(cfg, positions)
+
+    def block(x, layer):
+        index, weights = layer
+        weights = gather_weights(weights, dtype, "layers")
+        if block_transform is not None:
+            weights = block_transform(weights, index)
+        return nnx.merge(block_graphdef, weights)(x, rope, segment_ids), None
+
+    x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
+    layers = (jnp.arange(cfg.num_hidden_layers), params["layers"])
+    # The scan already keeps the recomputation apart, so the barriers against merging it away would only cost.
+    x, _ = jax.lax.scan(jax.checkpoint(block, policy=remat_policy(cfg.remat), prevent_cse=False), x, layers)
+    return model.norm(x)
+
+
+def output_weight(params: Params) -> Float[Array, "D V"]:
+    """The output head's weight, in its storage dtype; with tied embeddings the transposed table."""
+    if "lm_head" in params:
+        return params["lm_head"]["kernel"]
+    return params["embed_tokens"]["embedding"].T
+
+
+def token_losses(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens_BxT1: Int[Array, "B T+1"],
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    block_transform: BlockTransform | None = None,
+    tile_tokens: int = TILE_TOKENS,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T D"]]:
+    """Cross-entropy of every next token, and the hidden states that predicted it.
+
+    Args:
+      graphdef: from `create`.
+      params: from `create`.
+      tokens_BxT1: token ids; the first T are read, the last T are predicted.
+      positions: as in `hidden_states`, of the T tokens that are read.
+      segment_ids: as in `hidden_states`, of the T tokens that are read. The loss across a segment's end is computed as
+        any other: mask it where it should not count.
+      block_transform: as in `hidden_states`.
+      tile_tokens: how many tokens of a device's rows have their logits in memory at once.
+
+    Returns:
+      (losses, hidden): float32 nats [B, T]; compute dtype [B, T, D].
+    """
+    hidden = hidden_states(
+        graphdef,
+        params,
+        tokens_BxT1[:, :-1],
+        positions=positions,
+        segment_ids=segment_ids,
+        block_transform=block_transform,
+    )
+    losses = cross_entropy(hidden, output_weight(params), tokens_BxT1[:, 1:], tile_tokens=tile_tokens)
+    return losses, hidden
+
+
+def remat_policy(name: str) -> Callable[..., bool]:
+    """The `jax.checkpoint` policy of a name in `REMAT_POLICIES`: what of a block the forward pass keeps.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    policies = {
+        "none": _save_all_but_gathered_weights,
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "attention": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attended"),
+    }
+    if name not in policies:
+        raise InputError(f"model remat={name!r} is not supported; accepted: {', '.join(map(repr, REMAT_POLICIES))}")
+    return policies[name]
+
+
+def _save_all_but_gathered_weights(primitive, *_, **__) -> bool:
+    # A gathered weight is made of a cast and two layout constraints. Kept, every layer's would be on every device.
+    return primitive.name not in ("convert_element_type", "sharding_constraint")
+
+
+def _linear(cfg: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, use_bias: bool = False) -> nnx.Linear:
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=use_bias,
+        dtype=jnp.dtype(cfg.dtype),
+        param_dtype=jnp.dtype(cfg.param_dtype),
+        kernel_init=nnx.initializers.normal(cfg.initializer_range),
+        rngs=rngs,
+    )
+
+
+def _norm(cfg: ModelConfig, width: int, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        width, epsilon=cfg.rms_norm_eps, dtype=jnp.dtype(cfg.dtype), param_dtype=jnp.dtype(cfg.param_dtype), rngs=rngs
+    )

@@ -1,0 +1,174 @@
+"""Next-token cross-entropy that holds the logits of one tile of positions at a time.
+
+The full vocabulary stays in one matmul; tiles run along T, so that rows stay split over devices. The forward pass keeps
+each position's logsumexp, from which the backward pass recomputes the tile's probabilities. The gradient of the output
+weight is accumulated in float32 on each device and exchanged once.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from dataflex_jax.sharding import (
+    BATCH_AXES,
+    all_gather,
+    constrain,
+    divisible_axis,
+    gather_weight,
+    map_rows,
+    reduce_grad,
+    rows_are_split,
+)
+
+TILE_TOKENS = 2048
+
+
+class _Axes(NamedTuple):
+    """The mesh axes over which the weight's [D, V] is split inside `map_rows`; None: not split."""
+
+    width: str | None = None
+    vocab: str | None = None
+
+
+def cross_entropy(
+    hidden: Float[Array, "B T D"],
+    weight: Float[Array, "D V"],
+    labels: Int[Array, "B T"],
+    *,
+    tile_tokens: int = TILE_TOKENS,
+) -> Float[Array, "B T"]:
+    """-log softmax(hidden @ weight)[label], in nats, float32, of every position.
+
+    Args:
+      hidden: final hidden states; matmuls run in their dtype and accumulate in float32.
+      weight: the output head's weight, in its storage dtype, which is also its gradient's.
+      labels: token ids in [0, V).
+      tile_tokens: how many tokens of a device's rows have their logits in memory at once.
+    """
+    return _cross_entropy(hidden, weight, labels, tile_tokens)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _cross_entropy(hidden, weight, labels, tile_tokens):
+    return _cross_entropy_fwd(hidden, weight, labels, tile_tokens)[0]
+
+
+def _cross_entropy_fwd(hidden, weight, labels, tile_tokens):
+    rows, axes = P(BATCH_AXES), _Axes()
+    if split := rows_are_split(hidden.shape[0]):
+        axes = _weight_axes(weight)
+    forward = partial(_forward, tile_tokens=tile_tokens, axes=axes)
+    if split:
+        forward = map_rows(forward, (rows, P(*axes), rows), (rows, rows))
+    losses, logsumexp = forward(hidden, weight, labels)
+    return losses, (hidden, weight, labels, logsumexp)
+
+
+def _cross_entropy_bwd(tile_tokens, residuals, grad):
+    hidden, weight, labels, logsumexp = residuals
+    rows, axes = P(BATCH_AXES), _Axes()
+    if split := rows_are_split(hidden.shape[0]):
+        axes = _weight_axes(weight)
+    backward = partial(_backward, tile_tokens=tile_tokens, axes=axes)
+    if split:
+
+        def backward_and_reduce(*args):
+            d_hidden, d_weight = backward(*args)
+            d_hidden = d_hidden if axes.vocab is None else jax.lax.psum(d_hidden, axes.vocab)
+            return d_hidden, reduce_grad(d_weight, 0, axes.width).astype(weight.dtype)
+
+        mapped = map_rows(backward_and_reduce, (rows, P(*axes), rows, rows, rows), (rows, P(*axes)))
+        return *mapped(hidden, weight, labels, logsumexp, grad), None
+    d_hidden, d_weight = backward(hidden, weight, labels, logsumexp, grad)
+    return d_hidden, d_weight.astype(weight.dtype), None
+
+
+_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+def _forward(hidden, weight, labels, tile_tokens, axes):
+    """(losses, logsumexp), both [B, T]."""
+    weight = _compute_weight(weight, hidden.dtype, axes)
+
+    def tile(_, inputs):
+        hidden, labels = inputs
+        logits = _logits(hidden, weight)
+        highest = _over_vocab(jax.lax.pmax, jnp.max(logits, axis=-1), axes)
+        # A sum under a mask, because a gather from logits that are split over the vocabulary would collect them.
+        label_logits = jnp.sum(jnp.where(_one_hot(labels, logits, axes), logits, 0.0), axis=-1)
+        sums = jnp.stack([jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1), label_logits])
+        exp_sum, label_logits = _over_vocab(jax.lax.psum, sums, axes)
+        logsumexp = highest + jnp.log(exp_sum)
+        return None, (logsumexp - label_logits, logsumexp)
+
+    tiles = _Tiles(*labels.shape, tile_tokens)
+    _, (losses, logsumexp) = jax.lax.scan(tile, None, (tiles.split(hidden), tiles.split(labels)))
+    return tiles.join(losses), tiles.join(logsumexp)
+
+
+def _backward(hidden, weight, labels, logsumexp, grad, tile_tokens, axes):
+    """The gradients of hidden [B, T, D], summed over this vocabulary, and of the weight, float32, over these rows."""
+    weight = _compute_weight(weight, hidden.dtype, axes)
+
+    def tile(d_weight, inputs):
+        hidden, labels, logsumexp, grad = inputs
+        logits = _logits(hidden, weight)
+        probabilities = jnp.exp(logits - logsumexp[..., None])
+        d_logits = jnp.where(_one_hot(labels, logits, axes), probabilities - 1.0, probabilities) * grad[..., None]
+        d_logits = constrain(d_logits.astype(hidden.dtype), BATCH_AXES, None, "tensor")
+        d_hidden = jnp.einsum("btv,dv->btd", d_logits, weight, preferred_element_type=jnp.float32)
+        d_weight += jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
+        return d_weight, d_hidden.astype(hidden.dtype)
+
+    tiles = _Tiles(*labels.shape, tile_tokens)
+    d_weight = constrain(jnp.zeros(weight.shape, jnp.float32), None, "tensor")
+    inputs = jax.tree.map(tiles.split, (hidden, labels, logsumexp, grad))
+    d_weight, d_hidden = jax.lax.scan(tile, d_weight, inputs)
+    return tiles.join(d_hidden), d_weight
+
+
+def _weight_axes(weight):
+    return _Axes(divisible_axis("fsdp", weight.shape[0]), divisible_axis("tensor", weight.shape[1]))
+
+
+def _compute_weight(weight, dtype, axes):
+    return gather_weight(all_gather(weight.astype(dtype), 0, axes.width), dtype, ("fsdp", "tensor"))
+
+
+def _logits(hidden, weight):
+    logits = jnp.einsum("btd,dv->btv", hidden, weight, preferred_element_type=jnp.float32)
+    return constrain(logits, BATCH_AXES, None, "tensor")
+
+
+def _one_hot(labels, logits, axes):
+    vocab = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    if axes.vocab is not None:
+        vocab += jax.lax.axis_index(axes.vocab) * logits.shape[-1]
+    return labels[..., None] == vocab
+
+
+def _over_vocab(reduce, x, axes):
+    return x if axes.vocab is None else reduce(x, axes.vocab)
+
+
+class _Tiles:
+    """[B, T, ...] <-> [number of tiles, B, tile, ...]; the last tile is padded with zeros, which join cuts off."""
+
+    def __init__(self, batch: int, seq_len: int, tile_tokens: int):
+        self.batch, self.seq_len = batch, seq_len
+        self.number = math.ceil(seq_len / max(1, tile_tokens // batch))
+        self.width = math.ceil(seq_len / self.number)
+
+    def split(self, x):
+        padding = self.number * self.width - self.seq_len
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(self.batch, self.number, self.width, *x.shape[2:]), 1, 0)
+
+    def join(self, x):
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(self.batch, self.number * self.width, *x.shape[3:])[:, : self.seq_len]

@@ -1,0 +1,49 @@
+"""The optimizer: AdamW with clipping and a learning-rate schedule, from optax."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+WSD_DECAY = 0.1  # share of the run over which "wsd" decays
+
+
+def learning_rate(optim: ConfigDict, train_step: int) -> optax.Schedule:
+    """Linear warm-up from 0 over `warmup_ratio * train_step` steps, then `optim.schedule`.
+
+    The first update uses the schedule at 0, as in Hugging Face's trainer.
+    """
+    peak = optim.learning_rate
+    warmup = round(optim.warmup_ratio * train_step)
+    rest = max(train_step - warmup, 1)
+    decay = max(round(WSD_DECAY * train_step), 1)
+    after = {
+        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
+        "wsd": lambda: optax.linear_schedule(peak, 0.0, decay, transition_begin=max(rest - decay, 0)),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[optim.schedule]()
+    if warmup == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def _is_matrix(path: tuple, _: Any) -> bool:
+    return jax.tree_util.keystr(path, simple=True, separator="/").endswith(("kernel", "embedding"))
+
+
+def adamw(optim: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW; weight decay on matrices only, clipping by global norm first where `clip_norm` > 0."""
+    clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm > 0 else optax.identity()
+    return optax.chain(
+        clip,
+        optax.adamw(
+            schedule,
+            b1=optim.b1,
+            b2=optim.b2,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            mask=lambda params: jax.tree_util.tree_map_with_path(_is_matrix, params),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Data policies: pure functions over a state pytree that decide what the model trains on."""

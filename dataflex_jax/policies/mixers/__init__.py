@@ -1,0 +1,1 @@
+"""Mixers: from which domain the next rows come. One file an algorithm."""

@@ -1,0 +1,164 @@
+"""Policies by name: registration, plugins, and building one from its section of the configuration.
+
+A user's own policy lives in the user's package and registers itself with the same decorators:
+
+    from dataflex_jax.policies import base, registry
+
+    @registry.register_mixer("my_mixer")
+    def my_mixer(*, temperature: float = 1.0) -> base.Mixer: ...
+
+`config.plugins = ("my_package.my_mixer",)` imports it; an installed package may instead declare an entry point of group
+`dataflex_jax.policies` that names the module.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies import mixers
+from dataflex_jax.policies.schedule import Schedule
+
+_FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {"mixer": {}}
+_SCHEDULE_FIELDS = Schedule._fields
+_BUILTIN = {"mixer": mixers}
+_ENTRY_POINTS = "dataflex_jax.policies"
+
+
+def _register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(factory: Callable[..., Any]) -> Callable[..., Any]:
+        known = _FACTORIES[kind].get(name)
+        if known is not None and known.__module__ != factory.__module__:
+            raise InputError(f"{kind} {name!r} of {factory.__module__} is already registered by {known.__module__}")
+        for parameter in inspect.signature(factory).parameters.values():
+            if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+                raise InputError(
+                    f"{kind} {name!r}: parameter {parameter.name!r} must be keyword-only and have a default"
+                )
+            if parameter.name in ("name", *_SCHEDULE_FIELDS):
+                raise InputError(f"{kind} {name!r}: the parameter name {parameter.name!r} belongs to the schedule")
+        _FACTORIES[kind][name] = factory
+        return factory
+
+    return add
+
+
+register_mixer = functools.partial(_register, "mixer")
+
+
+@functools.cache
+def _load_installed() -> None:
+    for package in _BUILTIN.values():
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry_point in importlib.metadata.entry_points(group=_ENTRY_POINTS):
+        entry_point.load()
+
+
+def load_plugins(modules: Iterable[str]) -> None:
+    """Imports the modules that register policies of the user's own.
+
+    Raises:
+        InputError: a module that cannot be found, by name.
+    """
+    _load_installed()
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as e:
+            raise InputError(f"config.plugins: cannot import {module!r}: {e}") from e
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The registered policies of a kind, sorted."""
+    _load_installed()
+    return tuple(sorted(_FACTORIES[kind]))
+
+
+def _factory(kind: str, name: str) -> Callable[..., Any]:
+    _load_installed()
+    if name not in _FACTORIES[kind]:
+        raise InputError(f"unknown {kind} {name!r}; known: {', '.join(names(kind))} (config.plugins adds your own)")
+    return _FACTORIES[kind][name]
+
+
+def _field_default(parameter: inspect.Parameter) -> Any:
+    if parameter.default is not None:
+        return parameter.default
+    options = [t for t in typing.get_args(parameter.annotation) if t is not types.NoneType]
+    return config_dict.placeholder((typing.get_origin(options[0]) or options[0]) if len(options) == 1 else object)
+
+
+def policy_config(kind: str, name: str) -> ml_collections.ConfigDict:
+    """A policy's section of the configuration: its name, hyperparameters at their defaults, and schedule overrides.
+
+    Raises:
+        InputError: an unknown name, with the known ones.
+    """
+    section = ml_collections.ConfigDict({"name": name})
+    for parameter in inspect.signature(_factory(kind, name)).parameters.values():
+        section[parameter.name] = _field_default(parameter)
+    for field in _SCHEDULE_FIELDS:
+        section[field] = config_dict.placeholder(int)
+    return section
+
+
+def build(kind: str, section: ml_collections.ConfigDict, schedule: Schedule) -> tuple[Any, Schedule]:
+    """Builds a policy and its schedule (the global `schedule` with the section's overrides).
+
+    Raises:
+        InputError: an unknown name or hyperparameter (with the accepted ones), or a value the policy refuses.
+    """
+    name = section.get("name")
+    factory = _factory(kind, name)
+    accepted = tuple(inspect.signature(factory).parameters)
+    overrides, hyperparameters = {}, {}
+    for field, value in section.items():
+        if field in _SCHEDULE_FIELDS:
+            overrides.update({} if value is None else {field: value})
+        elif field in accepted:
+            hyperparameters[field] = value
+        elif field != "name":
+            raise InputError(
+                f"config.{kind}.{field}: {kind} {name!r} has no such hyperparameter; accepted: "
+                f"{', '.join((*accepted, *_SCHEDULE_FIELDS))} (to change the {kind}, choose it by variant: "
+                f"--config=configs/base.py:{kind}={name})"
+            )
+    schedule = schedule._replace(**overrides)
+    check_schedule(f"config.{kind}.", schedule)
+    return checked(kind, factory, **hyperparameters), schedule
+
+
+def checked(kind: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a policy's factory or `init`, whose ValueErrors are about the configuration.
+
+    Raises:
+        InputError: in place of a ValueError; names the policy's section.
+    """
+    try:
+        return call(*args, **kwargs)
+    except ValueError as e:
+        raise InputError(f"config.{kind}.{e}") from e
+
+
+def check_schedule(prefix: str, schedule: Schedule) -> None:
+    """Refuses an impossible schedule.
+
+    Raises:
+        InputError: names the field (after `prefix`) and what is accepted.
+    """
+    if schedule.warmup_step < 0:
+        raise InputError(f"{prefix}warmup_step = {schedule.warmup_step}: must be >= 0")
+    if schedule.update_step < 1:
+        raise InputError(f"{prefix}update_step = {schedule.update_step}: must be >= 1")
+    if schedule.update_times < -1:
+        raise InputError(f"{prefix}update_times = {schedule.update_times}: must be >= 0, or -1 for no limit")

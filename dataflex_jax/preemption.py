@@ -1,0 +1,32 @@
+"""Noticing that the run is asked to stop."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Callable[[int], bool]]:
+    """Yields `requested(step)`: whether to save and stop now, the same answer at the same step on every host.
+
+    One host: after SIGTERM, or a first Ctrl-C (a second one interrupts at once). Several: JAX's preemption service, which
+    listens for SIGTERM on each of them and agrees on a step.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received = []
+
+    def note(number, _):
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda step: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,249 @@
+"""The files of a run folder: exact, append-only JSON lines, the final summary, and everything read back for plots.
+
+Everything here runs on the host and takes Python, numpy or JAX values; nothing is traced.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from dataflex_jax.errors import InputError, TrainingError
+
+# Fields that have no value when a domain had no rows or the hardware's peak is unknown.
+NULLABLE = frozenset({"domain_loss", "mfu"})
+
+
+def to_jsonable(values: Mapping[str, Any], nullable: Collection[str] = NULLABLE) -> dict[str, Any]:
+    """A record as plain Python values: numpy and JAX scalars become numbers, arrays become lists, paths text.
+
+    A NaN or infinity becomes None at and below the fields named in `nullable`.
+
+    Raises:
+      TrainingError: a NaN or infinity anywhere else; names the field.
+      TypeError: a value with no JSON form.
+    """
+    return _convert(values, "", frozenset(nullable), False)
+
+
+def _convert(value: Any, path: str, nullable: frozenset[str], null_ok: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            str(key): _convert(item, f"{path}.{key}" if path else str(key), nullable, null_ok or key in nullable)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_convert(item, f"{path}[{i}]", nullable, null_ok) for i, item in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, float):
+        array = np.asarray(value)
+        # "V" is how numpy sees bfloat16 and the float8 types.
+        if array.dtype.kind in "fV":
+            array = array.astype(np.float64)
+        elif array.dtype.kind not in "iub":
+            raise TypeError(f"{path} is a {type(value).__name__}, which has no JSON form")
+        if array.ndim or array.dtype.kind != "f":
+            return _convert(array.tolist(), path, nullable, null_ok)
+        value = float(array)
+    if math.isfinite(value):
+        return float(value)
+    if null_ok:
+        return None
+    raise TrainingError(f"{path} is {value}; only a finite number can be recorded there")
+
+
+def to_json(record: Mapping[str, Any], nullable: Collection[str] = NULLABLE, *, indent: int | None = None) -> str:
+    """The JSON text of a record, converted and refused as `to_jsonable` does.
+
+    A float is written with the digits of its float64 value, so that a float64, float32 or bfloat16 reads back as the
+    same number.
+    """
+    return json.dumps(to_jsonable(record, nullable), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Gives the file new contents so that a reader, or a run killed half-way, sees the old ones or the new ones."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file, in order; a torn last line (no newline at its end) is left out.
+
+    Raises:
+      InputError: the file cannot be read, or a complete line is not a JSON object; names file and line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a JSON-lines file is expected") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not valid JSON ({error}); one object a line is expected") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: a JSON {type(record).__name__}; one object a line is expected")
+        records.append(record)
+    return records
+
+
+class JsonlWriter:
+    """Appends one JSON object a line; each line reaches the file as it is written.
+
+    A killed process therefore loses at most the line it was writing. A torn last line left by such a process is
+    removed when the file is opened again.
+
+    Args:
+      path: the file, made with its folder when missing and appended to when present.
+      nullable: fields at and below which a NaN or infinity is written as null; elsewhere it is refused.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, nullable: Collection[str] = NULLABLE):
+        self.path = Path(path)
+        self._nullable = frozenset(nullable)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._open()
+
+    def _open(self) -> TextIO:
+        if self.path.exists():
+            with open(self.path, "rb+") as file:
+                file.truncate(_complete_length(file))
+        return open(self.path, "a", buffering=1, encoding="utf-8", newline="\n")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record.
+
+        Raises:
+          TrainingError: a NaN or infinity in a field that is not nullable; names file and field. Nothing is written.
+        """
+        try:
+            line = to_json(record, self._nullable)
+        except TrainingError as error:
+            step = f" at step {record['step']}" if "step" in record else ""
+            raise TrainingError(f"{self.path.name}{step}: {error}") from error
+        self._file.write(line + "\n")
+
+    def truncate_after(self, step: int) -> None:
+        """Keeps the lines whose `step` is at most `step`, byte for byte; all or nothing if the process is killed.
+
+        Raises:
+          InputError: a line is not a JSON object with a `step`; names file and line.
+        """
+        self._file.close()
+        records = read_jsonl(self.path)
+        lines = self.path.read_bytes().split(b"\n")[: len(records)]
+        kept = []
+        for number, (record, line) in enumerate(zip(records, lines, strict=True), start=1):
+            if not isinstance(record.get("step"), int):
+                raise InputError(f"{self.path}:{number}: no integer `step`; every line of this file must have one")
+            if record["step"] <= step:
+                kept.append(line + b"\n")
+        if len(kept) < len(records):
+            _replace(self.path, b"".join(kept))
+        self._file = self._open()
+
+    def close(self) -> None:
+        """Closes the file; nothing can be written afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> JsonlWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _complete_length(file: Any) -> int:
+    """Bytes of a file, open for reading, up to and with its last newline; reads no more than the torn part needs."""
+    block = 1 << 16
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def write_summary(run_folder: str | os.PathLike[str], values: Mapping[str, Any]) -> Path:
+    """Writes `summary.json` in the run folder, replacing an earlier one in one move, and returns its path.
+
+    Raises:
+      TrainingError: a NaN or infinity outside `NULLABLE`; names the field.
+    """
+    path = Path(run_folder) / "summary.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        text = to_json(values, indent=2)
+    except TrainingError as error:
+        raise TrainingError(f"{path.name}: {error}") from error
+    _replace(path, (text + "\n").encode())
+    return path
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What a run folder says of its run; a file that is not there is an empty mapping or list."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    policy: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @classmethod
+    def load(cls, run_folder: str | os.PathLike[str]) -> RunRecords:
+        """Reads config.json, metrics.jsonl, policy.jsonl, eval.jsonl and summary.json.
+
+        Raises:
+          InputError: not a run folder, or a file in it is malformed; names the file and line.
+        """
+        folder = Path(run_folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; a run folder (the --workdir of a training run) is expected")
+        if not (folder / "config.json").is_file() and not (folder / "metrics.jsonl").is_file():
+            raise InputError(f"{folder}: not a run folder; config.json or metrics.jsonl is expected in it")
+        return cls(
+            folder=folder,
+            config=_read_object(folder / "config.json"),
+            metrics=_read_lines(folder / "metrics.jsonl"),
+            policy=_read_lines(folder / "policy.jsonl"),
+            evals=_read_lines(folder / "eval.jsonl"),
+            summary=_read_object(folder / "summary.json"),
+        )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.is_file() else []
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); one object is expected") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON {type(value).__name__}; one object is expected")
+    return value

@@ -1,0 +1,168 @@
+"""What a checkpoint remembers of its run, and how a run goes on from it with what the user may have changed.
+
+Allowed: other proportions, more steps, further domains, other hyperparameters. Refused by name: whatever would make the
+parameters or the cursors mean something else.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from dataflex_jax.checkpoint import Checkpoints
+from dataflex_jax.data import sampler
+from dataflex_jax.data.sampler import SamplerState
+from dataflex_jax.data.store import DomainStore
+from dataflex_jax.data.tokenizer import Tokenizer
+from dataflex_jax.errors import InputError
+from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.resolve import describe
+from dataflex_jax.policies.base import Mixer, PyTree
+from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+class Position(NamedTuple):
+    """Where a run stands beside its TrainState: the sampler, and the tokens trained on so far."""
+
+    sampler: SamplerState
+    tokens_seen: int = 0
+
+
+class Identity(NamedTuple):
+    """What a checkpoint must agree with.
+
+    Attributes:
+        fields: configuration fields (dotted, without "config.") and their values.
+        stores: the content key of each domain's rows store, in the order of the domains.
+        initial_weights: what the mixer draws with before its first update, by domain.
+    """
+
+    fields: dict[str, Any]
+    stores: dict[str, str]
+    initial_weights: dict[str, float]
+
+
+def identify(
+    config: ConfigDict,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    stores: Sequence[DomainStore],
+    initial_weights: Float[Array, " K"],
+) -> Identity:
+    """The identity of the run as it is configured now."""
+    names = [store.name for store in stores]
+    return Identity(
+        fields={
+            **{f"model.{name}": value for name, value in describe(model).items()},
+            "data.tokenizer": tokenizer.fingerprint,
+            "data.seq_len": config.data.seq_len,
+            "seed": config.seed,
+            "mixer.name": config.mixer.name if config.mixer else None,
+        },
+        stores={store.name: store.key for store in stores},
+        initial_weights=dict(zip(names, np.asarray(initial_weights, np.float64).tolist(), strict=True)),
+    )
+
+
+def beginning(identity: Identity) -> Position:
+    """The position before the first step."""
+    weights = np.array(list(identity.initial_weights.values()))
+    return Position(SamplerState(0, np.zeros(len(weights), np.int64), weights / weights.sum()))
+
+
+def to_json(identity: Identity, position: Position) -> dict[str, Any]:
+    """The JSON part of a checkpoint."""
+    return {
+        **identity._asdict(),
+        "sampler": sampler.to_json(position.sampler, tuple(identity.stores)),
+        "tokens_seen": position.tokens_seen,
+    }
+
+
+def check(saved: dict[str, Any], identity: Identity) -> None:
+    """Refuses to go on from a checkpoint that belongs to another model, tokenizer or data.
+
+    Raises:
+        InputError: names the first mismatch.
+    """
+    for name in saved["fields"] | identity.fields:
+        before, now = saved["fields"].get(name), identity.fields.get(name)
+        if before != now:
+            raise InputError(
+                f"config.{name} = {now!r}, but the checkpoint was trained with {before!r}; use a new --workdir"
+            )
+    for name, key in saved["stores"].items():
+        if identity.stores.get(name, key) != key:
+            raise InputError(
+                f"domain {name!r}: its text, tokenizer or held-out split is not what the checkpoint was trained on; use a "
+                "new --workdir"
+            )
+
+
+def restore(
+    checkpoints: Checkpoints,
+    step: int,
+    identity: Identity,
+    mixer: Mixer,
+    schedule: Schedule,
+    abstract: TrainState,
+    fresh: PyTree,
+) -> tuple[TrainState, Position]:
+    """The state and position to go on from.
+
+    Args:
+        checkpoints: of the run.
+        step: which one.
+        identity: of the run as it is configured now.
+        mixer: the mixer as configured now.
+        schedule: its schedule.
+        abstract: shapes, dtypes and shardings of the TrainState as configured now.
+        fresh: the mixer's initial state as configured now.
+
+    Raises:
+        InputError: the checkpoint belongs to another model, tokenizer or data.
+    """
+    saved = checkpoints.read_run(step)
+    check(saved, identity)
+    names, saved_names = tuple(identity.stores), tuple(saved["stores"])
+    position = Position(sampler.from_json(saved["sampler"], names), saved["tokens_seen"])
+    saved_mixer = jax.tree.map(lambda leaf: _with_domains(leaf, len(names), len(saved_names)), abstract.mixer)
+    state = checkpoints.read_state(step, abstract._replace(mixer=saved_mixer))
+    if saved["initial_weights"] == identity.initial_weights and saved_names == names:
+        return state, position
+
+    logger.info("Proportions before: %s; now: %s.", saved["initial_weights"], identity.initial_weights)
+    source = np.array([saved_names.index(name) if name in saved_names else -1 for name in names])
+    aligned = jax.tree.map(lambda old, new: _aligned(old, new, source), state.mixer, fresh)
+    adapted = mixer.on_resume(aligned, fresh) if mixer.on_resume is not None else fresh
+    in_effect = adapted if step >= schedule.warmup_step else fresh
+    weights = np.asarray(mixer.sampling_weights(in_effect), np.float64)
+    position = position._replace(sampler=position.sampler._replace(weights=weights / weights.sum(), pending=()))
+    return state._replace(mixer=jax.tree.map(_placed, adapted, abstract.mixer)), position
+
+
+def _with_domains(leaf: jax.ShapeDtypeStruct, num_domains: int, saved_domains: int) -> jax.ShapeDtypeStruct:
+    """The leaf as it was with `saved_domains` domains: a leading axis of size K is the domains'."""
+    if leaf.ndim == 0 or leaf.shape[0] != num_domains:
+        return leaf
+    return jax.ShapeDtypeStruct((saved_domains, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding)
+
+
+def _aligned(old: jax.Array, new: jax.Array, source: np.ndarray) -> jax.Array:
+    """`old` by the new domains: entry i is old[source[i]], or new[i] where source[i] is -1."""
+    if new.ndim == 0 or new.shape[0] != len(source):
+        return old
+    known = (source >= 0).reshape(-1, *[1] * (new.ndim - 1))
+    return jnp.where(known, jnp.asarray(old)[source], new)
+
+
+def _placed(value: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.device_put(value, like.sharding)

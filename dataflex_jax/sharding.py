@@ -1,0 +1,189 @@
+"""Where arrays live: the device mesh, rules from parameter paths to mesh axes, and the collectives of ZeRO-3.
+
+Parameters and optimizer state are split over "fsdp" (and heads, MLP channels and vocabulary over "tensor"); rows of the
+batch are split over "data" and "fsdp". A weight is cast to the compute dtype, gathered over "fsdp" where it is used, and
+its gradient goes back as a sum that is split again. The functions that run inside a model do nothing without a mesh
+(`jax.set_mesh`).
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, PyTree
+
+from dataflex_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+Rules = Sequence[tuple[str, P]]
+
+# The first pattern that matches the end of a path decides. The leading axis of everything under layers/ is the layer.
+RULES: Rules = (
+    (r"embed_tokens/embedding", P("tensor", "fsdp")),
+    (r"lm_head/kernel", P("fsdp", "tensor")),
+    (r"layers/\w+/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/\w+/(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/\w+/(q|k|v)_proj/bias", P(None, "tensor")),
+)
+
+
+def make_mesh(mesh_config: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh ("data", "fsdp", "tensor") with Auto axes.
+
+    Args:
+      mesh_config: sizes by axis name (1 where absent); one of them may be -1: all remaining devices.
+      devices: the devices to use; all of them by default.
+
+    Raises:
+      InputError: sizes that are not positive, more than one -1, or a product that is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [mesh_config.get(axis, 1) for axis in AXES]
+    text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if any(isinstance(s, bool) or not isinstance(s, int) or (s < 1 and s != -1) for s in sizes) or sizes.count(-1) > 1:
+        raise InputError(f"{text}: sizes must be positive integers, and at most one may be -1 (the rest)")
+    if -1 in sizes:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = max(1, len(devices) // known)
+    if math.prod(sizes) != len(devices):
+        raise InputError(f"{text}: the product must be the number of devices, {len(devices)}")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def param_shardings(mesh: Mesh, tree: PyTree, rules: Rules = RULES) -> PyTree:
+    """A `NamedSharding` for every leaf of parameters or of anything whose paths end in theirs (optimizer state).
+
+    A mesh axis that does not divide the dimension is dropped; leaves that no rule names are replicated.
+
+    Args:
+      mesh: the mesh.
+      tree: arrays or `jax.ShapeDtypeStruct`s.
+      rules: (pattern for the end of the "/"-joined path, mesh axes a dimension), the first match decides.
+    """
+
+    def place(path, leaf):
+        return NamedSharding(mesh, _divisible(_spec(_name(path), leaf.ndim, rules), leaf.shape, mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows (the leading axis) split over "data" and "fsdp"."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+    """Asks XLA to lay `x` out over the mesh that is set; leaves it alone without one.
+
+    A dimension whose axes do not divide it, or are already manual, is left to XLA. So an example under `jax.vmap` (a
+    batch of one) keeps whatever split the mapped axis has.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {name: mesh.shape[name] for name in mesh.axis_names if name in mesh.auto_axes}
+    if math.prod(sizes.values()) == 1:
+        return x
+    fitted = _divisible(P(*axes), x.shape, sizes)
+    spec = (want if want == got else P.UNCONSTRAINED for want, got in zip(axes, fitted, strict=True))
+    return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def gather_weights(params: PyTree, dtype: jnp.dtype, prefix: str, rules: Rules = RULES) -> PyTree:
+    """One layer's parameters as its matmuls want them: kernels cast to `dtype`, then gathered over "fsdp".
+
+    The cast comes first so that the gather moves `dtype`. The gradient of a kernel comes back split over "fsdp".
+
+    Args:
+      params: one layer's parameters; what has fewer than two axes (norm scales, biases) is returned as it is.
+      dtype: the compute dtype.
+      prefix: the path of the stacked parameters, such as "layers".
+      rules: as in `param_shardings`, for the stacked parameters.
+    """
+
+    def gather(path, leaf):
+        if leaf.ndim < 2:
+            return leaf
+        return gather_weight(leaf, dtype, tuple(_spec(f"{prefix}/{_name(path)}", leaf.ndim + 1, rules))[1:])
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather_weight(weight: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
+    """A weight that is split over `axes`, cast to `dtype` and then gathered over "fsdp"; see `gather_weights`."""
+    split = constrain(weight.astype(dtype), *axes)
+    return constrain(split, *(None if axis == "fsdp" else axis for axis in axes))
+
+
+def _gather_fwd(weight, dtype, axes):
+    return gather_weight(weight, dtype, axes), jnp.zeros((), weight.dtype)
+
+
+def _gather_bwd(dtype, axes, residual, grad):
+    # Constrained here, not by the transpose of the gather: that would sum the whole gradient onto every device.
+    return (constrain(grad, *axes).astype(residual.dtype),)
+
+
+gather_weight.defvjp(_gather_fwd, _gather_bwd)
+
+
+def rows_are_split(num_rows: int) -> bool:
+    """Whether a mesh is set whose axes are all automatic and split `num_rows` evenly, so that `map_rows` applies."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(AXES) <= set(mesh.auto_axes):
+        return False
+    return num_rows % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
+
+
+def map_rows(fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """`jax.shard_map` over the mesh that is set: collectives are what `fn` says and where it says."""
+    return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def divisible_axis(axis: str, dim: int) -> str | None:
+    """`axis` where it divides `dim`, as `param_shardings` decides it, else None."""
+    return axis if dim % jax.sharding.get_abstract_mesh().shape[axis] == 0 else None
+
+
+def all_gather(x: Array, dim: int, axis: str | None) -> Array:
+    """Inside `map_rows`: the parts of `x` joined along `dim` (`axis` from `divisible_axis`)."""
+    return x if axis is None else jax.lax.all_gather(x, axis, axis=dim, tiled=True)
+
+
+def reduce_grad(grad: Float[Array, "..."], dim: int, axis: str | None) -> Float[Array, "..."]:
+    """Inside `map_rows`: the sum of `grad` over all rows, split along `dim` over `axis` ("fsdp" or None)."""
+    if axis is None:
+        return jax.lax.psum(grad, BATCH_AXES)
+    return jax.lax.psum(jax.lax.psum_scatter(grad, axis, scatter_dimension=dim, tiled=True), "data")
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _spec(name: str, ndim: int, rules: Rules) -> P:
+    for pattern, spec in rules:
+        # Factored moments end in a parameter's path with fewer axes than it has.
+        if len(spec) == ndim and re.search(rf"(^|/)({pattern})$", name):
+            return spec
+    return P(*(None,) * ndim)
+
+
+def _divisible(spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
+    def keep(axis, dim):
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return axis if all(n in sizes for n in names) and dim % math.prod(sizes[n] for n in names) == 0 else None
+
+    return P(*(keep(axis, dim) for axis, dim in zip(spec, shape, strict=True)))

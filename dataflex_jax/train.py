@@ -1,0 +1,120 @@
+"""Trains a language model while policies decide what it trains on.
+
+    python -m dataflex_jax.train --config=configs/odm.py[:variant] [--workdir=DIR] [--config.field=value ...]
+
+The same command again goes on from the newest checkpoint in the run folder. Several hosts: start it on each one under SLURM
+or Open MPI, or give --coordinator, --num_processes and --process_id.
+"""
+
+import functools
+import logging
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dataflex_jax import cli, loop, optim, resume
+from dataflex_jax import config as configuration
+from dataflex_jax.checkpoint import Checkpoints
+from dataflex_jax.data.loader import Loader, check_rows
+from dataflex_jax.data.sampler import Sampler
+from dataflex_jax.data.store import open_stores
+from dataflex_jax.evaluation import make_evaluate
+from dataflex_jax.hardware import total_peak_flops
+from dataflex_jax.models.resolve import model_config
+from dataflex_jax.policies import registry
+from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.sharding import make_mesh, replicated
+from dataflex_jax.state import TrainStep, abstract_state, init_state
+from dataflex_jax.summary import write_results
+
+logger = logging.getLogger(__name__)
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py:slimpajama-6b.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; by default runs/RECIPE[-VARIANT].")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster manager tells it.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is.")
+
+
+def train_and_evaluate(config: ConfigDict, run_folder: Path) -> loop.Outcome:
+    """Runs a configuration to its end, from the newest checkpoint in `run_folder` if there is one.
+
+    Raises:
+        InputError: a configuration or an input that cannot be run, in one line.
+        TrainingError: a run that cannot go on.
+    """
+    configuration.validate(config)
+    registry.load_plugins(config.plugins)
+    data = config.data
+    mesh = make_mesh(config.mesh)
+    check_rows(mesh, data.batch_size, data.grad_accumulation)
+    checkpoints = Checkpoints(run_folder, config.keep)
+
+    with jax.set_mesh(mesh):
+        stores, tokenizer = open_stores(data)
+        loader = Loader(stores, data.seq_len, config.seed, mesh)
+        model = model_config(config.model, tokenizer)
+
+        mixer, schedule = registry.build("mixer", configuration.mixer_section(config), configuration.schedule(config))
+        proportions = starting_proportions(data.proportions, loader.num_rows, "config.data.proportions")
+        mixer_state = registry.checked("mixer", mixer.init, proportions)
+        learning_rate = optim.learning_rate(config.optim, config.train_step)
+        optimizer = optim.adamw(config.optim, learning_rate)
+        init = functools.partial(init_state, model, optimizer, mixer_state)
+        graphdef, abstract = abstract_state(init, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+        identity = resume.identify(config, model, tokenizer, stores, mixer.sampling_weights(mixer_state))
+        latest = checkpoints.latest()
+        if latest is None:
+            state = jax.jit(lambda key: init(key)[1], out_shardings=shardings)(jax.random.key(config.seed))
+            position = resume.beginning(identity)
+        else:
+            state, position = resume.restore(checkpoints, latest, identity, mixer, schedule, abstract, mixer_state)
+            logger.info("Going on from step %d of %s.", latest, run_folder)
+
+        if jax.process_index() == 0:
+            configuration.write(config, run_folder / "config.json")
+            tokenizer.save(run_folder / "tokenizer")
+        step = TrainStep(graphdef, optimizer, learning_rate, mixer, schedule, data.grad_accumulation)
+        eval_rows_a_batch = data.batch_size // data.grad_accumulation
+        job = loop.Job(
+            step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+            evaluate=make_evaluate(graphdef, stores, data.seq_len, eval_rows_a_batch, config.eval_rows, mesh),
+            sampler=Sampler(config.seed, data.batch_size, data.draw),
+            loader=loader,
+            stores=stores,
+            seq_len=data.seq_len,
+            mixer=config.mixer.name if config.mixer else None,
+            schedule=schedule,
+            lag=data.lag,
+            cadence=loop.Cadence(config.train_step, config.log_every, config.eval_every, config.checkpoint_every),
+            identity=identity,
+            checkpoints=checkpoints,
+            flops_per_token=model.flops_per_token(data.seq_len),
+            peak_flops=total_peak_flops(),
+            tensorboard=config.tensorboard,
+            wandb_project=config.wandb_project,
+        )
+        outcome = loop.run(job, state, position, run_folder)
+    checkpoints.close()
+    return outcome
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    cli.no_positional(argv)
+    config = cli.chosen_config(CONFIG)
+    run_folder = Path(WORKDIR.value or cli.default_run_folder(CONFIG))
+    cli.initialize_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    outcome = train_and_evaluate(config, run_folder)
+    if outcome.preempted:
+        print(f"Stopped on request after step {outcome.step}, saved; the same command goes on from there.")
+    elif jax.process_index() == 0:
+        write_results(run_folder, outcome)
+
+
+if __name__ == "__main__":
+    cli.run(main)

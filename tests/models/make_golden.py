@@ -1,0 +1,145 @@
+"""Writes golden/*.npz: logits, losses and gradients of tiny models as Hugging Face transformers computes them on torch.
+
+Run from the repository root, where torch and transformers are installed: python -m tests.models.make_golden
+"""
+
+import pathlib
+
+import numpy as np
+
+from dataflex_jax.models.config import ModelConfig
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+_SIZES = {
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# config.json contents; rows of 40 tokens go beyond Llama's original context and Mistral's window.
+MODELS = {
+    "qwen2_tied": _SIZES | {"model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": True},
+    "qwen2_untied": _SIZES | {"model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": False},
+    "qwen3": _SIZES | {"model_type": "qwen3", "rope_theta": 1e6, "tie_word_embeddings": True, "head_dim": 8},
+    "llama3": _SIZES | {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": _LLAMA3, "head_dim": 8},
+    "llama_biased": _SIZES | {"model_type": "llama", "rope_theta": 1e4, "attention_bias": True},
+    "mistral": _SIZES | {"model_type": "mistral", "rope_theta": 1e4, "sliding_window": 7},
+}
+WITH_GRADIENTS = "qwen2_untied"
+
+
+def random_params(cfg: ModelConfig, seed: int) -> dict:
+    """Parameters in this framework's layout, far enough from their initial values that each of them matters."""
+    # RandomState's streams never change, so the files need not hold the weights.
+    rng = np.random.RandomState(seed)
+    heads, layers = cfg.num_attention_heads * cfg.head_dim, cfg.num_hidden_layers
+    groups = cfg.num_key_value_heads * cfg.head_dim
+
+    def kernel(*shape):
+        return (rng.standard_normal(shape) / np.sqrt(shape[-2])).astype(np.float32)
+
+    def linear(inputs, outputs, bias):
+        bias = {"bias": rng.standard_normal((layers, outputs)).astype(np.float32)} if bias else {}
+        return {"kernel": kernel(layers, inputs, outputs)} | bias
+
+    def norm(*shape):
+        return {"scale": (1 + 0.3 * rng.standard_normal(shape)).astype(np.float32)}
+
+    attention = {
+        "q_proj": linear(cfg.hidden_size, heads, cfg.attention_bias),
+        "k_proj": linear(cfg.hidden_size, groups, cfg.attention_bias),
+        "v_proj": linear(cfg.hidden_size, groups, cfg.attention_bias),
+        "o_proj": linear(heads, cfg.hidden_size, cfg.output_bias),
+    }
+    if cfg.qk_norm:
+        attention |= {"q_norm": norm(layers, cfg.head_dim), "k_norm": norm(layers, cfg.head_dim)}
+    mlp = {
+        "gate_proj": linear(cfg.hidden_size, cfg.intermediate_size, False),
+        "up_proj": linear(cfg.hidden_size, cfg.intermediate_size, False),
+        "down_proj": linear(cfg.intermediate_size, cfg.hidden_size, False),
+    }
+    params = {
+        "embed_tokens": {"embedding": rng.standard_normal((cfg.vocab_size, cfg.hidden_size)).astype(np.float32)},
+        "layers": {
+            "input_layernorm": norm(layers, cfg.hidden_size),
+            "attention": attention,
+            "post_attention_layernorm": norm(layers, cfg.hidden_size),
+            "mlp": mlp,
+        },
+        "norm": norm(cfg.hidden_size),
+    }
+    if not cfg.tie_word_embeddings:
+        params["lm_head"] = {"kernel": kernel(cfg.hidden_size, cfg.vocab_size)}
+    return params
+
+
+def hf_named(params: dict) -> dict[str, np.ndarray]:
+    """The same arrays under Hugging Face's names, one a layer, weights as [out, in]."""
+    named = {
+        "model.embed_tokens.weight": params["embed_tokens"]["embedding"],
+        "model.norm.weight": params["norm"]["scale"],
+    }
+    if "lm_head" in params:
+        named["lm_head.weight"] = params["lm_head"]["kernel"].T
+    layers = params["layers"]
+    modules = {"input_layernorm": layers["input_layernorm"]}
+    modules["post_attention_layernorm"] = layers["post_attention_layernorm"]
+    modules |= {f"self_attn.{name}": module for name, module in layers["attention"].items()}
+    modules |= {f"mlp.{name}": module for name, module in layers["mlp"].items()}
+    for module, arrays in modules.items():
+        for kind, stacked in arrays.items():
+            for i, array in enumerate(stacked):
+                name = f"model.layers.{i}.{module}.{'bias' if kind == 'bias' else 'weight'}"
+                named[name] = array.T if kind == "kernel" else array
+    return {name: np.asarray(array) for name, array in named.items()}
+
+
+def random_tokens(cfg: ModelConfig, seed: int, length: int = 40) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, cfg.vocab_size, (2, length + 1))
+
+
+def torch_outputs(hf: dict, params: dict, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """(logits [B, T, V], losses [B, T], gradients of the mean loss by Hugging Face's names) from transformers."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**hf)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    state = {name: torch.tensor(array) for name, array in hf_named(params).items()}
+    result = model.load_state_dict(state, strict=False)
+    tied = ["lm_head.weight"] if hf.get("tie_word_embeddings") else []
+    if result.missing_keys not in ([], tied) or result.unexpected_keys:
+        raise ValueError(f"the parameters do not fit: {result}")
+    tokens = torch.tensor(tokens)
+    logits = model(tokens[:, :-1]).logits
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    losses.mean().backward()
+    gradients = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    return logits.detach().numpy(), losses.detach().numpy(), gradients
+
+
+def main():
+    GOLDEN.mkdir(exist_ok=True)
+    for seed, (name, hf) in enumerate(MODELS.items()):
+        cfg = ModelConfig.from_hf(hf)
+        tokens = random_tokens(cfg, seed)
+        logits, losses, gradients = torch_outputs(hf, random_params(cfg, seed), tokens)
+        arrays = {"seed": np.array(seed), "tokens": tokens.astype(np.uint8), "logits": logits, "losses": losses}
+        if name == WITH_GRADIENTS:
+            arrays |= {f"gradient/{path}": gradient for path, gradient in gradients.items()}
+        np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Policies by name: defaults, refusals, schedules, and a user's own policy in a package of the user's."""
+
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies import registry
+from dataflex_jax.policies.schedule import Schedule
+
+EVERY_STEP = Schedule(0, 1, -1)
+
+
+def test_every_mixer_builds_from_its_default_section():
+    assert {"static", "random", "odm"} <= set(registry.names("mixer"))
+    for name in registry.names("mixer"):
+        section = registry.policy_config("mixer", name)
+        mixer, schedule = registry.build("mixer", section, EVERY_STEP)
+        assert schedule == EVERY_STEP
+        assert mixer.needs == frozenset()
+
+
+def test_unknown_names_and_hyperparameters_are_refused_with_the_accepted_ones():
+    with pytest.raises(InputError, match=r"unknown mixer 'omd'; known: odm, random, static"):
+        registry.policy_config("mixer", "omd")
+    with pytest.raises(InputError, match=r"config.mixer.alhpa: mixer 'odm' has no such hyperparameter; accepted: alpha, "):
+        registry.build("mixer", ConfigDict({"name": "odm", "alhpa": 0.5}), EVERY_STEP)
+    with pytest.raises(InputError, match=r"config.mixer.alpha = 2.0: must be in"):
+        registry.build("mixer", ConfigDict({"name": "odm", "alpha": 2.0}), EVERY_STEP)
+
+
+def test_a_section_overrides_the_schedule():
+    section = registry.policy_config("mixer", "odm")
+    section.update_step = 7
+    assert registry.build("mixer", section, Schedule(3, 1, 5))[1] == Schedule(3, 7, 5)
+    section.update_step = 0
+    with pytest.raises(InputError, match=r"config.mixer.update_step = 0: must be >= 1"):
+        registry.build("mixer", section, EVERY_STEP)
+
+
+def test_schedule_updates_at_warmup_then_every_update_step_and_at_most_update_times():
+    schedule = Schedule(warmup_step=4, update_step=3, update_times=2)
+    assert [step for step in range(20) if schedule.is_update(step)] == [4, 7]
+    assert [int(schedule.update_index(step)) for step in range(3, 12)] == [-1, 0, 0, 0, 1, 1, 1, 1, 1]
+    unlimited = schedule._replace(update_times=-1)
+    assert [step for step in range(12) if unlimited.is_update(step)] == [4, 7, 10]
+
+
+PLUGIN = '''
+"""Draws in proportion to the square of the domain losses."""
+import jax.numpy as jnp
+from dataflex_jax.policies.base import Mixer
+from dataflex_jax.policies.registry import register_mixer
+
+@register_mixer("{name}")
+def squared(*, power: float = 2.0) -> Mixer:
+    def update(weights, observation):
+        score = jnp.where(observation.domain_rows > 0, observation.domain_loss**power, weights)
+        return score / score.sum()
+    return Mixer(init=lambda natural: natural, update=update, sampling_weights=lambda weights: weights)
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    (tmp_path / "users_package").mkdir()
+    (tmp_path / "users_package" / "__init__.py").write_text("")
+    (tmp_path / "users_package" / "squared.py").write_text(PLUGIN.format(name="users_squared"))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "users_package.squared"
+    for module in ("users_package", "users_package.squared"):
+        sys.modules.pop(module, None)
+    registry._FACTORIES["mixer"].pop("users_squared", None)
+
+
+def test_a_plugin_registers_itself_and_its_fields_can_be_overridden(plugin):
+    registry.load_plugins([plugin])
+    section = registry.policy_config("mixer", "users_squared")
+    assert section.power == 2.0
+    section.power = 3.0
+    registry.build("mixer", section, EVERY_STEP)
+
+
+def test_a_missing_plugin_is_named():
+    with pytest.raises(InputError, match="config.plugins: cannot import 'no_such_package.mixer'"):
+        registry.load_plugins(["no_such_package.mixer"])
+
+
+def test_two_policies_of_one_name_are_refused(plugin):
+    registry.load_plugins([plugin])
+    with pytest.raises(InputError, match="'odm' of .* is already registered by dataflex_jax.policies.mixers.odm"):
+        registry.register_mixer("odm")(registry._FACTORIES["mixer"]["users_squared"])
+
+
+def test_a_factory_with_positional_or_catch_all_parameters_is_refused():
+    with pytest.raises(InputError, match="parameter 'options' must be keyword-only"):
+        registry.register_mixer("loose")(lambda **options: None)

@@ -1,0 +1,136 @@
+import json
+
+import numpy as np
+import pytest
+from matplotlib import image
+from synthetic_run import write_run
+
+from dataflex_jax import plot_style, plots
+from dataflex_jax.errors import InputError
+from dataflex_jax.records import RunRecords
+
+
+def append(path, **record):
+    with open(path, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def test_a_run_with_a_mixer_is_drawn(tmp_path):
+    folder = write_run(tmp_path / "run")
+    written = plots.plot_run(folder)
+    expected = {"loss", "domain_losses", "mixture", "domain_epochs", "optimizer", "throughput"}
+    assert {path.stem for path in written} == expected
+    assert {path.name for path in (folder / "plots").iterdir()} == {path.name for path in written}
+    for path in written:
+        pixels = image.imread(path)
+        assert pixels.shape[0] > 300 and pixels.shape[1] > 600
+        assert pixels.std() > 0.01
+
+
+def test_only_what_is_there_is_drawn(tmp_path):
+    folder = write_run(tmp_path / "run", mixer=False)
+    (folder / "eval.jsonl").unlink()
+    (folder / "summary.json").unlink()
+    stems = {path.stem for path in plots.plot_run(folder)}
+    assert "mixture" not in stems
+    assert {"loss", "domain_losses"} <= stems
+    (folder / "metrics.jsonl").unlink()
+    assert plots.plot_run(folder) == []
+
+
+def test_not_a_run_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere: no such folder"):
+        plots.plot_run(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"not a run folder; config\.json or metrics\.jsonl is expected"):
+        plots.plot_run(tmp_path)
+
+
+def test_one_step_is_enough(tmp_path):
+    folder = write_run(tmp_path / "run", steps=1)
+    assert {"loss", "mixture"} <= {path.stem for path in plots.plot_run(folder)}
+
+
+def test_domain_losses_come_from_every_step_and_skip_the_missing(tmp_path):
+    run = RunRecords.load(write_run(tmp_path / "run", steps=20))
+    del run.metrics[5:]
+    styles = plot_style.line_styles(plots.domain_names(run))
+    assert list(styles) == ["books", "code", "web"]
+    (ax,) = plots.domain_losses_figure(run, styles).axes
+    lines = [line for line in ax.get_lines() if line.get_linestyle() != "None"]
+    assert [len(line.get_xdata()) for line in lines] == [20, 20, 10]
+    assert list(lines[2].get_xdata()) == list(range(2, 21, 2))
+    markers = [line for line in ax.get_lines() if line.get_linestyle() == "None"]
+    assert [list(line.get_xdata()) for line in markers] == [[5, 10, 15, 20]] * 3
+
+
+def test_mixture_legend_tells_first_and_last_share(tmp_path):
+    run = RunRecords.load(write_run(tmp_path / "run"))
+    first, last = run.policy[0]["sampling_weights"], run.policy[-1]["sampling_weights"]
+    figure = plots.mixture_figure(run, plot_style.line_styles(["books", "code", "web"]))
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == [f"{n}  {100 * first[n]:.1f} → {100 * last[n]:.1f} %" for n in ("web", "code", "books")]
+
+
+def test_drawn_with_has_a_panel_only_where_it_differs(tmp_path):
+    run = RunRecords.load(write_run(tmp_path / "run"))
+    styles = plot_style.line_styles(plots.domain_names(run))
+    assert len(plots.mixture_figure(run, styles).axes) == 2
+    for record in run.policy:
+        record["observed"]["drawn_with"] = record["sampling_weights"]
+    assert len(plots.mixture_figure(run, styles).axes) == 1
+
+
+def test_a_domain_added_on_resume_is_in_the_mixture(tmp_path):
+    run = RunRecords.load(write_run(tmp_path / "run"))
+    run.policy[-1]["sampling_weights"]["new"] = 0.0
+    figure = plots.mixture_figure(run, plot_style.line_styles(plots.domain_names(run)))
+    assert len(figure.axes[0].collections) == 4
+
+
+def test_selectors_and_weighters_are_drawn(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for step in (5, 10):
+        append(folder / "policy.jsonl", step=step, policy="less", score_min=-0.1, score_mean=0.2, score_max=0.6)
+    append(folder / "metrics.jsonl", step=21, example_weight_min=0.1, example_weight_mean=1.0, example_weight_max=2.0)
+    assert {"selector_scores", "example_weights", "mixture"} <= {path.stem for path in plots.plot_run(folder)}
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    names = ("_hidden", "c$4$_x^2", "a & <b>")
+    run = RunRecords.load(write_run(tmp_path / "run", names=names))
+    figure = plots.domain_losses_figure(run, plot_style.line_styles(names))
+    figure.draw_without_rendering()
+    legend = figure.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [*names, "held out"]
+    assert not any(text.get_parse_math() for text in legend.get_texts())
+
+
+def test_twenty_domains_look_different():
+    styles = plot_style.line_styles([str(i) for i in range(20)]).values()
+    assert len({(style.color, style.dashes) for style in styles}) == 20
+    assert len({style.fill for style in styles}) == 20
+
+
+def test_drawing_leaves_matplotlib_settings_alone(tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plots.plot_run(write_run(tmp_path / "run"))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_smoothing_keeps_the_start_and_a_constant():
+    values = np.concatenate([[100.0], np.full(199, 2.0)])
+    smoothed = plot_style.smooth(values)
+    assert smoothed[0] == 100.0
+    np.testing.assert_allclose(smoothed[10:], 2.0, rtol=1e-12)
+    np.testing.assert_allclose(smoothed[4], values[:9].mean(), rtol=1e-12)
+
+
+def test_steep_losses_get_a_logarithmic_axis(tmp_path):
+    run = RunRecords.load(write_run(tmp_path / "run"))
+    assert plots.loss_figure({"run": run}).axes[0].get_yscale() == "log"
+    for record in run.metrics:
+        record["loss"] = 3.0 + record["step"] / 1000
+    run.evals.clear()
+    assert plots.loss_figure({"run": run}).axes[0].get_yscale() == "linear"

@@ -1,0 +1,178 @@
+import base64
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from synthetic_run import write_run
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.report import write_report
+
+
+class Page(HTMLParser):
+    """The rows of each table (text, classes of the cell), the headings, and every address the page refers to."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tables, self.headings, self.addresses, self.tags = [], [], [], []
+        self._into = None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.addresses += [attrs[key] for key in ("src", "srcset", "href") if key in attrs]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._into = [attrs.get("class", ""), ""]
+            self.tables[-1][-1].append(self._into)
+        elif tag == "h2":
+            self._into = ["", ""]
+            self.headings.append(self._into)
+
+    def handle_data(self, data):
+        if self._into is not None:
+            self._into[1] += data
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th", "h2"):
+            self._into = None
+
+    def table(self, first_row_label):
+        """{row label: [(text, is best)]} of the first table that has such a row."""
+        for table in self.tables:
+            rows = {row[0][1]: [(text, "best" in classes) for classes, text in row[1:]] for row in table}
+            if first_row_label in rows:
+                return rows
+        raise AssertionError(f"no table with a row {first_row_label}")
+
+
+def report(tmp_path, *folders):
+    return Page(write_report(folders, tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_one_run(tmp_path):
+    page = report(tmp_path, write_run(tmp_path / "run"))
+    headings = [text for _, text in page.headings]
+    assert headings[:3] == ["Configuration", "Run", "Held out: valid"]
+    assert {"Loss", "Loss by domain", "Mixture", "Throughput"} <= set(headings)
+    rows = page.table("books")
+    # 2 + i / 10 + 6 exp(-4) at step 20.
+    assert rows["books"][0] == ("2.1099", False)
+    assert rows["web"][0] == ("2.3099", False)
+    assert not any(best for cells in rows.values() for _, best in cells)
+
+
+def test_several_runs_are_compared_and_the_best_is_marked(tmp_path):
+    static = write_run(tmp_path / "static", mixer=False, offset=0.1)
+    page = report(tmp_path, write_run(tmp_path / "odm"), static, write_run(tmp_path / "seed1", seed=1))
+    rows = page.table("books")
+    # nll, perplexity, bits/byte of three runs; the first and the third have equal losses.
+    for name in ("books", "code", "web", "overall"):
+        assert [best for _, best in rows[name]] == [True, False, True] * 3
+    assert [text for text, _ in rows["books"][:3]] == ["2.1099", "2.2099", "2.1099"]
+    differences = page.table("mixer.name")
+    assert [text for text, _ in differences["mixer.name"]] == ["odm", "–", "odm"]
+    assert [text for text, _ in differences["seed"]] == ["0", "0", "1"]
+    assert "data.seq_len" not in differences
+    assert {"Shared configuration", "What differs", "Held-out nll by domain"} <= {text for _, text in page.headings}
+
+
+def test_a_run_without_evaluations_does_not_hinder_the_comparison(tmp_path):
+    begun = write_run(tmp_path / "begun", steps=2)
+    page = report(tmp_path, write_run(tmp_path / "a"), begun, write_run(tmp_path / "b", offset=0.1))
+    assert [best for _, best in page.table("books")["overall"]] == [True, False, False] * 3
+
+
+def test_overall_is_not_compared_across_other_domains(tmp_path):
+    page = report(tmp_path, write_run(tmp_path / "a"), write_run(tmp_path / "b", names=("books", "code"), offset=0.1))
+    rows = page.table("books")
+    assert rows["books"][0][1] and not rows["books"][1][1]
+    assert rows["web"][:2] == [("2.3099", False), ("–", False)]
+    assert not any(best for _, best in rows["overall"])
+
+
+def test_other_tokenizers_are_pointed_out(tmp_path):
+    one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other")
+    output = tmp_path / "report.html"
+    assert "different tokenizers" not in write_report([one, other], output).read_text()
+    config = json.loads((other / "config.json").read_text())
+    config["config"]["data"]["tokenizer"] = "another"
+    (other / "config.json").write_text(json.dumps(config))
+    assert "different tokenizers" in write_report([one, other], output).read_text()
+
+
+def test_the_page_stands_alone(tmp_path):
+    page = report(tmp_path, write_run(tmp_path / "run"))
+    assert page.addresses and "script" not in page.tags and "link" not in page.tags
+    for address in page.addresses:
+        head, _, data = address.partition(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+    # Every picture in a dark and a light form.
+    assert page.tags.count("img") == page.tags.count("source") == len(set(page.addresses)) / 2
+    assert "url(" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_text_is_escaped(tmp_path):
+    nasty = "<script>alert('1')</script>"
+    folder = write_run(tmp_path / "a&b", names=(nasty, "x"))
+    (folder / "summary.json").write_text(json.dumps({nasty: nasty}))
+    (folder / "config.json").write_text(json.dumps({"config": {"model": {"name_or_path": nasty}}}))
+    page = report(tmp_path, folder)
+    assert "script" not in page.tags
+    assert page.table(nasty)[nasty][0][0] == "2.1099"
+    assert "a&amp;b" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    page = report(tmp_path, write_run(tmp_path / "x" / "run"), write_run(tmp_path / "y" / "run"))
+    assert [[text for _, text in row] for row in page.tables[0]][0] == ["", "x/run", "y/run"]
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    page = report(tmp_path, folder)
+    assert "img" not in page.tags
+
+
+def test_bad_input_is_one_line(tmp_path):
+    good = write_run(tmp_path / "good")
+    output = tmp_path / "report.html"
+    with pytest.raises(InputError, match=r"no run given; usage: "):
+        write_report([], output)
+    with pytest.raises(InputError, match=r"same run folder is given twice"):
+        write_report([good, tmp_path / "." / "good"], output)
+    with pytest.raises(InputError, match=r"--output=.*cannot be written"):
+        write_report([good], tmp_path)
+    with open(good / "metrics.jsonl", "a") as file:
+        file.write("{oops\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl:21: not valid JSON") as error:
+        write_report([good], output)
+    assert "\n" not in str(error.value)
+    assert not output.exists()
+
+
+def test_command(tmp_path):
+    run = write_run(tmp_path / "run", steps=5)
+    command = [sys.executable, "-m", "dataflex_jax.report"]
+    done = subprocess.run([*command, str(run), f"--output={tmp_path / 'r.html'}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "r.html")
+    assert (tmp_path / "r.html").stat().st_size > 10_000
+
+    output = tmp_path / "refused.html"
+    refused = subprocess.run([*command, str(tmp_path), f"--output={output}"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        r"error: \S+: not a run folder; config\.json or metrics\.jsonl is expected in it\n", refused.stderr
+    )
+    assert not output.exists()

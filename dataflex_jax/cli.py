@@ -34,6 +34,8 @@ def chosen_config(holder: flags.FlagHolder) -> ConfigDict:
         InputError: it is missing, or a policy was changed by overriding its name alone.
     """
     config = holder.value
+    if config is None:
+        raise InputError(f"--{holder.name} is missing, e.g. --{holder.name}=configs/odm.py")
     for name, value in config_flags.get_override_values(flags.FLAGS[holder.name]).items():
         kind, _, field = name.partition(".")
         if field == "name":
@@ -104,12 +106,13 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as e:
         raise InputError(e) from e
-    except (AttributeError, KeyError) as e:
-        raise _unknown_field(argv, str(e).strip("'\"")) or e from e
+    except AttributeError as e:
+        raise _unknown_field(argv, e) or e from e
     except ValueError as e:
-        if "Override" in str(e):
+        if match := re.match(r'Override (\S+) can not be applied because field "(\w+)" is None', str(e)):
             raise InputError(
-                f"{e}; a policy's fields exist once it is chosen: --config=configs/base.py:mixer=NAME"
+                f"--config.{match[1]}: no {match[2]} is chosen; choose it by variant, "
+                f"--config=configs/base.py:{match[2]}=NAME, then its fields exist"
             ) from e
         raise
 
@@ -124,15 +127,16 @@ def _found_recipe(arg: str) -> str:
     return f"{match[1]}{_PROJECT / match[2]}{match[3] or ''}"
 
 
-def _unknown_field(argv: list[str], field: str) -> InputError | None:
-    """The error for an override that the recipe has no field for; None if no override ends in `field`."""
+def _unknown_field(argv: list[str], error: AttributeError) -> InputError | None:
+    """The error for an override that the recipe has no field for; None where `error` is about something else."""
+    field = re.search(r"\w+", str(error))
     for arg in argv:
-        match = re.match(rf"--?config\.((?:\w+\.)*){re.escape(field)}(=|$)", arg)
+        match = re.match(rf"--?config\.((?:\w+\.)*){field and field[0]}(=|$)", arg)
         if match:
             section = _recipe_alone(argv)
             for name in filter(None, match[1].split(".")):
                 section = section[name]
-            return InputError(f"--config.{match[1]}{field}: no such field; this recipe has {', '.join(section.keys())}")
+            return InputError(f"{arg}: no such field; this recipe has {', '.join(section.keys())}")
     return None
 
 

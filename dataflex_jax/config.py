@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from dataflex_jax import __version__
 from dataflex_jax.errors import InputError
+from dataflex_jax.policies.proportions import normalised
 from dataflex_jax.policies.registry import check_schedule, policy_config
 from dataflex_jax.policies.schedule import Schedule
 
@@ -178,8 +179,10 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"config.data.root: needed for source {data.source!r} (a folder, or the id of a hub dataset)")
     if data.domain_values is not None and (data.domains is None or len(data.domain_values) != len(data.domains)):
         raise InputError("config.data.domain_values: must have one value for each of config.data.domains")
-    if (data.domain_field is None) != (data.domain_values is None) and data.domain_field is None:
+    if data.domain_values is not None and data.domain_field is None:
         raise InputError("config.data.domain_values: needs config.data.domain_field, the record field that holds them")
+    if data.domains is not None and isinstance(data.proportions, (tuple, list)):
+        normalised(data.proportions, len(data.domains), "config.data.proportions")
     if [config.mesh[axis] for axis in config.mesh].count(-1) > 1:
         raise InputError("config.mesh: -1 (the rest) is accepted for one axis only")
 

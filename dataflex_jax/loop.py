@@ -95,13 +95,16 @@ def run(job: Job, state: TrainState, position: Position, run_folder: Path) -> Ou
     Raises:
         TrainingError: a non-finite loss or gradient, or a checkpoint that could not be written.
     """
+    step, preempted = position.sampler.step, False
+    if step >= job.cadence.train_step:
+        logger.info("Nothing to do: the checkpoint is at step %d of config.train_step = %d.", step, job.cadence.train_step)
+        return Outcome(step, preempted, position.tokens_seen, None, None)
     records = Records(job, run_folder, position)
     in_flight: collections.deque[Dispatched] = collections.deque()
     with preemption.watch() as stop_requested, ThreadPoolExecutor(1) as pool, records:
-        first = position.sampler.step + 1
         plan, planned = job.sampler.plan(position.sampler)
         batch = pool.submit(job.loader.load, plan)
-        for step in range(first, job.cadence.train_step + 1):
+        for step in range(step + 1, job.cadence.train_step + 1):
             state, metrics = job.step(state, batch.result())
             in_flight.append(Dispatched(plan, planned.cursors, _start_fetch(metrics)))
             preempted = stop_requested(step)

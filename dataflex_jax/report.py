@@ -30,7 +30,7 @@ _METRICS = (
     ("perplexity", "perplexity", "{:#.4g}"),
     ("bits_per_byte", "bits/byte", "{:.4f}"),
 )
-_MISSING = "–"
+_MISSING = "—"
 _TITLES = {
     "loss": "Loss",
     "domain_losses": "Loss by domain",
@@ -72,9 +72,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in both themes, as data URLs."""
+    """A figure in both themes, as data URLs, and the width [CSS pixels] at which its text has the page's size."""
 
     title: str
+    width: int
     light: str
     dark: str
 
@@ -279,7 +280,7 @@ def _picture(title: str, draw: Callable[[Theme], Figure | None]) -> Picture | No
     light = draw(LIGHT)
     if light is None:
         return None
-    return Picture(title, _data_url(light), _data_url(draw(DARK)))
+    return Picture(title, round(100 * light.get_figwidth()), _data_url(light), _data_url(draw(DARK)))
 
 
 def _data_url(figure: Figure) -> str:

@@ -153,8 +153,9 @@ def map_rows(fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
 
 
 def divisible_axis(axis: str, dim: int) -> str | None:
-    """`axis` where it divides `dim`, as `param_shardings` decides it, else None."""
-    return axis if dim % jax.sharding.get_abstract_mesh().shape[axis] == 0 else None
+    """`axis` where it splits `dim`, as `param_shardings` decides it, else None."""
+    size = jax.sharding.get_abstract_mesh().shape[axis]
+    return axis if size > 1 and dim % size == 0 else None
 
 
 def all_gather(x: Array, dim: int, axis: str | None) -> Array:

@@ -99,7 +99,7 @@ class TrainStep:
         mixer = self.mixer.update(state.mixer, observation)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "learning_rate": self.learning_rate(state.step),
             "tokens": jnp.sum(statistics.tokens),
             "domain_loss": statistics.loss,

@@ -130,8 +130,11 @@ def test_wandb_gets_the_steps_and_resumes_the_same_run(tmp_path, monkeypatch):
     first, second = runs
     assert first.arguments == {"dir": str(folder), "name": "run", "resume": "allow", "project": "project"}
     assert first.logged == [{"step": 1, "loss": 2.0, "domain_loss/a": 1.0}]
-    assert ("*", "step") in first.defined and first.finished
-    assert second.arguments["id"] == "new-id" and second.arguments["entity"] == "e" and second.arguments["name"] == "n"
+    assert ("*", "step") in first.defined
+    assert first.finished
+    assert second.arguments["id"] == "new-id"
+    assert second.arguments["entity"] == "e"
+    assert second.arguments["name"] == "n"
 
 
 def test_flatten():
@@ -146,10 +149,15 @@ def test_progress_in_a_log_prints_a_line_now_and_then():
             progress.update(step, loss=2.0 + step / 1000, tokens_per_second=123_456.0)
         progress.message("checkpoint saved")
     lines = file.getvalue().splitlines()
-    assert len(lines) == 11 and lines[-1] == "checkpoint saved"
-    assert "130/1000" in lines[0] and "loss 2.1300" in lines[0] and "123k tokens/s" in lines[0]
+    assert len(lines) == 11
+    assert lines[-1] == "checkpoint saved"
+    assert "130/1000" in lines[0]
+    assert "loss 2.1300" in lines[0]
+    assert "123k tokens/s" in lines[0]
     # 1 step/s, 600 steps to go.
-    assert "400/1000" in lines[9] and "<10:00" in lines[9] and "1.00step/s" in lines[9]
+    assert "400/1000" in lines[9]
+    assert "<10:00" in lines[9]
+    assert "1.00step/s" in lines[9]
     assert "\r" not in file.getvalue()
 
 
@@ -176,7 +184,8 @@ def test_progress_on_a_terminal_is_one_bar():
             progress.update(step, loss=1.5)
         progress.message("saved")
     assert "saved\n" in file.getvalue()
-    assert "10/10" in file.getvalue().splitlines()[-1] and "loss 1.5000" in file.getvalue()
+    assert "10/10" in file.getvalue().splitlines()[-1]
+    assert "loss 1.5000" in file.getvalue()
 
 
 def test_throughput_leaves_out_the_first_step_and_what_is_excluded():
@@ -184,7 +193,8 @@ def test_throughput_leaves_out_the_first_step_and_what_is_excluded():
     throughput = Throughput(flops_per_token=6e3, peak_flops=1e7, window=3, clock=clock)
     clock.now += 60.0
     throughput.update(1000)
-    assert throughput.tokens_per_second is None and throughput.mfu is None
+    assert throughput.tokens_per_second is None
+    assert throughput.mfu is None
     clock.now += 2.0
     throughput.update(1000)
     assert throughput.tokens_per_second == pytest.approx(500.0)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib import image
-from synthetic_run import write_run
+from tests.synthetic_run import write_run
 
 from dataflex_jax import plot_style, plots
 from dataflex_jax.errors import InputError
@@ -23,7 +23,8 @@ def test_a_run_with_a_mixer_is_drawn(tmp_path):
     assert {path.name for path in (folder / "plots").iterdir()} == {path.name for path in written}
     for path in written:
         pixels = image.imread(path)
-        assert pixels.shape[0] > 300 and pixels.shape[1] > 600
+        assert pixels.shape[0] > 300
+        assert pixels.shape[1] > 600
         assert pixels.std() > 0.01
 
 

@@ -122,7 +122,8 @@ def build_stores(
     events = read_events(stream, valid_fraction, on_bad_record, start, held_out)
     after, consumed, committed = start, behind.progress.consumed, time.monotonic()
     bar_start = bar.n
-    bar.initial += consumed  # what an earlier run did must not count as this run's speed
+    if not bar.disable:
+        bar.initial += consumed  # what an earlier run did must not count as this run's speed
     bar.update(consumed)
     try:
         for batch, ids in _encoded(_batches(events), tokenizer):

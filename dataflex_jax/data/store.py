@@ -33,6 +33,7 @@ from dataflex_jax.data.writer import SPLITS, DomainWriter, partial_folder
 from dataflex_jax.errors import InputError
 
 _FORMAT = 1
+_NARROW_VOCABULARY = 1 << 16
 _TOKENIZER_TRAINING_BYTES = 256 << 20
 _MAX_FOUND_DOMAINS = 1000
 
@@ -146,7 +147,7 @@ def _locked(cache_dir: Path) -> filelock.AcquireReturnProxy:
         logging.info("waiting for another process that builds the rows store in %s", cache_dir)
         return lock.acquire()
     except OSError as error:
-        raise InputError(f"data.cache_dir={cache_dir}: is not a folder that can be written: {error.strerror}") from error
+        raise InputError(f"data.cache_dir={cache_dir}: is not a writable folder: {error.strerror}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +256,7 @@ def _build_missing(
     missing = [(stream, [d for d in domains if not _is_complete(d, keep_skipped)]) for stream, domains in plan]
     missing = [(stream, domains) for stream, domains in missing if domains]
     total = sum(part.size for stream, _ in missing for part in stream.valid + stream.train)
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    dtype = "uint16" if tokenizer.vocab_size <= _NARROW_VOCABULARY else "uint32"
     with progress_bar(total, "tokenizing", progress and bool(missing)) as bar:
         for stream, domains in missing:
             names = {domain.value: domain.name for domain in domains}

@@ -114,7 +114,7 @@ def load_tokenizer(
         return _from_file(path, spec, eos_token)
     if path.is_dir() and not (path / "tokenizer_config.json").is_file() and (path / "tokenizer.json").is_file():
         return _from_file(path / "tokenizer.json", spec, eos_token)
-    if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
+    if not path.is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", spec):
         raise InputError(f"data.tokenizer={spec}: no such file or folder; accepted: {_ACCEPTED}")
     return _from_pretrained(str(path) if path.is_dir() else spec, spec, eos_token)
 

@@ -75,7 +75,7 @@ class DomainWriter:
         self.progress = progress or _Progress()
         self._handles, self._open_files = {}, contextlib.ExitStack()
         for key, path in self._files.items():
-            handle = self._open_files.enter_context(open(path, "ab"))
+            handle = self._open_files.enter_context(path.open("ab"))
             handle.truncate(self.progress.sizes.get(key, 0))
             handle.seek(0, os.SEEK_END)
             self._handles[key] = handle

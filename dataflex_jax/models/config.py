@@ -162,6 +162,7 @@ class ModelConfig:
         for name in _REQUIRED:
             if hf.get(name) is None:
                 raise InputError(f"model config has no {name}: give a positive integer")
+            _check_positive(name, hf[name], int)
         for name, accepted in _NEUTRAL.items():
             if name in hf and hf[name] is not None:
                 _check_choice(name, hf[name], accepted)
@@ -263,7 +264,7 @@ def _read_sliding_window(hf: Mapping[str, Any], architecture: str) -> int | None
     culprit = "max_window_layers" if given is None else "layer_types"
     if len(kinds) > 1:
         raise InputError(f"model {culprit}={hf.get(culprit)}: layers that differ in attention; all must be alike")
-    _check_choice(culprit, kinds.pop(), ("full_attention",) if window is None else ("full_attention", implied[-1]))
+    _check_choice(culprit, kinds.pop(), ("full_attention", "sliding_attention")[: 1 if window is None else 2])
     if architecture in ("mistral", "llama"):
         if given is not None and given[0] != implied[0]:
             raise InputError(f"model layer_types says {given[0]!r} and sliding_window={window}: they must agree")

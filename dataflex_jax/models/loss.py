@@ -121,8 +121,8 @@ def _backward(hidden, weight, labels, logsumexp, grad, tile_tokens, axes):
         probabilities = jnp.exp(logits - logsumexp[..., None])
         d_logits = jnp.where(_one_hot(labels, logits, axes), probabilities - 1.0, probabilities) * grad[..., None]
         d_logits = constrain(d_logits.astype(hidden.dtype), BATCH_AXES, None, "tensor")
-        d_hidden = jnp.einsum("btv,dv->btd", d_logits, weight, preferred_element_type=jnp.float32)
-        d_weight += jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
+        d_hidden = _matmul("btv,dv->btd", d_logits, weight)
+        d_weight += _matmul("btd,btv->dv", hidden, d_logits)
         return d_weight, d_hidden.astype(hidden.dtype)
 
     tiles = _Tiles(*labels.shape, tile_tokens)
@@ -141,8 +141,14 @@ def _compute_weight(weight, dtype, axes):
 
 
 def _logits(hidden, weight):
-    logits = jnp.einsum("btd,dv->btv", hidden, weight, preferred_element_type=jnp.float32)
+    logits = _matmul("btd,dv->btv", hidden, weight)
     return constrain(logits, BATCH_AXES, None, "tensor")
+
+
+def _matmul(subscripts, x, y):
+    # XLA's CPU backend lacks bfloat16 x bfloat16 = float32 where it folds a transpose (tied embeddings) into the dot.
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else x.dtype
+    return jnp.einsum(subscripts, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
 
 
 def _one_hot(labels, logits, axes):

@@ -43,7 +43,9 @@ def model_config(model: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
 
 def describe(config: ModelConfig) -> dict[str, Any]:
     """The shape, without how it is run: what a checkpoint must agree with."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("dtype", "remat", "attention")}
+    return {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in ("dtype", "remat", "attention")
+    }
 
 
 def _rounded(vocab_size: int) -> int:
@@ -53,9 +55,20 @@ def _rounded(vocab_size: int) -> int:
 def _pretrained_shape(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
     try:
-        file = path / "config.json" if path.is_dir() else Path(huggingface_hub.hf_hub_download(name_or_path, "config.json"))
+        file = (
+            path / "config.json"
+            if path.is_dir()
+            else Path(huggingface_hub.hf_hub_download(name_or_path, "config.json"))
+        )
         return json.loads(file.read_text())
-    except (OSError, ValueError, HfHubHTTPError, RepositoryNotFoundError, EntryNotFoundError, LocalEntryNotFoundError) as e:
+    except (
+        OSError,
+        ValueError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+    ) as e:
         reason = str(e).strip().splitlines()[0]
         raise InputError(
             f"config.model.name_or_path = {name_or_path!r}: no readable config.json there; a folder that holds one or a hub "

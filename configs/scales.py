@@ -50,7 +50,7 @@ def quickstart(config: ConfigDict) -> None:
         dtype="float32",
         remat="none",
     )
-    config.data.update(tokenizer="train:2048", seq_len=128, batch_size=16)
+    config.data.update(tokenizer="train:2048", seq_len=128, batch_size=16, valid_fraction=0.05)
     config.optim.update(learning_rate=3e-3, warmup_ratio=0.1)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dataflex_jax.hardware import peak_memory_bytes
-from dataflex_jax.loop import Outcome
+from dataflex_jax.job import Outcome
 from dataflex_jax.plots import plot_run
 from dataflex_jax.records import read_jsonl, write_summary
 from dataflex_jax.report import write_report

@@ -22,6 +22,7 @@ from dataflex_jax.data.sampler import Sampler
 from dataflex_jax.data.store import open_stores
 from dataflex_jax.evaluation import make_evaluate
 from dataflex_jax.hardware import total_peak_flops
+from dataflex_jax.job import Cadence, Job, Outcome
 from dataflex_jax.models.resolve import model_config
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.proportions import starting_proportions
@@ -38,7 +39,7 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator:
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is.")
 
 
-def train_and_evaluate(config: ConfigDict, run_folder: Path) -> loop.Outcome:
+def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
     """Runs a configuration to its end, from the newest checkpoint in `run_folder` if there is one.
 
     Raises:
@@ -80,7 +81,7 @@ def train_and_evaluate(config: ConfigDict, run_folder: Path) -> loop.Outcome:
             tokenizer.save(run_folder / "tokenizer")
         step = TrainStep(graphdef, optimizer, learning_rate, mixer, schedule, data.grad_accumulation)
         eval_rows_a_batch = data.batch_size // data.grad_accumulation
-        job = loop.Job(
+        job = Job(
             step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
             evaluate=make_evaluate(graphdef, stores, data.seq_len, eval_rows_a_batch, config.eval_rows, mesh),
             sampler=Sampler(config.seed, data.batch_size, data.draw),
@@ -90,7 +91,7 @@ def train_and_evaluate(config: ConfigDict, run_folder: Path) -> loop.Outcome:
             mixer=config.mixer.name if config.mixer else None,
             schedule=schedule,
             lag=data.lag,
-            cadence=loop.Cadence(config.train_step, config.log_every, config.eval_every, config.checkpoint_every),
+            cadence=Cadence(config.train_step, config.log_every, config.eval_every, config.checkpoint_every),
             identity=identity,
             checkpoints=checkpoints,
             flops_per_token=model.flops_per_token(data.seq_len),

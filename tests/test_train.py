@@ -88,7 +88,9 @@ def test_a_finished_run_is_left_as_it_is(whole, root):
 
 def test_gradient_accumulation_changes_rounding_only(whole, root, tmp_path):
     """In the peer, ODM's reward depends on it."""
-    train_and_evaluate(tiny.config(root, data__grad_accumulation=4, mesh__fsdp=1, mesh__data=2, mesh__tensor=4), tmp_path)
+    train_and_evaluate(
+        tiny.config(root, data__grad_accumulation=4, mesh__fsdp=1, mesh__data=2, mesh__tensor=4), tmp_path
+    )
     for ours, theirs in zip(tiny.records(tmp_path, "policy.jsonl"), tiny.records(whole, "policy.jsonl"), strict=True):
         assert ours["observed"]["domain_rows"] == theirs["observed"]["domain_rows"]
         for name in tiny.DOMAINS:
@@ -120,8 +122,9 @@ def test_odm_keeps_what_it_learned_when_a_domain_is_added(tmp_path):
     train_and_evaluate(tiny.config(root, train_step=6), run)
     before, after = tiny.records(run, "policy.jsonl")[3:5]
     for name in ("digits", "vowels"):
-        loss = after["observed"]["domain_loss"][name]
-        expected = before["state"]["reward"][name] if loss is None else 0.9 * before["state"]["reward"][name] + 0.1 * np.exp(loss)
+        loss, expected = after["observed"]["domain_loss"][name], before["state"]["reward"][name]
+        if loss is not None:
+            expected = 0.9 * expected + 0.1 * np.exp(loss)
         np.testing.assert_allclose(after["state"]["reward"][name], expected, rtol=1e-5)
     assert after["state"]["count"] == 5
 
@@ -159,7 +162,7 @@ def test_a_longer_lag_delays_what_is_drawn(root, tmp_path):
         natural = policy[0]["observed"]["drawn_with"]
         drawn = [line["observed"]["drawn_with"] != natural for line in policy]
         assert drawn.index(True) == 2 + lag  # decided after step 2, drawn from at step 3 + lag
-        assert [line["effective_step"] for line in policy if line["published"]][0] == 3 + lag
+        assert next(line["effective_step"] for line in policy if line["published"]) == 3 + lag
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ class Attention(nnx.Module):
             self.k_norm = _norm(cfg, cfg.head_dim, rngs)
 
     def __call__(self, x, rope, segment_ids):
+        """[B, T, D] -> [B, T, D]; `rope` from `rope_tables`."""
         cfg = self.cfg
 
         def heads(projected, name):
@@ -69,6 +70,7 @@ class MLP(nnx.Module):
         self.down_proj = _linear(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
 
     def __call__(self, x):
+        """[B, T, D] -> [B, T, D]."""
         gated = nnx.silu(self.gate_proj(x)) * self.up_proj(x)
         return self.down_proj(constrain(gated, BATCH_AXES, None, "tensor"))
 
@@ -83,6 +85,7 @@ class Block(nnx.Module):
         self.mlp = MLP(cfg, rngs)
 
     def __call__(self, x, rope, segment_ids):
+        """[B, T, D] -> [B, T, D]; `rope` from `rope_tables`."""
         x = constrain(x + self.attention(self.input_layernorm(x), rope, segment_ids), BATCH_AXES, None, None)
         return constrain(x + self.mlp(self.post_attention_layernorm(x)), BATCH_AXES, None, None)
 

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), in float32, as Hugging Face lays them out."""
+"""Rotary position embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), float32, in Hugging Face's layout."""
 
 import math
 

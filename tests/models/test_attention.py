@@ -57,5 +57,5 @@ def test_cudnn_only_where_it_is_valid(change, reason):
 
 
 def test_unknown_implementation_is_named():
-    with pytest.raises(InputError, match="attention='flash'.*'cudnn'"):
+    with pytest.raises(InputError, match=r"attention='flash'.*'cudnn'"):
         choose_implementation("flash", **VALID)

@@ -137,7 +137,8 @@ def test_to_hf_builds_the_same_model(hf):
 
 def test_rope_scaling_may_be_a_mapping_and_overrides_apply():
     cfg = ModelConfig.from_hf(LLAMA, rope_scaling=LLAMA3, dtype="float32", remat="dots")
-    assert cfg.rope_scaling.factor == 8.0 and (cfg.dtype, cfg.remat) == ("float32", "dots")
+    assert cfg.rope_scaling.factor == 8.0
+    assert (cfg.dtype, cfg.remat) == ("float32", "dots")
     assert isinstance(hash(cfg), int)
 
 

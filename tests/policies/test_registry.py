@@ -24,7 +24,9 @@ def test_every_mixer_builds_from_its_default_section():
 def test_unknown_names_and_hyperparameters_are_refused_with_the_accepted_ones():
     with pytest.raises(InputError, match=r"unknown mixer 'omd'; known: odm, random, static"):
         registry.policy_config("mixer", "omd")
-    with pytest.raises(InputError, match=r"config.mixer.alhpa: mixer 'odm' has no such hyperparameter; accepted: alpha, "):
+    with pytest.raises(
+        InputError, match=r"config.mixer.alhpa: mixer 'odm' has no such hyperparameter; accepted: alpha, "
+    ):
         registry.build("mixer", ConfigDict({"name": "odm", "alhpa": 0.5}), EVERY_STEP)
     with pytest.raises(InputError, match=r"config.mixer.alpha = 2.0: must be in"):
         registry.build("mixer", ConfigDict({"name": "odm", "alpha": 2.0}), EVERY_STEP)

@@ -6,11 +6,11 @@ pass over its parts reads: usually one domain, or, with `data.domain_field`, all
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from dataflex_jax.data import builtin
@@ -23,6 +23,8 @@ from dataflex_jax.data.records import (
     split_format,
 )
 from dataflex_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _HELD_OUT_NAMES = ("validation", "valid")
 _DATASET_ROWS = 1000
@@ -349,7 +351,7 @@ def _field_stream(data: ConfigDict, root: Path, files: list[Path], domains: tupl
         else:
             train.append(path)
     if tests:
-        logging.warning("%s: %d files in folders named test are left out of training", root, tests)
+        logger.warning("%s: %d files in folders named test are left out of training", root, tests)
     if not train:
         raise InputError(f"{root}: no data files; expected some *.EXT with EXT one of {', '.join(FORMATS)}")
     return Stream(

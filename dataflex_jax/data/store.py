@@ -12,6 +12,7 @@ store.
 import dataclasses
 import functools
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,7 +22,6 @@ from typing import Any
 
 import filelock
 import numpy as np
-from absl import logging
 from jaxtyping import Int32, Int64, UInt
 from ml_collections import ConfigDict
 
@@ -31,6 +31,8 @@ from dataflex_jax.data.sources import Stream, open_source
 from dataflex_jax.data.tokenizer import Tokenizer, load_tokenizer
 from dataflex_jax.data.writer import SPLITS, DomainWriter, partial_folder
 from dataflex_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _NARROW_VOCABULARY = 1 << 16
@@ -144,7 +146,7 @@ def _locked(cache_dir: Path) -> filelock.AcquireReturnProxy:
         cache_dir.mkdir(parents=True, exist_ok=True)
         return lock.acquire(timeout=0)
     except filelock.Timeout:
-        logging.info("waiting for another process that builds the rows store in %s", cache_dir)
+        logger.info("waiting for another process that builds the rows store in %s", cache_dir)
         return lock.acquire()
     except OSError as error:
         raise InputError(f"data.cache_dir={cache_dir}: is not a writable folder: {error.strerror}") from error
@@ -287,7 +289,7 @@ def _is_complete(domain: _Domain, keep_skipped: bool) -> bool:
         sizes = (split.num_tokens * np.dtype(split.dtype).itemsize, (split.num_documents + 1) * 8)
         paths = (Path(split.path), Path(split.path).with_suffix(".offsets"))
         if any(not path.is_file() or path.stat().st_size != size for path, size in zip(paths, sizes, strict=True)):
-            logging.warning("%s: files of the store are damaged; building it again", domain.folder)
+            logger.warning("%s: files of the store are damaged; building it again", domain.folder)
             shutil.rmtree(domain.folder)
             return False
     return True
@@ -322,23 +324,23 @@ def _report(stores: Sequence[DomainStore]) -> None:
         meta = json.loads((Path(store.path) / "meta.json").read_text())
         wanted[meta["domain_value"]] = None
         ignored |= meta["records_by_value"]
-        logging.info(
+        logger.info(
             "domain %s: train %s documents, %s tokens, %s bytes; held out %s documents, %s tokens",
             store.name,
             *(f"{n:,}" for n in (store.train.num_documents, store.train.num_tokens, store.train.num_bytes)),
             *(f"{n:,}" for n in (store.valid.num_documents, store.valid.num_tokens)),
         )
         if store.skipped_records:
-            logging.warning("domain %s: %d bad records skipped", store.name, store.skipped_records)
+            logger.warning("domain %s: %d bad records skipped", store.name, store.skipped_records)
         if meta["held_out_duplicates"]:
-            logging.warning(
+            logger.warning(
                 "domain %s: %d training documents left out because they are held out too",
                 store.name,
                 meta["held_out_duplicates"],
             )
         if not store.valid.num_documents:
-            logging.warning("domain %s: no held-out document; raise data.valid_fraction for evaluation", store.name)
+            logger.warning("domain %s: no held-out document; raise data.valid_fraction for evaluation", store.name)
     ignored = {value: count for value, count in ignored.items() if value not in wanted}
     if ignored:
         listed = ", ".join(f"{value} {count:,}" for value, count in sorted(ignored.items())[:20])
-        logging.warning("%d records of domains not in data.domains are ignored: %s", sum(ignored.values()), listed)
+        logger.warning("%d records of domains not in data.domains are ignored: %s", sum(ignored.values()), listed)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from absl import logging
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dataflex_jax.data.records import one_line
 from dataflex_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 _KNOWN_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
@@ -215,7 +217,7 @@ def _trained(
     first = next(documents, None)
     if first is None:
         raise InputError(f"data.tokenizer={spec}: there is no training document to train it on")
-    logging.info("training a byte-level BPE tokenizer with %s tokens", size)
+    logger.info("training a byte-level BPE tokenizer with %s tokens", size)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

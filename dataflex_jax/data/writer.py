@@ -9,15 +9,17 @@ are cut back to these lengths and the pass goes on from that record, so the fini
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from dataflex_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid")
 DIGEST_BYTES = 16
@@ -92,7 +94,7 @@ class DomainWriter:
         progress = _Progress(Position(*saved.pop("position")), **saved)
         for key, size in progress.sizes.items():
             if not self._files[key].is_file() or self._files[key].stat().st_size < size:
-                logging.warning("%s: files of the interrupted build are damaged; building it again", self._partial)
+                logger.warning("%s: files of the interrupted build are damaged; building it again", self._partial)
                 return None
         return progress
 

@@ -30,13 +30,23 @@ def root(tmp_path):
     return folder
 
 
+def options(root, cache):
+    return [
+        "--config=configs/odm.py:slimpajama-6b",
+        "--config.data.source=local",
+        f"--config.data.root={root}",
+        "--config.data.tokenizer=bytes",
+        f"--config.data.cache_dir={cache}",
+        "--config.data.valid_fraction=0.3",
+    ]
+
+
 def test_builds_the_store_that_the_trainer_finds(tmp_path, root):
-    flags = ["--source=local", f"--root={root}", "--tokenizer=bytes", f"--cache_dir={tmp_path / 'cache'}"]
-    done = run(*flags, "--valid_fraction=0.3")
+    done = run(*options(root, tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     rows = done.stdout.splitlines()
     assert [row.split()[0] for row in rows[1:9]] == [*NAMES, "total"]
-    saved = json.loads((tmp_path / "cache" / "slimpajama.json").read_text())
+    saved = json.loads((tmp_path / "cache" / "rows_store.json").read_text())
     assert list(saved["domains"]) == NAMES
     for domain in saved["domains"].values():
         assert domain["train"]["documents"] + domain["valid"]["documents"] == 20
@@ -46,9 +56,16 @@ def test_builds_the_store_that_the_trainer_finds(tmp_path, root):
     assert [store.path for store in stores] == [domain["path"] for domain in saved["domains"].values()]
 
 
-@pytest.mark.parametrize(("flag", "message"), [("--root=missing", "no such file"), ("--domains=c5", "'c5' is not")])
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.data.root=missing", "missing"),
+        ("--config.data.domain_field=meta.name", "meta.name"),
+        ("--config.data.sauce=x", "no such field"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, root, flag, message):
-    done = run("--source=local", f"--root={root}", "--tokenizer=bytes", f"--cache_dir={tmp_path / 'cache'}", flag)
+    done = run(*options(root, tmp_path / "cache"), flag)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert message in done.stderr

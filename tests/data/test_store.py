@@ -11,7 +11,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from absl import logging
 from ml_collections import ConfigDict
 
 from dataflex_jax.data import build
@@ -263,7 +262,7 @@ def test_cache_dir_that_is_a_file(tmp_path, root):
 
 def test_empty_held_out_split_warns_and_reads_as_empty(tmp_path, root, monkeypatch):
     warnings = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
+    monkeypatch.setattr("dataflex_jax.data.store.logger.warning", lambda message, *values: warnings.append(message % values))
     (a, _), _ = open_quietly(config(tmp_path, valid_fraction=0.0))
     assert warnings[0] == "domain a: no held-out document; raise data.valid_fraction for evaluation"
     assert a.valid.num_rows(8) == 0

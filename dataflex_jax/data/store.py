@@ -262,9 +262,8 @@ def _build_missing(
     with progress_bar(total, "tokenizing", progress and bool(missing)) as bar:
         for stream, domains in missing:
             names = {domain.value: domain.name for domain in domains}
-            bar.set_description(
-                "tokenizing " + (next(iter(names.values())) if len(names) == 1 else f"{len(names)} domains")
-            )
+            what = next(iter(names.values())) if len(names) == 1 else f"{len(names)} domains"
+            bar.set_description(f"tokenizing {what}", refresh=False)
             writers = {d.value: DomainWriter(d.folder, d.name, dtype, d.description, keep_skipped) for d in domains}
             build_stores(
                 dataclasses.replace(stream, domains=names),

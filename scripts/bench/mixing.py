@@ -1,0 +1,188 @@
+"""Does online mixing help? Static against ODM on seven domains: held-out loss by domain, same seed and tokens.
+
+    nice python scripts/bench/mixing.py [--root=DIR] [--steps=300] [--seeds=0,1,2] [-- --config.field=value ...]
+
+Every run is the real command, `python -m dataflex_jax.train --config=configs/MIXER.py:local`, with what stands after `--`;
+its folder is under --runs. A finished run is not repeated and an interrupted one goes on, so the command may be stopped and
+started at will. Writes docs/benchmarks/mixing.json and mixing.png and prints the table.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+from absl import flags
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dataflex_jax import cli
+from dataflex_jax.errors import InputError
+from dataflex_jax.plot_style import LIGHT, LineStyle, label, legend, line_styles, new_figure
+from dataflex_jax.records import RunRecords
+
+MIXERS = ("static", "odm")
+_DATA = machine.REPOSITORY.parent / "shared/data/slimpajama_mini"
+
+_ROOT = flags.DEFINE_string("root", None, "Folder of NAME.jsonl files; by default ../shared/data/slimpajama_mini.")
+_STEPS = flags.DEFINE_integer("steps", 300, "Optimizer steps of each run.", lower_bound=1)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; each one is a static and an ODM run.")
+_RUNS = flags.DEFINE_string("runs", "runs/bench-mixing", "Where the run folders are.")
+_OUTPUT = flags.DEFINE_string("output", f"{machine.RESULTS}/mixing.json", "The result; the plot lies beside it.")
+
+
+def data_folder() -> Path:
+    """The folder of --root.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(_ROOT.value or _DATA).resolve()
+    if not folder.is_dir():
+        raise InputError(
+            f"--root: no folder {folder}; give one with the files commoncrawl.jsonl, c4.jsonl, github.jsonl, book.jsonl, "
+            "arxiv.jsonl, wikipedia.jsonl and stackexchange.jsonl, e.g. DKYoon/SlimPajama-6B from the Hugging Face hub "
+            "split by meta.redpajama_set_name"
+        )
+    return folder
+
+
+def finished_run(mixer: str, seed: int, root: Path, overrides: Sequence[str]) -> RunRecords:
+    """Runs the training command unless its run folder is finished, and reads the folder.
+
+    Raises:
+        InputError: the run folder belongs to another command.
+        subprocess.CalledProcessError: the command failed; its own message is on stderr.
+    """
+    folder = (Path(_RUNS.value) / f"{mixer}-seed{seed}").resolve()
+    settings = [
+        f"--config=configs/{mixer}.py:local",
+        f"--config.data.root={root}",
+        f"--config.seed={seed}",
+        f"--config.train_step={_STEPS.value}",
+        f"--config.eval_every={max(1, _STEPS.value // 6)}",
+        "--config.eval_rows=256",
+        *overrides,
+    ]
+    made_by = folder / "command.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if made_by.exists() and json.loads(made_by.read_text()) != settings:
+        raise InputError(f"--runs: {folder} holds a run with other settings; choose another folder")
+    made_by.write_text(json.dumps(settings, indent=1) + "\n")
+    if not (folder / "summary.json").exists():
+        command = [sys.executable, "-m", "dataflex_jax.train", *settings, f"--workdir={folder}"]
+        subprocess.run(command, cwd=machine.REPOSITORY, check=True)
+    return RunRecords.load(folder)
+
+
+def losses(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Held-out nll [nats/token] of each domain, and over all tokens, on average over domains and of the worst one."""
+    domains = {name: figures["nll"] for name, figures in evaluation["domains"].items()}
+    return domains | {
+        "all tokens": evaluation["overall"]["nll"],
+        "average domain": float(np.mean(list(domains.values()))),
+        "worst domain": max(domains.values()),
+    }
+
+
+def compare(runs: dict[str, list[RunRecords]]) -> dict[str, dict[str, Any]]:
+    """For each row of `losses`: mean and standard deviation over seeds of each mixer, and of ODM - static by seed."""
+    final = {mixer: [losses(run.evals[-1]) for run in of_mixer] for mixer, of_mixer in runs.items()}
+    rows = {}
+    for name in final["static"][0]:
+        values = {mixer: np.array([figures[name] for figures in final[mixer]]) for mixer in MIXERS}
+        values["difference"] = values["odm"] - values["static"]
+        rows[name] = {
+            column: {"mean": v.mean(), "std": v.std(ddof=1) if len(v) > 1 else None, "values": v.tolist()}
+            for column, v in values.items()
+        }
+    return rows
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The comparison as Markdown."""
+
+    def cell(column: dict[str, Any], form: str) -> str:
+        plus_minus = "" if column["std"] is None else f" ± {column['std']:.4f}"
+        return f"{column['mean']:{form}}{plus_minus}"
+
+    lines = ["| held-out nll [nats/token] | static | ODM | ODM − static |", "|---|---|---|---|"]
+    for name, columns in rows.items():
+        cells = [cell(columns["static"], ".4f"), cell(columns["odm"], ".4f"), cell(columns["difference"], "+.4f")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def picture(runs: dict[str, list[RunRecords]]) -> Figure:
+    """ODM's sampling weights of every seed over time, and the held-out nll by domain, mean over seeds."""
+    styles = line_styles(list(runs["odm"][0].evals[-1]["domains"]))
+    figure, (mixture, held_out) = new_figure(LIGHT, 11.0, 4.2, columns=2)
+    _draw_mixture(mixture, runs["odm"], styles)
+    looks = {"static": (0, (1, 1)), "odm": "-"}
+    for mixer, dashes in looks.items():
+        evaluations = [run.evals for run in runs[mixer]]
+        steps = [evaluation["step"] for evaluation in evaluations[0]]
+        for name, style in styles.items():
+            nll = np.mean([[e["domains"][name]["nll"] for e in of_seed] for of_seed in evaluations], axis=0)
+            held_out.plot(steps, nll, color=style.color, linestyle=dashes, linewidth=1.3)
+    label(held_out, LIGHT, x="step", y="held-out nll [nats/token], mean over seeds")
+    entries = [(Line2D([], [], color=LIGHT.text, linestyle=d, linewidth=1.3), m) for m, d in looks.items()]
+    legend(held_out, LIGHT, entries + [(Line2D([], [], color=s.color, linewidth=2), n) for n, s in styles.items()])
+    return figure
+
+
+def _draw_mixture(ax: Axes, runs: Sequence[RunRecords], styles: dict[str, LineStyle]) -> None:
+    for run in runs:
+        steps = [record["step"] for record in run.policy]
+        for name, style in styles.items():
+            weights = [record["observed"]["drawn_with"][name] for record in run.policy]
+            ax.plot(steps, weights, color=style.color, linewidth=0.9, alpha=0.8)
+    ax.set_ylim(bottom=0)
+    label(ax, LIGHT, x="step", y="ODM: proportion drawn with, one line a seed")
+
+
+def setting(run: RunRecords) -> dict[str, Any]:
+    """What both mixers share."""
+    config = run.config["config"]
+    return {
+        "steps": config["train_step"],
+        "tokens": run.summary["tokens_seen"],
+        "data": {name: config["data"][name] for name in ("tokenizer", "seq_len", "batch_size")},
+        "model": {name: value for name, value in config["model"].items() if value is not None},
+        "learning_rate": config["optim"]["learning_rate"],
+        "schedule": {name: config[name] for name in ("warmup_step", "update_step")},
+        "held_out_tokens": run.evals[-1]["overall"]["tokens"],
+    }
+
+
+def main(argv: list[str]) -> None:
+    root, seeds = data_folder(), [int(seed) for seed in _SEEDS.value]
+    # A static and an ODM run in turn, so that a study stopped early has whole pairs.
+    pairs = [{mixer: finished_run(mixer, seed, root, argv[1:]) for mixer in MIXERS} for seed in seeds]
+    runs = {mixer: [pair[mixer] for pair in pairs] for mixer in MIXERS}
+    rows = compare(runs)
+    example = runs["odm"][0]
+    result = {
+        **machine.describe(example.config),
+        "setting": setting(example),
+        "seeds": seeds,
+        "held_out_nll": rows,
+        "domain_epochs": {
+            mixer: [run.summary["domain_epochs"] for run in of_mixer] for mixer, of_mixer in runs.items()
+        },
+        "tokens_per_second": {
+            mixer: [run.summary["tokens_per_second"] for run in of_mixer] for mixer, of_mixer in runs.items()
+        },
+    }
+    machine.write(_OUTPUT.value, result)
+    picture(runs).savefig(Path(_OUTPUT.value).with_suffix(".png"), facecolor=LIGHT.background)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    cli.run(main)

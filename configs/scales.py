@@ -47,6 +47,7 @@ def quickstart(config: ConfigDict) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=True,
+        initializer_range=0.06,
         dtype="float32",
         remat="none",
     )

@@ -7,7 +7,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.state import TrainState
+from dataflex_jax.state import PyTree, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,14 @@ class Checkpoints:
     def read_state(self, step: int, abstract: TrainState) -> TrainState:
         """The state, in the shapes, dtypes and shardings of `abstract`."""
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+
+    def read_params(self, step: int, abstract: PyTree) -> PyTree:
+        """The parameters alone, in the shapes, dtypes and shardings of `abstract`."""
+        wanted = {"params": abstract}
+        arguments = ocp.args.PyTreeRestore(
+            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        return self._manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]["params"]
 
     def close(self) -> None:
         """Waits and releases the manager's threads."""

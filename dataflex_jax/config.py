@@ -223,3 +223,23 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
 def write(config: ConfigDict, path: Path) -> None:
     """Writes config.json."""
     path.write_text(json.dumps(resolved(config), indent=2) + "\n")
+
+
+def read(run_folder: Path) -> ConfigDict:
+    """The configuration of a run, from its config.json.
+
+    Raises:
+        InputError: there is none, or it is not what a run writes.
+    """
+    path = run_folder / "config.json"
+    try:
+        saved = json.loads(path.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path}: not the config.json of a run ({e})") from e
+    return ConfigDict(_with_tuples(saved))
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_tuples(field) for name, field in value.items()}
+    return tuple(value) if isinstance(value, list) else value

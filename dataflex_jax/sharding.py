@@ -1,9 +1,9 @@
 """Where arrays live: the device mesh, rules from parameter paths to mesh axes, and the collectives of ZeRO-3.
 
 Parameters and optimizer state are split over "fsdp" (and heads, MLP channels and vocabulary over "tensor"); rows of
-the batch are split over "data" and "fsdp". A weight is cast to the compute dtype, gathered over "fsdp" where it is used,
-and its gradient goes back as a sum that is split again. The functions that run inside a model do nothing without a mesh
-(`jax.set_mesh`).
+the batch are split over "data" and "fsdp". A weight is cast to the compute dtype, gathered over "fsdp" where it is
+used, and its gradient goes back as a sum that is split again. The functions that run inside a model do nothing without
+a mesh (`jax.set_mesh`).
 """
 
 import math
@@ -73,6 +73,15 @@ def param_shardings(mesh: Mesh, tree: PyTree, rules: Rules = RULES) -> PyTree:
         return NamedSharding(mesh, _divisible(_spec(_name(path), leaf.ndim, rules), leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def placed(mesh: Mesh, shapes: PyTree) -> PyTree:
+    """The `jax.ShapeDtypeStruct`s of `shapes` with the shardings of `param_shardings`."""
+
+    def place(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, shapes, param_shardings(mesh, shapes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

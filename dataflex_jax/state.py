@@ -19,7 +19,7 @@ from dataflex_jax.models import decoder
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.policies.base import Mixer, Observation
 from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.sharding import param_shardings
+from dataflex_jax.sharding import placed
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -164,13 +164,9 @@ def init_state(
 
 
 def abstract_state(init: Callable[[PRNGKeyArray], Any], mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
-    """What `init` (of `init_state`, awaiting its key) would return, as shapes, dtypes and shardings; nothing is computed."""
+    """What `init` (`init_state` awaiting its key) would return, as shapes, dtypes and shardings; computes nothing."""
     graphdef, shapes = jax.eval_shape(init, jax.random.key(0))
-    return graphdef, jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        param_shardings(mesh, shapes),
-    )
+    return graphdef, placed(mesh, shapes)
 
 
 def eval_step(graphdef: nnx.GraphDef, num_domains: int, params: PyTree, batch: Batch) -> tuple[Array, Array]:

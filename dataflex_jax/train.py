@@ -2,8 +2,8 @@
 
     python -m dataflex_jax.train --config=configs/odm.py[:variant] [--workdir=DIR] [--config.field=value ...]
 
-The same command again goes on from the newest checkpoint in the run folder. Several hosts: start it on each one under SLURM
-or Open MPI, or give --coordinator, --num_processes and --process_id.
+The same command again goes on from the newest checkpoint in the run folder. Several hosts: start it on each one under
+SLURM or Open MPI, or give --coordinator, --num_processes and --process_id.
 """
 
 import functools
@@ -31,12 +31,6 @@ from dataflex_jax.state import TrainStep, abstract_state, init_state
 from dataflex_jax.summary import write_results
 
 logger = logging.getLogger(__name__)
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py:slimpajama-6b.")
-WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; by default runs/RECIPE[-VARIANT].")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster manager tells it.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is.")
 
 
 def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
@@ -110,6 +104,9 @@ def main(argv: list[str]) -> None:
     config = cli.chosen_config(CONFIG)
     run_folder = Path(WORKDIR.value or cli.default_run_folder(CONFIG))
     cli.initialize_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    if jax.config.jax_compilation_cache_dir is None:
+        # So that a restart compiles nothing.
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.data.cache_dir).expanduser() / "compilations"))
     outcome = train_and_evaluate(config, run_folder)
     if outcome.preempted:
         print(f"Stopped on request after step {outcome.step}, saved; the same command goes on from there.")
@@ -118,4 +115,10 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
+    CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py:slimpajama-6b.")
+    WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; by default runs/RECIPE[-VARIANT].")
+    COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster manager tells it.")
+    NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
+    PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is.")
     cli.run(main)

@@ -111,7 +111,8 @@ def test_make_mesh(sizes, shape):
         assert "\n" not in str(error.value)
     else:
         mesh = make_mesh(sizes)
-        assert tuple(mesh.shape.values()) == shape and mesh.axis_names == ("data", "fsdp", "tensor")
+        assert tuple(mesh.shape.values()) == shape
+        assert mesh.axis_names == ("data", "fsdp", "tensor")
         assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 
@@ -233,7 +234,8 @@ def test_head_gradient_is_reduced_once_with_every_axis_in_use():
     for kind, shapes, name in found:
         if "shard_map/while" in name:
             # Per tile only the softmax's maximum and sums cross the vocabulary's parts: [.., rows, tile].
-            assert kind == "all-reduce" and all(np.prod(shape) <= 2 * 16 for _, shape in shapes), (kind, shapes, name)
+            assert kind == "all-reduce", name
+            assert all(np.prod(shape) <= 2 * 16 for _, shape in shapes), name
     head = [shape for kind, shapes, _ in found if kind == "reduce-scatter" for _, shape in shapes]
     assert sorted(head) == [(32, 128), (128, 32)]
 
@@ -276,4 +278,5 @@ def test_per_example_gradients_gather_weights_only(tmp_path):
     (stage,) = tmp_path.glob("*.after_spmd-partitioning.*.txt")
     for kind, shapes, _ in collectives(stage.read_text()):
         assert kind == "all-gather"
-        assert {dtype for dtype, _ in shapes} == {"bf16"} and {s for _, s in shapes} <= LAYER_SHAPES | HEAD_SHAPES
+        assert {dtype for dtype, _ in shapes} == {"bf16"}
+        assert {shape for _, shape in shapes} <= LAYER_SHAPES | HEAD_SHAPES

@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from dataflex_jax import config as configuration
+from dataflex_jax.checkpoint import locate
 from dataflex_jax.data import loader
 from dataflex_jax.data.sampler import SamplerState
 from dataflex_jax.errors import InputError
+from dataflex_jax.evaluate import evaluate_checkpoint
 from dataflex_jax.train import train_and_evaluate
 from tests import tiny
 
@@ -146,6 +149,17 @@ def test_resuming_something_else_is_refused_by_name(whole, root, field, value, n
     with pytest.raises(InputError, match=named):
         train_and_evaluate(tiny.config(root, None if field == "mixer" else "odm", **fields), whole)
     assert {name: (whole / name).read_bytes() for name in FILES} == before
+
+
+def test_a_checkpoint_evaluates_as_the_run_did(whole):
+    trained = configuration.read(whole)
+    run_folder, step = locate(whole / "checkpoints" / "8")
+    record = evaluate_checkpoint(trained, trained, run_folder, step)
+    assert record == tiny.records(whole, "eval.jsonl")[1]
+    assert locate(whole) == (whole, 12)
+    for path in (whole / "checkpoints", whole / "checkpoints" / "7", whole.parent):
+        with pytest.raises(InputError, match="neither a run folder"):
+            locate(path)
 
 
 def test_off_is_the_natural_mixture_without_policy_lines(root, tmp_path):

@@ -227,9 +227,11 @@ def remat_policy(name: str) -> Callable[..., bool]:
     return policies[name]
 
 
-def _save_all_but_gathered_weights(primitive, *_, **__) -> bool:
-    # A gathered weight is made of a cast and two layout constraints. Kept, every layer's would be on every device.
-    return primitive.name not in ("convert_element_type", "sharding_constraint")
+def _save_all_but_gathered_weights(primitive, *operands, **_) -> bool:
+    # Kept, every layer's gathered weights would be on every device. `gather_weight` is the block's only function of one
+    # array with a derivative of its own; casts are as cheap to redo as to read.
+    gathers = primitive.name == "custom_vjp_call" and len(operands) == 1
+    return not gathers and primitive.name != "convert_element_type"
 
 
 def _linear(cfg: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, use_bias: bool = False) -> nnx.Linear:

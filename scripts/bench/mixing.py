@@ -65,7 +65,7 @@ def finished_run(mixer: str, seed: int, root: Path, overrides: Sequence[str]) ->
         f"--config.data.root={root}",
         f"--config.seed={seed}",
         f"--config.train_step={_STEPS.value}",
-        f"--config.eval_every={max(1, _STEPS.value // 6)}",
+        f"--config.eval_every={max(1, _STEPS.value // 4)}",
         "--config.eval_rows=256",
         *overrides,
     ]

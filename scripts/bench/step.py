@@ -1,0 +1,208 @@
+"""What a policy costs: tokens/s of a recipe's mixer against a static one, in one process, in alternating blocks of steps.
+
+    python scripts/bench/step.py --config=configs/odm.py [--rounds=10] [--output=docs/benchmarks/step.json]
+    python scripts/bench/step.py --config=configs/odm.py:slimpajama-6b --config.data.source=local --config.data.root=DIR \\
+        --config.mesh.fsdp=8 --output=docs/benchmarks/step-gpu.json
+
+The recipe runs with update_step=1, warmup_step=0 and lag=1: a decision after every step. Each round has a block of the
+baseline mixer, a block of the recipe's and a block of bare steps on one batch that stays on the device, in turn forwards and
+backwards, so that drift cancels; all three train the same parameters. The first two are the project's loop as it is, with
+its lines, its loader and its progress bar; what is reported is the rate that it reports. Ratios are of blocks of the same
+round. Also: the loader alone, and how much of a step the host's main thread works.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import machine
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from dataflex_jax import cli, loop, train
+from dataflex_jax import config as configuration
+from dataflex_jax.data import sampler as sampling
+from dataflex_jax.data.sampler import SamplerState
+from dataflex_jax.job import Cadence, Job
+from dataflex_jax.metrics import Throughput
+from dataflex_jax.policies import registry
+from dataflex_jax.resume import Position
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.state import PyTree, TrainState
+
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each kind.", lower_bound=1)
+_BLOCK = flags.DEFINE_integer("block", 22, "Steps a block; the rate is that of the last 20 or fewer.", lower_bound=3)
+_BASELINE = flags.DEFINE_string("baseline", "static", "The mixer to compare with.")
+_LOADER_STEPS = flags.DEFINE_integer("loader_steps", 200, "Batches in each measurement of the loader.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", f"{machine.RESULTS}/step.json", "The result.")
+
+BARE = "one batch on the device"
+
+
+class Contestant(NamedTuple):
+    """A mixer's run: the job, and what it keeps from one of its blocks to the next."""
+
+    job: Job
+    mixer: PyTree
+    sampler: SamplerState
+
+
+class Block(NamedTuple):
+    """What a block measured: tokens/s, and of its last steps wall time and CPU time of the main thread, seconds a step."""
+
+    tokens_per_second: float
+    step_seconds: float
+    main_thread_seconds: float
+
+
+class Kept:
+    """Stands in for a run's checkpoints: keeps the last state in memory."""
+
+    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
+        self.state, self.sampler = state, sampling.from_json(run["sampler"], tuple(run["stores"]))
+
+    def wait(self) -> None:
+        pass
+
+    def last_good(self) -> str:
+        return "a benchmark keeps no checkpoint"
+
+
+class Clocked:
+    """The train step, noting when it is called and the CPU time of the calling thread."""
+
+    def __init__(self, step: Callable):
+        self._step = step
+        self.calls: list[tuple[float, float]] = []
+
+    def __call__(self, state: TrainState, batch: PyTree):
+        self.calls.append((time.perf_counter(), time.thread_time()))
+        return self._step(state, batch)
+
+    def seconds_a_step(self) -> np.ndarray:
+        """Wall time, and CPU time of the thread, between calls; those of the second half of the block."""
+        half = np.array(self.calls[len(self.calls) // 2 :])
+        return (half[-1] - half[0]) / (len(half) - 1)
+
+
+def recipe(config: ConfigDict, steps: int, mixer: str | None) -> ConfigDict:
+    """The recipe with a decision after every step, and with another mixer where one is named."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update(train_step=steps, warmup_step=0, update_step=1, update_times=-1, wandb_project=None)
+        config.data.lag = 1
+        if mixer is not None:
+            config.mixer = registry.policy_config("mixer", mixer)
+    return config
+
+
+def assembled(config: ConfigDict, folder: Path) -> tuple[Job, TrainState, Position]:
+    """What train.py hands to the loop."""
+    handed = []
+    with mock.patch.object(loop, "run", lambda *arguments: handed.append(arguments)):
+        train.train_and_evaluate(config, folder)
+    job, state, position, _ = handed[0]
+    return job, state, position
+
+
+def run_block(of: Contestant, state: TrainState, steps: int, folder: Path) -> tuple[Block, Contestant, TrainState]:
+    """`steps` steps of the loop, from the shared state and the contestant's own policy and data position."""
+    done = int(state.step)
+    kept, step = Kept(), Clocked(of.job.step)
+    job = of.job._replace(
+        step=step,
+        checkpoints=kept,
+        evaluate=lambda params: {"split": "valid", "domains": {}, "overall": None},
+        cadence=Cadence(done + steps, of.job.cadence.log, 0, done + steps),
+    )
+    position = Position(of.sampler._replace(step=done))
+    outcome = loop.run(job, state._replace(mixer=of.mixer), position, folder)
+    block = Block(outcome.tokens_per_second, *step.seconds_a_step().tolist())
+    return block, of._replace(mixer=kept.state.mixer, sampler=kept.sampler), kept.state
+
+
+def bare_block(of: Contestant, state: TrainState, steps: int, batch: PyTree) -> tuple[Block, Contestant, TrainState]:
+    """`steps` steps on one batch, the host doing nothing but dispatching and waiting for the step before."""
+    throughput, step = Throughput(), Clocked(of.job.step)
+    state, before = step(state._replace(mixer=of.mixer), batch)
+    for _ in range(steps - 1):
+        state, metrics = step(state, batch)
+        throughput.update(int(before["tokens"]))
+        before = metrics
+    throughput.update(int(before["tokens"]))
+    block = Block(throughput.tokens_per_second, *step.seconds_a_step().tolist())
+    return block, of._replace(mixer=state.mixer), state
+
+
+def loader_rate(of: Contestant, steps: int) -> float:
+    """Rows/s of planning and loading alone, until the batch is on the devices."""
+    planned = of.sampler
+    start = time.perf_counter()
+    for _ in range(steps):
+        plan, planned = of.job.sampler.plan(planned)
+        jax.block_until_ready(of.job.loader.load(plan))
+    return steps * of.job.sampler.batch_size / (time.perf_counter() - start)
+
+
+def measure(config: ConfigDict, scratch: Path) -> dict[str, Any]:
+    """The result without the machine."""
+    ours, kinds = config.mixer.name, 3
+    steps = kinds * (_ROUNDS.value + 1) * _BLOCK.value
+    contestants = {}
+    for name, mixer in ((_BASELINE.value, _BASELINE.value), (ours, None)):
+        job, state, position = assembled(recipe(config, steps, mixer), scratch / f"job-{name}")
+        contestants[name] = Contestant(job, state.mixer, position.sampler)
+    contestants[BARE] = contestants[ours]
+    plan, _ = job.sampler.plan(position.sampler)
+    batch = job.loader.load(plan)
+
+    blocks: dict[str, list[Block]] = {name: [] for name in contestants}
+    # The first round compiles.
+    for i in range(_ROUNDS.value + 1):
+        for name in list(contestants)[:: 1 if i % 2 else -1]:
+            if name == BARE:
+                block, contestants[name], state = bare_block(contestants[name], state, _BLOCK.value, batch)
+            else:
+                folder = scratch / f"{name}-{i}"
+                block, contestants[name], state = run_block(contestants[name], state, _BLOCK.value, folder)
+            blocks[name] += [block] if i else []
+    rates = {name: np.array([block.tokens_per_second for block in of_kind]) for name, of_kind in blocks.items()}
+    loader = [loader_rate(contestants[ours], _LOADER_STEPS.value) for _ in range(5)]
+    wall, busy = np.median([[b.step_seconds, b.main_thread_seconds] for b in blocks[ours]], axis=0).tolist()
+    return {
+        "mixer": ours,
+        "baseline": _BASELINE.value,
+        "rounds": _ROUNDS.value,
+        "block_steps": _BLOCK.value,
+        "batch_rows": job.sampler.batch_size,
+        "seq_len": job.seq_len,
+        "model": {name: value for name, value in config.model.items() if value is not None},
+        "tokens_per_second": {name: machine.spread(of_kind) for name, of_kind in rates.items()},
+        "mixer_over_baseline": machine.spread(rates[ours] / rates[_BASELINE.value]),
+        # 1 - this is the share of its time that the device waits for the host, or, on a CPU, shares its cores with it.
+        "mixer_over_bare": machine.spread(rates[ours] / rates[BARE]),
+        "loader_rows_per_second": machine.spread(loader),
+        "loader_over_step": float(np.median(loader) * job.seq_len / np.median(rates[ours])),
+        "host": {"step_seconds": wall, "main_thread_busy_seconds": busy, "main_thread_idle_share": 1 - busy / wall},
+    }
+
+
+def main(argv: list[str]) -> None:
+    cli.no_positional(argv)
+    config = cli.chosen_config(train.CONFIG)
+    with tempfile.TemporaryDirectory() as scratch, jax.set_mesh(make_mesh(config.mesh)):
+        result = measure(config, Path(scratch))
+    machine.write(_OUTPUT.value, machine.describe(configuration.resolved(config)) | result)
+    ratio, bare = result["mixer_over_baseline"], result["mixer_over_bare"]
+    print(f"{result['mixer']} / {result['baseline']}: {ratio['median']:.4f}, quartiles {ratio['quartiles']}")
+    print(f"{result['mixer']} / {BARE}: {bare['median']:.4f}, quartiles {bare['quartiles']}")
+    print(f"loader / step: {result['loader_over_step']:.0f}; main thread idle {result['host']['main_thread_idle_share']:.1%}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

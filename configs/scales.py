@@ -52,7 +52,7 @@ def quickstart(config: ConfigDict) -> None:
         remat="none",
     )
     config.data.update(tokenizer="train:2048", seq_len=128, batch_size=16, valid_fraction=0.05)
-    config.optim.update(learning_rate=3e-3, warmup_ratio=0.1)
+    config.optim.update(learning_rate=6e-3, warmup_ratio=0.1)
 
 
 def local(config: ConfigDict) -> None:

@@ -6,6 +6,7 @@ parameters or the cursors mean something else.
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +71,14 @@ def identify(
         stores={store.name: store.key for store in stores},
         initial_weights=dict(zip(names, np.asarray(initial_weights, np.float64).tolist(), strict=True)),
     )
+
+
+def with_saved_tokenizer(data: ConfigDict, run_folder: Path) -> ConfigDict:
+    """`config.data` with the tokenizer that the run trained for itself: further domains would train another one."""
+    data = data.copy_and_resolve_references()
+    if data.tokenizer.startswith("train:"):
+        data.tokenizer = str(run_folder / "tokenizer")
+    return data
 
 
 def beginning(identity: Identity) -> Position:

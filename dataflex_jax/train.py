@@ -46,9 +46,10 @@ def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
     mesh = make_mesh(config.mesh)
     check_rows(mesh, data.batch_size, data.grad_accumulation)
     checkpoints = Checkpoints(run_folder, config.keep)
+    latest = checkpoints.latest()
 
     with jax.set_mesh(mesh):
-        stores, tokenizer = open_stores(data)
+        stores, tokenizer = open_stores(data if latest is None else resume.with_saved_tokenizer(data, run_folder))
         loader = Loader(stores, data.seq_len, config.seed, mesh)
         model = model_config(config.model, tokenizer)
 
@@ -62,7 +63,6 @@ def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
         identity = resume.identify(config, model, tokenizer, stores, mixer.sampling_weights(mixer_state))
-        latest = checkpoints.latest()
         if latest is None:
             state = jax.jit(lambda key: init(key)[1], out_shardings=shardings)(jax.random.key(config.seed))
             position = resume.beginning(identity)

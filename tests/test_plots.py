@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 from matplotlib import image
-from tests.synthetic_run import write_run
 
 from dataflex_jax import plot_style, plots
 from dataflex_jax.errors import InputError
 from dataflex_jax.records import RunRecords
+from tests.synthetic_run import write_run
 
 
 def append(path, **record):

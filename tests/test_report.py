@@ -6,10 +6,10 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from tests.synthetic_run import write_run
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.report import write_report
+from tests.synthetic_run import write_run
 
 
 class Page(HTMLParser):

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import machine
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax import cli, loop, train
 from dataflex_jax import config as configuration
@@ -35,6 +36,7 @@ from dataflex_jax.resume import Position
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.state import PyTree, TrainState
 
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each kind.", lower_bound=1)
 _BLOCK = flags.DEFINE_integer("block", 22, "Steps a block; the rate is that of the last 20 or fewer.", lower_bound=3)
 _BASELINE = flags.DEFINE_string("baseline", "static", "The mixer to compare with.")
@@ -157,7 +159,8 @@ def measure(config: ConfigDict, scratch: Path) -> dict[str, Any]:
     for name, mixer in ((_BASELINE.value, _BASELINE.value), (ours, None)):
         job, state, position = assembled(recipe(config, steps, mixer), scratch / f"job-{name}")
         contestants[name] = Contestant(job, state.mixer, position.sampler)
-    contestants[BARE] = contestants[ours]
+    # A copy: the step's state is donated.
+    contestants[BARE] = contestants[ours]._replace(mixer=jax.tree.map(jnp.copy, contestants[ours].mixer))
     plan, _ = job.sampler.plan(position.sampler)
     batch = job.loader.load(plan)
 
@@ -194,7 +197,7 @@ def measure(config: ConfigDict, scratch: Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     cli.no_positional(argv)
-    config = cli.chosen_config(train.CONFIG)
+    config = cli.chosen_config(_CONFIG)
     with tempfile.TemporaryDirectory() as scratch, jax.set_mesh(make_mesh(config.mesh)):
         result = measure(config, Path(scratch))
     machine.write(_OUTPUT.value, machine.describe(configuration.resolved(config)) | result)

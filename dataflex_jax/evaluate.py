@@ -45,7 +45,7 @@ def evaluate_checkpoint(trained: ConfigDict, config: ConfigDict, run_folder: Pat
         stores, tokenizer = open_stores(config.data)
         model = model_config(trained.model, tokenizer)
         graphdef, shapes = jax.eval_shape(lambda key: decoder.create(model, key), jax.random.key(0))
-        params = Checkpoints(run_folder).read_params(step, placed(mesh, shapes))
+        params = Checkpoints(run_folder, writable=False).read_params(step, placed(mesh, shapes))
         evaluate = make_evaluate(graphdef, stores, config.data.seq_len, rows, config.eval_rows, mesh)
         return {"step": step, **evaluate(params)}
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import jax
 
 from dataflex_jax import preemption, resume
+from dataflex_jax.errors import TrainingError, is_disk_full
 from dataflex_jax.job import Job, Outcome
 from dataflex_jax.resume import Position
 from dataflex_jax.run_log import Dispatched, RunLog
-from dataflex_jax.state import PyTree, TrainState
+from dataflex_jax.state import PyTree, TrainState, all_finite
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,17 @@ def run(job: Job, state: TrainState, position: Position, run_folder: Path) -> Ou
     """Trains from `state` and `position` to the end, or to the next step boundary after a request to stop.
 
     Raises:
-        TrainingError: a non-finite loss or gradient, or a checkpoint that could not be written.
+        TrainingError: a non-finite loss or gradient, a full disk, or a checkpoint that could not be written.
     """
+    try:
+        return _run(job, state, position, run_folder)
+    except OSError as e:
+        if not is_disk_full(e):
+            raise
+        raise TrainingError(f"{run_folder}: {e.strerror}; {job.checkpoints.last_good()}, to go on from once there is room") from e
+
+
+def _run(job: Job, state: TrainState, position: Position, run_folder: Path) -> Outcome:
     step, preempted = position.sampler.step, False
     if step >= job.cadence.train_step:
         logger.info(
@@ -48,6 +58,8 @@ def run(job: Job, state: TrainState, position: Position, run_folder: Path) -> Ou
             while len(in_flight) > behind:
                 planned = log.process(in_flight.popleft(), planned)
             with log.paused():
+                if evaluate or save:
+                    log.check_state(step, bool(all_finite(state)))
                 if evaluate:
                     log.evaluated(step, job.evaluate(state.params))
                 if save:

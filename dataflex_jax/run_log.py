@@ -1,12 +1,12 @@
 """From a step's metrics to the run folder's lines, the progress bar and the sampler's published weights."""
 
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dataflex_jax.data import sampler as sampling
@@ -17,8 +17,6 @@ from dataflex_jax.metrics import MetricsLogger, Progress, Throughput
 from dataflex_jax.records import JsonlWriter
 from dataflex_jax.resume import Position
 from dataflex_jax.state import PyTree
-
-logger = logging.getLogger(__name__)
 
 
 class Dispatched(NamedTuple):
@@ -74,10 +72,11 @@ class RunLog:
         """Waits for a step, writes its lines, and returns the sampler with what the step published.
 
         Raises:
-            TrainingError: its loss or gradient is not finite.
+            TrainingError: its loss, its gradient or what the mixer made of it is not finite.
         """
         values = jax.device_get(dispatched.metrics)
         step = dispatched.plan.step
+        self._domain_rows = values["domain_rows"]
         self._check_finite(step, values)
         self.tokens_seen += int(values["tokens"])
         self._throughput.update(int(values["tokens"]))
@@ -132,15 +131,28 @@ class RunLog:
             },
         )
 
+    def check_state(self, step: int, finite: bool) -> None:
+        """Refuses to evaluate or save what the last step made of the parameters, the optimizer and the mixer.
+
+        Raises:
+            TrainingError: they are not all finite.
+        """
+        if not finite:
+            raise self._not_finite("a parameter or optimizer moment is not finite", step)
+
     def _check_finite(self, step: int, values: dict[str, Any]) -> None:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(values[name]):
-                rows = {name: int(n) for name, n in zip(self._names, values["domain_rows"], strict=True) if n}
-                logger.error("Step %d is not finite; nothing after the last good checkpoint is kept.", step)
-                raise TrainingError(
-                    f"{name} is {values[name]} at step {step}; rows in the batch: "
-                    f"{', '.join(f'{n} of {domain}' for domain, n in rows.items())}; {self._job.checkpoints.last_good()}"
-                )
+                raise self._not_finite(f"{name} is {values[name]}", step)
+        for name in ("mixer", "sampling_weights"):
+            floats = [leaf for leaf in jax.tree.leaves(values[name]) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+            if not all(np.isfinite(leaf).all() for leaf in floats):
+                described = _named(values[name], self._names)
+                raise self._not_finite(f"mixer {self._job.mixer}: not all finite, {name} = {described}", step)
+
+    def _not_finite(self, what: str, step: int) -> TrainingError:
+        rows = ", ".join(f"{n} of {name}" for name, n in self._by_name(self._domain_rows).items() if n)
+        return TrainingError(f"{what} at step {step}; rows in the batch: {rows}; {self._job.checkpoints.last_good()}")
 
     def _by_name(self, values: np.ndarray) -> dict[str, Any]:
         return dict(zip(self._names, values, strict=True))

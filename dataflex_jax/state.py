@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dataflex_jax.models import decoder
 from dataflex_jax.models.config import ModelConfig
@@ -167,6 +167,13 @@ def abstract_state(init: Callable[[PRNGKeyArray], Any], mesh: Mesh) -> tuple[nnx
     """What `init` (`init_state` awaiting its key) would return, as shapes, dtypes and shardings; computes nothing."""
     graphdef, shapes = jax.eval_shape(init, jax.random.key(0))
     return graphdef, placed(mesh, shapes)
+
+
+@jax.jit
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether no floating-point leaf has a NaN or an infinity."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def eval_step(graphdef: nnx.GraphDef, num_domains: int, params: PyTree, batch: Batch) -> tuple[Array, Array]:

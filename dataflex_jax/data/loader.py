@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from dataflex_jax.data.sampler import Plan
 from dataflex_jax.data.store import DomainStore, TokenArray
@@ -83,15 +83,19 @@ class Loader:
         for b in np.flatnonzero(mine):
             tokens[b] = self._sequences[plan.domains[b]][int(plan.positions[b])]
         mask = np.ones((*shape, self._seq_len), np.float32)
-        return _on_devices(self._mesh, tokens, mask, plan.domains) | {
-            "drawn_with": jax.device_put(plan.drawn_with.astype(np.float32), replicated(self._mesh))
-        }
+        drawn_with = _placed(plan.drawn_with.astype(np.float32), replicated(self._mesh))
+        return _on_devices(self._mesh, tokens, mask, plan.domains) | {"drawn_with": drawn_with}
 
 
 def _on_devices(mesh: Mesh, tokens: np.ndarray, mask: np.ndarray, domains: np.ndarray) -> Batch:
-    sharding = batch_sharding(mesh)
     values = {"tokens": tokens, "mask": mask, "domain": domains.astype(np.int32)}
-    return {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in values.items()}
+    return {k: _placed(v, batch_sharding(mesh)) for k, v in values.items()}
+
+
+def _placed(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    # Not device_put: over several hosts it compares the values by a collective of its own, which must not come between
+    # the train step's from another thread.
+    return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
 
 
 def held_out_batches(

@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # The model. Shape fields have Hugging Face's names; None takes the value of name_or_path, or the architecture's default.
     config.model = model = ConfigDict()
     model.name_or_path = placeholder(str)  # hub id or folder with a config.json; None: the shape below
-    model.from_scratch = True  # random weights in the shape of name_or_path
+    model.from_scratch = True  # random weights; False: those of name_or_path (set data.tokenizer to its tokenizer)
     model.architecture = "qwen2"
     model.vocab_size = placeholder(int)  # None: the tokenizer's, rounded up to a multiple of 128
     model.hidden_size = placeholder(int)
@@ -59,18 +59,29 @@ def get_config(arg: str = "") -> ConfigDict:
     model.remat = "full"  # what the backward pass recomputes, by name; see dataflex_jax/models/decoder.py
     model.attention = "auto"  # "auto", "xla" or "cudnn"
 
+    # Low-rank adapters (LoRA): the model stays as it is, only they are trained and saved.
+    config.lora = lora = ConfigDict()
+    lora.rank = 0  # inner width of the adapters; 0: off, all parameters are trained
+    lora.alpha = placeholder(float)  # their product is scaled by alpha / rank; None: 2 * rank
+    lora.dropout = 0.0  # of their inputs, while training
+    lora.name_or_path = placeholder(str)  # PEFT adapter to start from (folder or hub id); None: fresh ones
+    lora.use_rslora = False  # scale by alpha / sqrt(rank)
+    lora.target_modules = ("all",)  # of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; "all": all seven
+    lora.base_dtype = "bfloat16"  # of the frozen parameters; the adapters have model.param_dtype
+
     # The data.
     config.data = data = ConfigDict()
-    data.source = "builtin"  # "builtin" (text of the Python installation), "local" (files) or "hub" (datasets)
-    data.root = placeholder(
-        str
-    )  # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt; hub: id or save_to_disk folder
+    # "builtin" (of the Python installation), "local" (files), "hub" (datasets) or "dataset_info" (LLaMA-Factory's folder)
+    data.source = "builtin"
+    # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt (.json for instruction data); hub: id or save_to_disk folder;
+    # dataset_info: folder with dataset_info.json
+    data.root = placeholder(str)
     data.domains = placeholder(tuple)  # names, in order; None: all that are found
     data.domain_field = placeholder(str)  # dotted record field that says which domain a record belongs to
     data.domain_values = placeholder(tuple)  # that field's value for each of data.domains; None: the names themselves
     data.hub_config = placeholder(str)
     data.hub_split = "train"
-    data.text_field = "text"
+    data.text_field = "text"  # of a document's record
     data.tokenizer = (
         "train:4096"  # hub id, folder, tokenizer.json, "bytes", or "train:VOCAB" (a BPE of the training text)
     )
@@ -84,6 +95,15 @@ def get_config(arg: str = "") -> ConfigDict:
     data.lag = 1  # weights decided after step s are drawn from at step s + 1 + lag
     data.cache_dir = "~/.cache/dataflex_jax"  # rows stores and trained tokenizers
     data.on_bad_record = "raise"  # or "skip", which counts them
+
+    # Instruction data: one example a row instead of rows of seq_len tokens.
+    data.formatting = placeholder(str)  # "alpaca", "sharegpt", "openai" or "pairs"; None: documents, or dataset_info's
+    data.template = placeholder(str)  # "qwen", "llama3", "mistral" or "alpaca"; None: the tokenizer's own chat template
+    data.cutoff_len = 2048  # further tokens of an example are cut off; without a response in the rest it is dropped
+    data.train_on_prompt = False  # the loss is on all tokens, not on the responses only
+    data.mask_history = False  # the loss is on the last response only
+    data.packing = False  # several examples a row of cutoff_len tokens, which do not see each other
+    data.buckets = placeholder(tuple)  # row lengths that a batch is padded to; None: cutoff_len / 8, / 4, / 2, / 1
 
     # The optimizer: AdamW.
     config.optim = optim = ConfigDict()

@@ -124,19 +124,21 @@ class Checkpoints:
             if _system_error(e) is None:
                 logger.exception("The checkpoint was not written.")
             self._manager.reload()
-            raise TrainingError(
-                f"{self.folder}: writing a checkpoint failed ({_reason(e)}); {self.last_good()}"
-            ) from e
+            raise TrainingError(f"{self.folder}: writing a checkpoint failed ({_reason(e)}); {self.last_good()}") from e
 
     def _read(self, step: int, **item: ocp.args.CheckpointArgs) -> Any:
         (name,) = item
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
-        except (OSError, ValueError, KeyError) as e:
+        except Exception as e:
+            # Orbax puts some of what it meets into a bare Exception.
+            cause = e.__cause__ or e
+            if not isinstance(cause, (OSError, ValueError, KeyError)):
+                raise
             earlier = [other for other in self._manager.all_steps() if other < step]
             fallback = f"go back to step {max(earlier)}" if earlier else "start from the beginning"
             raise InputError(
-                f"{self.folder / str(step)}: cannot be read ({_reason(e)}); if it is damaged, delete this folder to "
+                f"{self.folder / str(step)}: cannot be read ({_reason(cause)}); if it is damaged, delete this folder to "
                 f"{fallback}"
             ) from e
 

@@ -16,7 +16,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.config import POLICY_KINDS
+from dataflex_jax.errors import InputError, TrainingError, is_disk_full
 
 _PROJECT = Path(__file__).parent.parent
 
@@ -24,6 +25,7 @@ _PROJECT = Path(__file__).parent.parent
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Parses the flags, calls `main(argv)` and exits with its code; faults of the user's print one line."""
     _log_to_stderr()
+    _silence_what_is_reported_elsewhere()
     app.run(lambda argv: _reporting(main, argv), flags_parser=lambda argv: _reporting(_parse, argv))
 
 
@@ -34,6 +36,9 @@ def chosen_config(holder: flags.FlagHolder) -> ConfigDict:
         InputError: it is missing, or a policy was changed by overriding its name alone.
     """
     config = holder.value
+    if config is None and holder.present:
+        recipe = flags.FLAGS[holder.name].config_filename
+        raise InputError(f"--{holder.name}={recipe}: its get_config() returns nothing")
     if config is None:
         raise InputError(f"--{holder.name} is missing, e.g. --{holder.name}=configs/odm.py")
     for name, value in config_flags.get_override_values(flags.FLAGS[holder.name]).items():
@@ -89,54 +94,89 @@ def _log_to_stderr() -> None:
     package.propagate = False
 
 
+def _silence_what_is_reported_elsewhere() -> None:
+    """What fails in the threads of a save or a restore is raised where these are waited for, and reported there."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or not record.exc_info)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+    def hook(unraisable):
+        # TensorStore's reads that were under way when another one failed.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _reporting(call: Callable, argv: list[str]):
     try:
         return call(argv)
     except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2, str(e))
     except TrainingError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+        _exit(1, str(e))
+    except OSError as e:
+        if not is_disk_full(e):
+            raise
+        _exit(1, f"{e.strerror}{f': {e.filename}' if e.filename else ''}; make room and run the same command again")
+
+
+def _exit(code: int, message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    argv[:] = [_found_recipe(arg) for arg in argv]
+    for i, arg in enumerate(argv):
+        flag, equals, value = arg.partition("=")
+        if flag in ("--config", "-config"):
+            if equals:
+                argv[i] = f"{flag}={_found_recipe(value)}"
+            elif argv[i + 1 :]:
+                argv[i + 1] = _found_recipe(argv[i + 1])
     try:
         return flags.FLAGS(argv)
     except flags.Error as e:
+        if match := re.match(r"flag --config\.(\w+)=(\S*): Failed to parse .* as a ConfigDict", str(e)):
+            raise InputError(f"--config.{match[1]}={match[2]}: not one field; {_how_to_set(match[1], match[2])}") from e
         raise InputError(e) from e
-    except AttributeError as e:
-        raise _unknown_field(argv, e) or e from e
+    except (AttributeError, KeyError, TypeError) as e:
+        if str(e).endswith("has no attribute 'get_config'"):
+            raise InputError("--config: not a recipe, the file has no function get_config()") from e
+        if error := _unknown_field(argv):
+            raise error from e
+        raise
     except ValueError as e:
         if match := re.match(r'Override (\S+) can not be applied because field "(\w+)" is None', str(e)):
-            raise InputError(
-                f"--config.{match[1]}: no {match[2]} is chosen; choose it by variant, "
-                f"--config=configs/base.py:{match[2]}=NAME, then its fields exist"
-            ) from e
+            raise InputError(f"--config.{match[1]}: {match[2]} is None; {_how_to_set(match[2], 'NAME')}") from e
         raise
 
 
-def _found_recipe(arg: str) -> str:
+def _how_to_set(section: str, value: str) -> str:
+    if section in POLICY_KINDS:
+        return f"choose it by variant, --config=configs/base.py:{section}={value}, then its fields exist"
+    return "give it whole, or its fields one by one"
+
+
+def _found_recipe(value: str) -> str:
     """Recipes are looked for in the working directory, then beside the package."""
-    match = re.fullmatch(r"(--?config=)([^:]+)(:.*)?", arg)
-    if not match or Path(match[2]).exists():
-        return arg
-    if not (_PROJECT / match[2]).is_file():
-        raise InputError(f"--config={match[2]}: no such file; recipes are in {_PROJECT / 'configs'}")
-    return f"{match[1]}{_PROJECT / match[2]}{match[3] or ''}"
+    path, colon, variant = value.partition(":")
+    for found in (Path(path), _PROJECT / path):
+        if found.is_file():
+            return f"{found}{colon}{variant}"
+    raise InputError(f"--config={path}: no such file; recipes are in {_PROJECT / 'configs'}")
 
 
-def _unknown_field(argv: list[str], error: AttributeError) -> InputError | None:
-    """The error for an override that the recipe has no field for; None where `error` is about something else."""
-    field = re.search(r"\w+", str(error))
-    for arg in argv:
-        match = re.match(rf"--?config\.((?:\w+\.)*){field and field[0]}(=|$)", arg)
-        if match:
-            section = _recipe_alone(argv)
-            for name in filter(None, match[1].split(".")):
-                section = section[name]
-            return InputError(f"{arg}: no such field; this recipe has {', '.join(section.keys())}")
+def _unknown_field(argv: list[str]) -> InputError | None:
+    """The error for the first override that the recipe has no field for; None if it has them all."""
+    overrides = [match for arg in argv if (match := re.match(r"--?config\.([\w.]+)", arg))]
+    recipe = _recipe_alone(argv) if overrides else None
+    for override in overrides:
+        section = recipe
+        for name in override[1].split("."):
+            known = tuple(section.keys()) if isinstance(section, ConfigDict) else ()
+            if name not in known:
+                return InputError(f"{override[0]}: no such field; accepted here: {', '.join(known) or 'none'}")
+            section = section[name]
     return None
 
 

@@ -16,10 +16,14 @@ import jax
 from ml_collections import ConfigDict
 
 from dataflex_jax import __version__
+from dataflex_jax.data.chat import BUILT_IN
+from dataflex_jax.data.instruct import FORMATTINGS
 from dataflex_jax.errors import InputError
+from dataflex_jax.models.config import LORA_MODULES
 from dataflex_jax.policies.proportions import normalised
 from dataflex_jax.policies.registry import check_schedule, policy_config
 from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.records import replace_file
 
 POLICY_KINDS = ("mixer",)
 
@@ -59,6 +63,13 @@ def _one_of(*values: str) -> Check:
     return Check("one of " + ", ".join(map(repr, values)), lambda x: x in values)
 
 
+def _names_of(*values: str) -> Check:
+    return Check(
+        "a tuple of one or more of " + ", ".join(map(repr, values)),
+        lambda x: isinstance(x, (tuple, list)) and len(x) > 0 and all(name in values for name in x),
+    )
+
+
 def _optional(check: Check) -> Check:
     return Check(f"{check.accepts}, or None", lambda x: x is None or check.test(x))
 
@@ -68,6 +79,10 @@ _BOOL = Check("True or False", lambda x: isinstance(x, bool))
 _NAMES = Check(
     "a tuple of distinct non-empty strings",
     lambda x: isinstance(x, (tuple, list)) and all(map(_TEXT.test, x)) and len(set(x)) == len(x),
+)
+_LENGTHS = Check(
+    "a tuple of increasing integers >= 1",
+    lambda x: isinstance(x, (tuple, list)) and all(map(_integer(1).test, x)) and list(x) == sorted(set(x)) != [],
 )
 _MESH_AXIS = Check("an integer >= 1, or -1 for the rest", lambda x: _is_int(x) and (x >= 1 or x == -1))
 _PROPORTIONS = Check(
@@ -108,7 +123,14 @@ CHECKS: dict[str, Check] = {
     "model.param_dtype": _one_of("float32", "bfloat16"),
     "model.remat": _TEXT,
     "model.attention": _one_of("auto", "xla", "cudnn"),
-    "data.source": _one_of("builtin", "local", "hub"),
+    "lora.rank": _integer(0),
+    "lora.alpha": _optional(_number(0, open_low=True)),
+    "lora.dropout": _number(0, 1),
+    "lora.name_or_path": _optional(_TEXT),
+    "lora.use_rslora": _BOOL,
+    "lora.target_modules": _names_of(*LORA_MODULES, "all"),
+    "lora.base_dtype": _one_of("bfloat16", "float32"),
+    "data.source": _one_of("builtin", "local", "hub", "dataset_info"),
     "data.root": _optional(_TEXT),
     "data.domains": _optional(_NAMES),
     "data.domain_field": _optional(_TEXT),
@@ -127,6 +149,13 @@ CHECKS: dict[str, Check] = {
     "data.lag": _integer(0),
     "data.cache_dir": _TEXT,
     "data.on_bad_record": _one_of("raise", "skip"),
+    "data.formatting": _optional(_one_of(*FORMATTINGS)),
+    "data.template": _optional(_one_of(*BUILT_IN)),
+    "data.cutoff_len": _integer(2),
+    "data.train_on_prompt": _BOOL,
+    "data.mask_history": _BOOL,
+    "data.packing": _BOOL,
+    "data.buckets": _optional(_LENGTHS),
     "optim.learning_rate": _number(0),
     "optim.schedule": _one_of("linear", "cosine", "wsd", "constant"),
     "optim.warmup_ratio": _number(0, 1),
@@ -170,6 +199,13 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"config.{missing[0]}: missing; start the recipe from configs/base.py")
     check_schedule("config.", schedule(config))
     data = config.data
+    if not config.model.from_scratch and config.model.name_or_path is None:
+        raise InputError("config.model.from_scratch = False: needs config.model.name_or_path, a folder or a hub id")
+    if not config.model.from_scratch and data.tokenizer.startswith("train:"):
+        raise InputError(
+            f"config.data.tokenizer = {data.tokenizer!r}: pretrained weights (config.model.from_scratch = False) need "
+            f"the tokenizer that they were trained with, such as {config.model.name_or_path!r}"
+        )
     if data.batch_size % data.grad_accumulation:
         raise InputError(
             f"config.data.batch_size = {data.batch_size}: must be a multiple of config.data.grad_accumulation = "
@@ -181,6 +217,15 @@ def validate(config: ConfigDict) -> None:
         raise InputError("config.data.domain_values: must have one value for each of config.data.domains")
     if data.domain_values is not None and data.domain_field is None:
         raise InputError("config.data.domain_values: needs config.data.domain_field, the record field that holds them")
+    if data.source == "dataset_info" and data.formatting is not None:
+        raise InputError("config.data.formatting: each entry of dataset_info.json has its own; leave it None")
+    if data.train_on_prompt and data.mask_history:
+        raise InputError("config.data.mask_history: cannot be combined with config.data.train_on_prompt; set one to False")
+    if data.buckets is not None and data.buckets[-1] < data.cutoff_len - 1:
+        raise InputError(
+            f"config.data.buckets = {tuple(data.buckets)}: the last one must hold config.data.cutoff_len = "
+            f"{data.cutoff_len} tokens, the first of which is not predicted"
+        )
     if data.domains is not None and isinstance(data.proportions, (tuple, list)):
         normalised(data.proportions, len(data.domains), "config.data.proportions")
     if [config.mesh[axis] for axis in config.mesh].count(-1) > 1:
@@ -222,7 +267,8 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
 
 def write(config: ConfigDict, path: Path) -> None:
     """Writes config.json."""
-    path.write_text(json.dumps(resolved(config), indent=2) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(resolved(config), indent=2) + "\n").encode())
 
 
 def read(run_folder: Path) -> ConfigDict:

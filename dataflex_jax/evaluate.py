@@ -16,14 +16,13 @@ from ml_collections import ConfigDict, config_flags
 from dataflex_jax import cli
 from dataflex_jax import config as configuration
 from dataflex_jax.checkpoint import Checkpoints, locate
+from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import check_rows
-from dataflex_jax.data.store import open_stores
 from dataflex_jax.errors import InputError
 from dataflex_jax.evaluation import make_evaluate
-from dataflex_jax.models import decoder
-from dataflex_jax.models.resolve import model_config
 from dataflex_jax.records import to_json
-from dataflex_jax.sharding import make_mesh, placed
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.weights import read_checkpoint
 
 
 def evaluate_checkpoint(trained: ConfigDict, config: ConfigDict, run_folder: Path, step: int) -> dict[str, Any]:
@@ -42,11 +41,9 @@ def evaluate_checkpoint(trained: ConfigDict, config: ConfigDict, run_folder: Pat
     rows = config.data.batch_size // config.data.grad_accumulation
     check_rows(mesh, rows, 1)
     with jax.set_mesh(mesh):
-        stores, tokenizer = open_stores(config.data)
-        model = model_config(trained.model, tokenizer)
-        graphdef, shapes = jax.eval_shape(lambda key: decoder.create(model, key), jax.random.key(0))
-        params = Checkpoints(run_folder, writable=False).read_params(step, placed(mesh, shapes))
-        evaluate = make_evaluate(graphdef, stores, config.data.seq_len, rows, config.eval_rows, mesh)
+        domains, _ = open_domains(config.data)
+        _, graphdef, params = read_checkpoint(Checkpoints(run_folder, writable=False), step, trained, mesh)
+        evaluate = make_evaluate(graphdef, domains, rows, config.eval_rows, mesh)
         return {"step": step, **evaluate(params)}
 
 

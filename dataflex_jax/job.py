@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dataflex_jax.checkpoint import Checkpoints
+from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.loader import Batch, Loader
 from dataflex_jax.data.sampler import Sampler
-from dataflex_jax.data.store import DomainStore
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.resume import Identity
 from dataflex_jax.state import PyTree, TrainState
@@ -29,8 +29,7 @@ class Job(NamedTuple):
         evaluate: parameters -> record for eval.jsonl.
         sampler: draws plans.
         loader: turns plans into batches.
-        stores: the K domains.
-        seq_len: tokens a row.
+        domains: the K domains.
         mixer: the mixer's name, or None where it is off and policy.jsonl is not written.
         schedule: when the mixer's weights are published.
         lag: further steps until they take effect.
@@ -47,8 +46,7 @@ class Job(NamedTuple):
     evaluate: Callable[[PyTree], dict[str, Any]]
     sampler: Sampler
     loader: Loader
-    stores: Sequence[DomainStore]
-    seq_len: int
+    domains: Sequence[Domain]
     mixer: str | None
     schedule: Schedule
     lag: int

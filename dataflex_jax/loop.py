@@ -32,7 +32,7 @@ def run(job: Job, state: TrainState, position: Position, run_folder: Path) -> Ou
     except OSError as e:
         if not is_disk_full(e):
             raise
-        raise TrainingError(f"{run_folder}: {e.strerror}; {job.checkpoints.last_good()}, to go on from once there is room") from e
+        raise TrainingError(f"{run_folder}: {e.strerror}; {job.checkpoints.last_good()}") from e
 
 
 def _run(job: Job, state: TrainState, position: Position, run_folder: Path) -> Outcome:

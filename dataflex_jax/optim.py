@@ -6,6 +6,8 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from dataflex_jax.models import lora
+
 WSD_DECAY = 0.1  # share of the run over which "wsd" decays
 
 
@@ -30,7 +32,7 @@ def learning_rate(optim: ConfigDict, train_step: int) -> optax.Schedule:
 
 
 def _is_matrix(path: tuple, _: Any) -> bool:
-    return jax.tree_util.keystr(path, simple=True, separator="/").endswith(("kernel", "embedding"))
+    return jax.tree_util.keystr(path, simple=True, separator="/").endswith(("kernel", "embedding", *lora.FACTORS))
 
 
 def adamw(optim: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -71,7 +71,7 @@ def to_json(record: Mapping[str, Any], nullable: Collection[str] = NULLABLE, *, 
     return json.dumps(to_jsonable(record, nullable), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Gives the file new contents so that a reader, or a run killed half-way, sees the old ones or the new ones."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
@@ -156,7 +156,7 @@ class JsonlWriter:
             if record["step"] <= step:
                 kept.append(line + b"\n")
         if len(kept) < len(records):
-            _replace(self.path, b"".join(kept))
+            replace_file(self.path, b"".join(kept))
         self._file = self._open()
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ def write_summary(run_folder: str | os.PathLike[str], values: Mapping[str, Any])
         text = to_json(values, indent=2)
     except TrainingError as error:
         raise TrainingError(f"{path.name}: {error}") from error
-    _replace(path, (text + "\n").encode())
+    replace_file(path, (text + "\n").encode())
     return path
 
 

@@ -4,6 +4,7 @@ Allowed: other proportions, more steps, further domains, other hyperparameters. 
 parameters or the cursors mean something else.
 """
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,12 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.checkpoint import Checkpoints
 from dataflex_jax.data import sampler
+from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.sampler import SamplerState
-from dataflex_jax.data.store import DomainStore
 from dataflex_jax.data.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.config import ModelConfig
-from dataflex_jax.models.resolve import describe
+from dataflex_jax.models.config import LoraConfig, ModelConfig
+from dataflex_jax.models.resolve import describe, described_config
 from dataflex_jax.policies.base import Mixer, PyTree
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.state import TrainState
@@ -44,33 +45,55 @@ class Identity(NamedTuple):
         fields: configuration fields (dotted, without "config.") and their values.
         stores: the content key of each domain's rows store, in the order of the domains.
         initial_weights: what the mixer draws with before its first update, by domain.
+        base: "name" and "weights" (a fingerprint) of the frozen parameters; None where all are trained.
     """
 
     fields: dict[str, Any]
     stores: dict[str, str]
     initial_weights: dict[str, float]
+    base: dict[str, str] | None = None
 
 
 def identify(
     config: ConfigDict,
     model: ModelConfig,
     tokenizer: Tokenizer,
-    stores: Sequence[DomainStore],
+    domains: Sequence[Domain],
     initial_weights: Float[Array, " K"],
+    base: dict[str, str] | None = None,
 ) -> Identity:
     """The identity of the run as it is configured now."""
-    names = [store.name for store in stores]
+    names = [domain.name for domain in domains]
     return Identity(
         fields={
             **{f"model.{name}": value for name, value in describe(model).items()},
+            **_lora_fields(model.lora),
             "data.tokenizer": tokenizer.fingerprint,
             "data.seq_len": config.data.seq_len,
             "seed": config.seed,
             "mixer.name": config.mixer.name if config.mixer else None,
         },
-        stores={store.name: store.key for store in stores},
+        stores={domain.name: domain.key for domain in domains},
         initial_weights=dict(zip(names, np.asarray(initial_weights, np.float64).tolist(), strict=True)),
+        base=base,
     )
+
+
+def _lora_fields(lora: LoraConfig | None) -> dict[str, Any]:
+    if lora is None:
+        return {}
+    fields = {f"lora.{name}": value for name, value in dataclasses.asdict(lora).items() if name != "dropout"}
+    return fields | {"lora.target_modules": list(lora.target_modules)}  # as JSON gives it back
+
+
+def saved_model(saved: dict[str, Any], model: ConfigDict) -> ModelConfig:
+    """The model of a checkpoint, from its JSON part; `model` (`config.model`) says how to run it."""
+
+    def section(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): v for name, v in saved["fields"].items() if name.startswith(prefix)}
+
+    lora = section("lora.")
+    return dataclasses.replace(described_config(section("model."), model), lora=LoraConfig(**lora) if lora else None)
 
 
 def with_saved_tokenizer(data: ConfigDict, run_folder: Path) -> ConfigDict:
@@ -116,6 +139,20 @@ def check(saved: dict[str, Any], identity: Identity) -> None:
             )
 
 
+def check_base(saved: dict[str, Any], base: dict[str, str] | None) -> None:
+    """Refuses adapters that were trained on other frozen parameters.
+
+    Raises:
+        InputError: names both.
+    """
+    before = saved.get("base")
+    if before is not None and base is not None and before["weights"] != base["weights"]:
+        raise InputError(
+            f"config.model.name_or_path: the checkpoint's adapters belong to another base, {before['name']} "
+            f"({before['weights']}), not to {base['name']} ({base['weights']}); use that one, or a new --workdir"
+        )
+
+
 def restore(
     checkpoints: Checkpoints,
     step: int,
@@ -141,6 +178,7 @@ def restore(
     """
     saved = checkpoints.read_run(step)
     check(saved, identity)
+    check_base(saved, identity.base)
     names, saved_names = tuple(identity.stores), tuple(saved["stores"])
     position = Position(sampler.from_json(saved["sampler"], names), saved["tokens_seen"])
     saved_mixer = jax.tree.map(lambda leaf: _with_domains(leaf, len(names), len(saved_names)), abstract.mixer)

@@ -38,8 +38,8 @@ class RunLog:
 
     def __init__(self, job: Job, run_folder: Path, position: Position):
         self._job = job
-        self._names = [store.name for store in job.stores]
-        self._rows = np.array([store.train.num_rows(job.seq_len) for store in job.stores])
+        self._names = [domain.name for domain in job.domains]
+        self._rows = np.array([domain.train.num_rows for domain in job.domains])
         self.tokens_seen = position.tokens_seen
         done = position.sampler.step
         self._metrics = MetricsLogger(run_folder, tensorboard=job.tensorboard, wandb=job.wandb_project)
@@ -79,7 +79,7 @@ class RunLog:
         self._domain_rows = values["domain_rows"]
         self._check_finite(step, values)
         self.tokens_seen += int(values["tokens"])
-        self._throughput.update(int(values["tokens"]))
+        self._throughput.update(int(values["inputs"]))
         published = self._job.schedule.is_update(step)
         effective_step = step + 1 + self._job.lag
         if published:

@@ -32,6 +32,10 @@ RULES: Rules = (
     (r"layers/\w+/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
     (r"layers/\w+/(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
     (r"layers/\w+/(q|k|v)_proj/bias", P(None, "tensor")),
+    # Adapters follow the kernel's channels over "tensor", where their activations are split anyway. They are whole on
+    # "fsdp": next to the base they are small, and each layer would wait for up to 14 small gathers in both passes.
+    (r"layers/\w+/(q|k|v|gate|up)_proj/lora_b", P(None, None, "tensor")),
+    (r"layers/\w+/(o|down)_proj/lora_a", P(None, "tensor", None)),
 )
 
 

@@ -1,7 +1,8 @@
 """The train step: one pure function `(state, batch) -> (state, metrics)` with the policy's state inside `state`.
 
 B rows in the global batch, T tokens a row, K domains. A batch is a dict of global arrays: tokens int32 [B, T+1], mask
-float32 [B, T] (1 where a token counts), domain int32 [B], drawn_with float32 [K].
+float32 [B, T] (1 where a token counts), domain int32 [B], drawn_with float32 [K]; where rows are padded, lengths int32 [B]
+(inputs without padding; otherwise T); where they are packed, segment_ids and positions int32 [B, T].
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from dataflex_jax.models import decoder
+from dataflex_jax.models import decoder, lora
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.policies.base import Mixer, Observation
 from dataflex_jax.policies.schedule import Schedule
@@ -23,6 +24,7 @@ from dataflex_jax.sharding import placed
 
 PyTree = Any
 Batch = dict[str, jax.Array]
+_PACKED = ("segment_ids", "positions")
 
 
 class TrainState(NamedTuple):
@@ -30,7 +32,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: optimizer steps done, int32.
-        params: model parameters.
+        params: the parameters that are trained: all of the model's, or its adapters (`models/lora.py`).
         opt_state: of the optax transformation.
         mixer: the mixer's state.
         key: the run's policy key, constant; steps and updates are folded in.
@@ -64,19 +66,28 @@ class TrainStep:
     schedule: Schedule
     grad_accumulation: int = 1
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
+    def __call__(
+        self, state: TrainState, batch: Batch, frozen: PyTree | None = None
+    ) -> tuple[TrainState, dict[str, PyTree]]:
         """One optimizer step.
 
+        Args:
+            state: is replaced by the new one.
+            batch: see the module.
+            frozen: the parameters beside state.params that are not trained; None where all are.
+
         Returns:
-            The new state and the metrics: loss (the objective, nats a token), grad_norm, learning_rate, tokens,
-            domain_loss / domain_rows [K], drawn_with [K], and the mixer's state and sampling_weights after the step.
+            The new state and the metrics: loss (the objective, nats a token), grad_norm, learning_rate, tokens (that
+            count in the loss), inputs (without padding), domain_loss / domain_rows [K], drawn_with [K], and the mixer's state and sampling_weights after the step.
         """
         num_domains = batch["drawn_with"].shape[0]
         token_weights = batch["mask"]
         if self.mixer.loss_weights is not None:
             token_weights = token_weights * self.mixer.loss_weights(state.mixer)[batch["domain"], None]
         token_weights = jax.lax.stop_gradient(token_weights / jnp.sum(token_weights))
-        (loss, token_losses), gradients = self._gradients(state.params, batch["tokens"], token_weights)
+        inputs = {name: batch[name] for name in ("tokens", *_PACKED) if name in batch}
+        inputs["row_keys"] = dropout_keys(state.key, state.step, batch["tokens"].shape[0])
+        (loss, token_losses), gradients = self._gradients(state.params, frozen, inputs, token_weights)
 
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -102,6 +113,7 @@ class TrainStep:
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": self.learning_rate(state.step),
             "tokens": jnp.sum(statistics.tokens),
+            "inputs": jnp.sum(batch["lengths"]) if "lengths" in batch else jnp.int32(batch["mask"].size),
             "domain_loss": statistics.loss,
             "domain_rows": statistics.rows,
             "drawn_with": batch["drawn_with"],
@@ -110,16 +122,22 @@ class TrainStep:
         }
         return TrainState(step, params, opt_state, mixer, state.key), metrics
 
-    def _gradients(self, params: PyTree, tokens: Int[Array, "B T1"], token_weights: Float[Array, "B T"]):
+    def _gradients(
+        self,
+        params: PyTree,
+        frozen: PyTree | None,
+        inputs: dict[str, Array],
+        token_weights: Float[Array, "B T"],
+    ):
         """((loss, token losses [B, T]), gradients) of the weighted sum of the token losses, summed over microbatches."""
 
-        def loss_fn(params, tokens, weights):
-            losses, _ = decoder.token_losses(self.graphdef, params, tokens)
+        def loss_fn(params, inputs, weights):
+            losses = _token_losses(self.graphdef, lora.combine(frozen, params), inputs)
             return jnp.sum(weights * losses), losses
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         if self.grad_accumulation == 1:
-            return value_and_grad(params, tokens, token_weights)
+            return value_and_grad(params, inputs, token_weights)
 
         def split(x):
             return jnp.swapaxes(x.reshape(-1, self.grad_accumulation, *x.shape[1:]), 0, 1)
@@ -129,8 +147,13 @@ class TrainStep:
             return jax.tree.map(jnp.add, total, (loss, gradients)), losses
 
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        (loss, gradients), losses = jax.lax.scan(add, zero, (split(tokens), split(token_weights)))
+        (loss, gradients), losses = jax.lax.scan(add, zero, jax.tree.map(split, (inputs, token_weights)))
         return (loss, jnp.swapaxes(losses, 0, 1).reshape(token_weights.shape)), gradients
+
+
+def _token_losses(graphdef: nnx.GraphDef, params: PyTree, inputs: dict[str, Array]) -> Float[Array, "B T"]:
+    packed = {name: inputs[name] for name in _PACKED if name in inputs}
+    return decoder.token_losses(graphdef, params, inputs["tokens"], dropout_keys=inputs.get("row_keys"), **packed)[0]
 
 
 class DomainStatistics(NamedTuple):
@@ -155,12 +178,44 @@ def domain_statistics(
 
 
 def init_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mixer: PyTree, key: PRNGKeyArray
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mixer: PyTree,
+    key: PRNGKeyArray,
+    pretrained: PyTree | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's static part and a fresh state with random weights; `mixer` is the mixer's initial state."""
-    model_key, policy_key = jax.random.split(key)
+    """The model's static part and a fresh state.
+
+    Args:
+        config: the model's shape; with config.lora, what is trained are the adapters.
+        optimizer: the optimizer.
+        mixer: the mixer's initial state.
+        key: of all randomness.
+        pretrained: the trained parameters to start from; None: random ones.
+    """
+    model_key, policy_key = initial_keys(key)
     graphdef, params = decoder.create(config, model_key)
+    if config.lora is not None:
+        _, params = lora.split(params)
+    if pretrained is not None:
+        params = pretrained
     return graphdef, TrainState(jnp.int32(0), params, optimizer.init(params), mixer, policy_key)
+
+
+def initial_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The run's key in two: for the model's random weights, and for the policies."""
+    return tuple(jax.random.split(key))
+
+
+def dropout_keys(key: PRNGKeyArray, step: Int[Array, ""], rows: int) -> PRNGKeyArray:
+    """One key [rows] for each row of the step's batch.
+
+    They depend on the run's key, the step and the row's place in the global batch, so microbatches and devices do not
+    change a row's dropout.
+    """
+    # Policies fold steps into the run's key; none of them reaches this number.
+    stream = jax.random.fold_in(key, jnp.uint32(2**32 - 1))
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(stream, step), jnp.arange(rows))
 
 
 def abstract_state(init: Callable[[PRNGKeyArray], Any], mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
@@ -178,6 +233,6 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 def eval_step(graphdef: nnx.GraphDef, num_domains: int, params: PyTree, batch: Batch) -> tuple[Array, Array]:
     """(sum of the token losses, tokens) of each domain over one batch, float32 [K] each."""
-    losses, _ = decoder.token_losses(graphdef, params, batch["tokens"])
+    losses = _token_losses(graphdef, params, batch)
     statistics = domain_statistics(losses, batch["mask"], batch["domain"], num_domains)
     return statistics.loss * statistics.tokens, statistics.tokens

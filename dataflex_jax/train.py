@@ -6,8 +6,11 @@ The same command again goes on from the newest checkpoint in the run folder. Sev
 SLURM or Open MPI, or give --coordinator, --num_processes and --process_id.
 """
 
+import contextlib
+import dataclasses
 import functools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,18 +20,21 @@ from ml_collections import ConfigDict, config_flags
 from dataflex_jax import cli, loop, optim, resume
 from dataflex_jax import config as configuration
 from dataflex_jax.checkpoint import Checkpoints
+from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import Loader, check_rows
 from dataflex_jax.data.sampler import Sampler
-from dataflex_jax.data.store import open_stores
 from dataflex_jax.evaluation import make_evaluate
 from dataflex_jax.hardware import total_peak_flops
 from dataflex_jax.job import Cadence, Job, Outcome
+from dataflex_jax.models import lora
 from dataflex_jax.models.resolve import model_config
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.resume import Position
 from dataflex_jax.sharding import make_mesh, replicated
-from dataflex_jax.state import TrainStep, abstract_state, init_state
+from dataflex_jax.state import TrainState, TrainStep, abstract_state, init_state
 from dataflex_jax.summary import write_results
+from dataflex_jax.weights import open_base, starting_params
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +46,31 @@ def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
         InputError: a configuration or an input that cannot be run, in one line.
         TrainingError: a run that cannot go on.
     """
+    with prepared(config, run_folder) as (job, state, position):
+        return loop.run(job, state, position, run_folder)
+
+
+@contextlib.contextmanager
+def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainState, Position]]:
+    """All that the loop needs, with the mesh set: a fresh state, or the newest checkpoint's in `run_folder`.
+
+    Raises:
+        InputError: a configuration or an input that cannot be run, in one line.
+    """
     configuration.validate(config)
     registry.load_plugins(config.plugins)
     data = config.data
     mesh = make_mesh(config.mesh)
     check_rows(mesh, data.batch_size, data.grad_accumulation)
-    checkpoints = Checkpoints(run_folder, config.keep)
-    latest = checkpoints.latest()
+    mixer, schedule = registry.build("mixer", configuration.mixer_section(config), configuration.schedule(config))
 
-    with jax.set_mesh(mesh):
-        stores, tokenizer = open_stores(data if latest is None else resume.with_saved_tokenizer(data, run_folder))
-        loader = Loader(stores, data.seq_len, config.seed, mesh)
-        model = model_config(config.model, tokenizer)
+    with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
+        latest = checkpoints.latest()
+        domains, tokenizer = open_domains(data if latest is None else resume.with_saved_tokenizer(data, run_folder))
+        loader = Loader(domains, config.seed, mesh)
+        model = dataclasses.replace(model_config(config.model, tokenizer), lora=lora.lora_config(config.lora))
+        base = open_base(config, model, mesh)
 
-        mixer, schedule = registry.build("mixer", configuration.mixer_section(config), configuration.schedule(config))
         proportions = starting_proportions(data.proportions, loader.num_rows, "config.data.proportions")
         mixer_state = registry.checked("mixer", mixer.init, proportions)
         learning_rate = optim.learning_rate(config.optim, config.train_step)
@@ -62,9 +79,12 @@ def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
         graphdef, abstract = abstract_state(init, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-        identity = resume.identify(config, model, tokenizer, stores, mixer.sampling_weights(mixer_state))
+        initial_weights = mixer.sampling_weights(mixer_state)
+        identity = resume.identify(config, model, tokenizer, domains, initial_weights, base and base.identity())
         if latest is None:
-            state = jax.jit(lambda key: init(key)[1], out_shardings=shardings)(jax.random.key(config.seed))
+            pretrained = starting_params(config, model, base, abstract.params)
+            start = jax.jit(lambda key, params: init(key, params)[1], out_shardings=shardings, donate_argnums=1)
+            state = start(jax.random.key(config.seed), pretrained)
             position = resume.beginning(identity)
         else:
             state, position = resume.restore(checkpoints, latest, identity, mixer, schedule, abstract, mixer_state)
@@ -72,30 +92,32 @@ def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
 
         if jax.process_index() == 0:
             configuration.write(config, run_folder / "config.json")
-            tokenizer.save(run_folder / "tokenizer")
+            if latest is None:
+                tokenizer.save(run_folder / "tokenizer")
         step = TrainStep(graphdef, optimizer, learning_rate, mixer, schedule, data.grad_accumulation)
+        frozen = base and base.params
         eval_rows_a_batch = data.batch_size // data.grad_accumulation
+        evaluate = make_evaluate(graphdef, domains, eval_rows_a_batch, config.eval_rows, mesh)
         job = Job(
-            step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
-            evaluate=make_evaluate(graphdef, stores, data.seq_len, eval_rows_a_batch, config.eval_rows, mesh),
+            step=functools.partial(
+                jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))), frozen=frozen
+            ),
+            evaluate=lambda params: evaluate(lora.combine(frozen, params)),
             sampler=Sampler(config.seed, data.batch_size, data.draw),
             loader=loader,
-            stores=stores,
-            seq_len=data.seq_len,
+            domains=domains,
             mixer=config.mixer.name if config.mixer else None,
             schedule=schedule,
             lag=data.lag,
             cadence=Cadence(config.train_step, config.log_every, config.eval_every, config.checkpoint_every),
             identity=identity,
             checkpoints=checkpoints,
-            flops_per_token=model.flops_per_token(data.seq_len),
+            flops_per_token=model.flops_per_token(max(domains[0].train.buckets)),
             peak_flops=total_peak_flops(),
             tensorboard=config.tensorboard,
             wandb_project=config.wandb_project,
         )
-        outcome = loop.run(job, state, position, run_folder)
-    checkpoints.close()
-    return outcome
+        yield job, state, position
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,8 @@
-"""The real command in processes of its own, on tests/tiny.py's data; compilations are shared between the processes."""
+"""The real command in processes of its own, on tests/tiny.py's data; they share what they compile."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,24 +12,27 @@ from pathlib import Path
 from tests import tiny
 
 PROJECT = Path(__file__).parent.parent
+FILES = ("metrics.jsonl", "policy.jsonl", "eval.jsonl")
 
-# Dies like a `kill -9` at a chosen operation on a file: KILL_AT is a pattern for "event path path", as Python's audit
-# events have them; they are raised right before the operation.
+# The process sends itself SIGNAL, once, right before a chosen operation on a file. SIGNAL_AT is a pattern for
+# "event path path" of Python's audit events.
 _RECIPE = """
 import os, re, signal, sys
 from pathlib import Path
 from tests import tiny
 
-pattern = os.environ.get("KILL_AT")
+pattern = os.environ.get("SIGNAL_AT")
 
-def kill(event, arguments):
-    if event.startswith(("open", "os.", "shutil.")):
-        words = [event, *(os.fspath(a) for a in arguments[:2] if isinstance(a, (str, os.PathLike)))]
-        if re.search(pattern, " ".join(words)):
-            os.kill(os.getpid(), signal.SIGKILL)
+def at_event(event, arguments):
+    global pattern
+    if pattern and event.startswith(("open", "os.", "shutil.")):
+        paths = (os.fspath(a) for a in arguments[:2] if isinstance(a, (str, os.PathLike)))
+        if re.search(pattern, " ".join([event, *paths])):
+            pattern = None
+            os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
 
 if pattern:
-    sys.addaudithook(kill)
+    sys.addaudithook(at_event)
 
 def get_config(mixer="odm"):
     return tiny.config(Path({root!r}), mixer, eval_every=4)
@@ -36,7 +40,7 @@ def get_config(mixer="odm"):
 
 
 class Trainer:
-    """Starts `python -m dataflex_jax.train` on a recipe of tests/tiny.py, written to `folder`."""
+    """Starts `python -m dataflex_jax.train` on a recipe like tests/tiny.py's, which it writes to `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -44,29 +48,8 @@ class Trainer:
         self.recipe = folder / "recipe.py"
         self.recipe.write_text(_RECIPE.format(root=str(self.root)))
 
-    def start(
-        self,
-        *arguments: str,
-        workdir: Path | None = None,
-        config: str | None = None,
-        devices: int = 1,
-        prefix: tuple[str, ...] = (),
-        **environment: str,
-    ) -> subprocess.Popen:
-        """The command with its streams as pipes; `arguments` such as "--config.seed=1"."""
-        command = [*prefix, sys.executable, "-m", "dataflex_jax.train", f"--config={config or self.recipe}"]
-        command += [f"--workdir={workdir}"] if workdir else []
-        return subprocess.Popen(
-            [*command, *arguments],
-            cwd=PROJECT,
-            env=self.environment(devices, **environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def environment(self, devices: int = 1, **more: str) -> dict[str, str]:
-        """Of the processes: the CPU, `devices` virtual ones."""
+    def environment(self, devices: int, more: dict[str, str]) -> dict[str, str]:
+        """The CPU, as `devices` virtual ones."""
         return os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -76,8 +59,29 @@ class Trainer:
             **more,
         }
 
+    def start(
+        self,
+        *arguments: str,
+        workdir: Path | None = None,
+        config: str | Path | None = None,
+        devices: int = 1,
+        prefix: tuple[str, ...] = (),
+        **environment: str,
+    ) -> subprocess.Popen:
+        """The command with pipes for its streams; `arguments` such as "--config.seed=1"."""
+        command = [*prefix, sys.executable, "-m", "dataflex_jax.train"]
+        command += [f"--config={config or self.recipe}", *arguments]
+        return subprocess.Popen(
+            command + ([f"--workdir={workdir}"] if workdir else []),
+            cwd=PROJECT,
+            env=self.environment(devices, environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def run(self, *arguments: str, **options) -> subprocess.CompletedProcess:
-        """`start`, and wait for its end."""
+        """`start`, and wait for the end."""
         return finish(self.start(*arguments, **options))
 
     def done(self, *arguments: str, **options) -> subprocess.CompletedProcess:
@@ -100,19 +104,43 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds
     """Returns as soon as `condition` holds, while `process` still runs."""
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended before its time with {process.returncode}: {process.stderr.read()}"
+        assert process.poll() is None, f"ended too early with {process.returncode}: {process.stderr.read()}"
         assert time.monotonic() < end, "did not happen in time"
         time.sleep(0.0005)
 
 
-def lines(path: Path) -> int:
+def number_of_lines(path: Path) -> int:
     """Complete lines of a file, 0 where there is none."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def the_error(result: subprocess.CompletedProcess) -> str:
-    """The one line that begins with `error:`; no traceback is there."""
+    """The only line that begins with `error:`; there is no traceback."""
     assert "Traceback" not in result.stderr, result.stderr
-    found = re.findall(r"^error: .*$", result.stderr, re.MULTILINE)
-    assert len(found) == 1, result.stderr
-    return found[0]
+    errors = re.findall(r"^error: .*$", result.stderr, re.MULTILINE)
+    assert len(errors) == 1, result.stderr
+    return errors[0]
+
+
+def saved_steps(run_folder: Path) -> list[int]:
+    """Steps of the complete checkpoints."""
+    folder = run_folder / "checkpoints"
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.exists() else []
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def copy_of(run_folder: Path, to: Path) -> Path:
+    """A copy of a run to go on from."""
+    return Path(shutil.copytree(run_folder, to))
+
+
+def assert_same_curves(run_folder: Path, reference: Path) -> None:
+    """The lines of metrics, policy and evaluations are equal to the bit, but for what depends on the clock."""
+    for name in FILES:
+        ours, expected = tiny.records(run_folder, name), tiny.records(reference, name)
+        assert [line["step"] for line in ours] == [line["step"] for line in expected]
+        assert ours == expected

@@ -8,7 +8,7 @@ import pytest
 
 from dataflex_jax import config as configuration
 from dataflex_jax.checkpoint import locate
-from dataflex_jax.data import loader
+from dataflex_jax.data.rows import DocumentRows
 from dataflex_jax.data.sampler import SamplerState
 from dataflex_jax.errors import InputError
 from dataflex_jax.evaluate import evaluate_checkpoint
@@ -217,13 +217,14 @@ def test_a_workdir_that_holds_something_else_is_refused(root, tmp_path):
 def test_every_row_is_visited_before_any_is_repeated(root, tmp_path, monkeypatch):
     """The peer's natural epoch of mixing touches 63% of the rows."""
     visits = {}
-    original = loader.Rows.__getitem__
+    original = DocumentRows.row
 
-    def counted(rows, index):
-        visits.setdefault(id(rows), collections.Counter(range(len(rows))))[int(index)] += 1
-        return original(rows, index)
+    def counted(rows, i):
+        if not rows.partial:  # the training rows
+            visits.setdefault(id(rows), collections.Counter(range(rows.num_rows)))[i] += 1
+        return original(rows, i)
 
-    monkeypatch.setattr(loader.Rows, "__getitem__", counted)
+    monkeypatch.setattr(DocumentRows, "row", counted)
     train_and_evaluate(tiny.config(root, None, train_step=70, checkpoint_every=100), tmp_path)
     assert min(tiny.records(tmp_path, "metrics.jsonl")[-1]["domain_epochs"].values()) > 1
     assert len(visits) == len(tiny.DOMAINS)

@@ -1,19 +1,22 @@
-"""Building domain stores: one resumable pass over a stream, tokenized in batches and appended to flat files."""
+"""Building domain stores: one resumable pass over a stream, encoded in batches and appended to flat files.
+
+An `Encoder` says what a text becomes: `DocumentEncoder` here, `ExampleEncoder` in examples.py.
+"""
 
 import collections
 import concurrent.futures
 import errno
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tqdm
 
 from dataflex_jax.data.sources import Document, Stream
 from dataflex_jax.data.tokenizer import Tokenizer
-from dataflex_jax.data.writer import DIGEST_BYTES, SPLITS, START, DomainWriter, Position
+from dataflex_jax.data.writer import DIGEST_BYTES, SPLITS, START, Column, DomainWriter, Item, Position
 from dataflex_jax.errors import InputError, TrainingError
 
 COMMIT_SECONDS = 2.0
@@ -22,13 +25,15 @@ _BATCH_RECORDS = 1 << 16
 _BATCHES_IN_FLIGHT = 2
 _MAX_VALUES = 1000
 _OTHER_VALUES = "(others)"
+_NARROW_VOCABULARY = 1 << 16
 
 
 class Event(NamedTuple):
     """What one record comes to.
 
     `kind` is "train" or "valid" (a document), "bad", "empty", "duplicate" (a training document that is also held out),
-    "unattributed" (a bad record without a domain) or "ignored" (of a domain that nobody asked for).
+    "unattributed" (a bad record without a domain) or "ignored" (of a domain that nobody asked for). An encoder may find a
+    document "bad" or "untargeted" after all.
     """
 
     kind: str
@@ -38,6 +43,50 @@ class Event(NamedTuple):
     text: str
     size: int  # of `text` in UTF-8
     digest: bytes
+
+
+class Rejection(NamedTuple):
+    """Why a text makes no item: kind "bad", with what is wrong, or "untargeted" (nothing in it to train on)."""
+
+    kind: str
+    problem: str
+
+
+class Encoder(Protocol):
+    """What the texts of a store become.
+
+    Attributes:
+        columns: of an item, the tokens first.
+        identity: JSON that changes when the items do, the tokenizer's part aside.
+    """
+
+    columns: tuple[Column, ...]
+    identity: dict[str, Any]
+
+    def encode(self, events: Sequence[Event]) -> list[Item | Rejection]:
+        """The item of each text."""
+
+
+def token_dtype(tokenizer: Tokenizer) -> str:
+    """The narrowest dtype for a store's tokens."""
+    return "uint16" if tokenizer.vocab_size <= _NARROW_VOCABULARY else "uint32"
+
+
+class DocumentEncoder:
+    """Documents: the text's tokens and an end of text."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer, self.identity = tokenizer, {}
+        self.columns = (Column("tokens", token_dtype(tokenizer)),)
+
+    def encode(self, events: Sequence[Event]) -> list[Item | Rejection]:
+        """The item of each text."""
+        ids = self._tokenizer.encode_batch([event.text for event in events])
+        (column,) = self.columns
+        return [
+            Item((np.array([*tokens, self._tokenizer.eos_id], column.dtype),), {"bytes": event.size})
+            for event, tokens in zip(events, ids, strict=True)
+        ]
 
 
 def read_events(
@@ -101,7 +150,7 @@ def _judge(
 def build_stores(
     stream: Stream,
     writers: dict[str | None, DomainWriter],
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     *,
     valid_fraction: float,
     on_bad_record: str,
@@ -126,8 +175,10 @@ def build_stores(
         bar.initial += consumed  # what an earlier run did must not count as this run's speed
     bar.update(consumed)
     try:
-        for batch, ids in _encoded(_batches(events), tokenizer):
-            _apply(batch, ids, stream, writers, values, tokenizer)
+        for batch, items in _encoded(_batches(events), encoder):
+            if on_bad_record == "raise":
+                _raise_first_problem(batch, items, stream)
+            _apply(batch, items, stream, writers, values)
             after, consumed = batch[-1].after, batch[-1].consumed
             bar.update(bar_start + consumed - bar.n)
             if time.monotonic() - committed >= COMMIT_SECONDS:
@@ -176,32 +227,42 @@ def _batches(events: Iterable[Event]) -> Iterator[list[Event]]:
         yield batch
 
 
-def _encoded(batches: Iterable[list[Event]], tokenizer: Tokenizer) -> Iterator[tuple[list[Event], list[list[int]]]]:
-    """Tokenises batches in order, a few ahead, so that reading and writing overlap with the encoder's threads."""
+def _encoded(
+    batches: Iterable[list[Event]], encoder: Encoder
+) -> Iterator[tuple[list[Event], list[Item | Rejection | None]]]:
+    """Encodes batches in order, a few ahead, so that reading and writing overlap with the encoder's threads."""
+
+    def encode(batch: list[Event]) -> list[Item | Rejection | None]:
+        items = iter(encoder.encode([event for event in batch if event.kind in SPLITS]))
+        return [next(items) if event.kind in SPLITS else None for event in batch]
+
     with concurrent.futures.ThreadPoolExecutor(_BATCHES_IN_FLIGHT) as pool:
         pending = collections.deque()
         for batch in batches:
-            texts = [event.text for event in batch if event.kind in SPLITS]
-            pending.append((batch, pool.submit(tokenizer.encode_batch, texts)))
+            pending.append((batch, pool.submit(encode, batch)))
             if len(pending) > _BATCHES_IN_FLIGHT:
-                done, ids = pending.popleft()
-                yield done, ids.result()
-        for done, ids in pending:
-            yield done, ids.result()
+                done, items = pending.popleft()
+                yield done, items.result()
+        for done, items in pending:
+            yield done, items.result()
+
+
+def _raise_first_problem(batch: list[Event], items: list[Item | Rejection | None], stream: Stream) -> None:
+    for event, item in zip(batch, items, strict=True):
+        if isinstance(item, Rejection) and item.kind == "bad":
+            phase, part, index = event.after
+            raise InputError(f"{(stream.valid, stream.train)[phase][part].place(index - 1)}: {item.problem}")
 
 
 def _apply(
     batch: list[Event],
-    ids: list[list[int]],
+    items: list[Item | Rejection | None],
     stream: Stream,
     writers: dict[str | None, DomainWriter],
     values: collections.Counter,
-    tokenizer: Tokenizer,
 ) -> None:
-    documents = collections.defaultdict(lambda: ([], [], []))
-    token_lists = iter(ids)
-    for event in batch:
-        tokens = next(token_lists) if event.kind in SPLITS else None
+    accepted = collections.defaultdict(lambda: ([], []))
+    for event, item in zip(batch, items, strict=True):
         if event.value is not None:
             known = event.value in values or len(values) < _MAX_VALUES
             values[event.value if known else _OTHER_VALUES] += 1
@@ -209,13 +270,12 @@ def _apply(
         for writer in concerned:
             if event.after <= writer.progress.position:
                 continue
-            if tokens is None:
-                writer.count(event.kind, 1)
+            if not isinstance(item, Item):
+                writer.count(event.kind if item is None else item.kind, 1)
                 continue
-            arrays, sizes, digests = documents[event.value, event.kind]
-            arrays.append(np.array([*tokens, tokenizer.eos_id], writer.dtype))
-            sizes.append(event.size)
+            found, digests = accepted[event.value, event.kind]
+            found.append(item)
             if stream.valid and event.kind == "valid":
                 digests.append(event.digest)
-    for (value, split), content in documents.items():
+    for (value, split), content in accepted.items():
         writers[value].append(split, *content)

@@ -28,6 +28,11 @@ _LICENSE_NAME = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE
 _HEADING = re.compile(r"^(?=\S[^\n]*\n[*=~^\"-]{3,}$)", re.MULTILINE)
 
 
+def records(domain: str) -> tuple[dict[str, str], ...]:
+    """`documents` as records with the field "text"."""
+    return tuple({"text": text} for text in documents(domain))
+
+
 def documents(domain: str) -> tuple[str, ...]:
     """The documents of one of `DOMAINS`, in a fixed order, at most about `DOMAIN_BYTES` of UTF-8 in all.
 
@@ -70,7 +75,8 @@ def _readable(paths: Iterable[Path]) -> Iterator[str]:
 
 
 @functools.cache
-def _standard_library() -> tuple[Path, ...]:
+def standard_library() -> tuple[Path, ...]:
+    """The source files of the standard library, sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = sorted(root.glob("*.py")) + sorted(root.glob("*/*.py"))
     return tuple(path for path in paths if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts))
@@ -78,11 +84,11 @@ def _standard_library() -> tuple[Path, ...]:
 
 def _code() -> Iterator[str]:
     """Every second module of the standard library (the others give the docstrings, so the domains share no text)."""
-    return _readable(_standard_library()[::2])
+    return _readable(standard_library()[::2])
 
 
 def _docstrings() -> Iterator[str]:
-    for path in _standard_library()[1::2]:
+    for path in standard_library()[1::2]:
         with tokenize.open(path) as file:
             tree = ast.parse(file.read())
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -112,7 +118,8 @@ def _packages() -> Iterator[str]:
         yield distribution.metadata.get_payload() or distribution.metadata["Description"] or ""
 
 
-def _reference() -> Iterator[str]:
+def reference() -> Iterator[str]:
+    """The sections of the language reference that `help()` shows, title first."""
     try:
         from pydoc_data import topics
     except ImportError:  # some distributions package it apart; the caller reports an empty domain
@@ -127,5 +134,5 @@ DOMAINS = {
     "headers": _headers,
     "licenses": _licenses,
     "packages": _packages,
-    "reference": _reference,
+    "reference": reference,
 }

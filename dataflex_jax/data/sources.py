@@ -1,144 +1,75 @@
-"""Where documents come from: local files, Hugging Face datasets, or the built-in corpus.
+"""Where documents and conversations come from: local files, Hugging Face datasets, or the built-in corpus.
 
 `open_source(config.data)` finds the files and says which domains they hold; nothing is read yet. A `Stream` is what one
-pass over its parts reads: usually one domain, or, with `data.domain_field`, all of them at once.
+pass over its parts reads: usually one domain, or, with `data.domain_field`, all of them at once. Its `Reader` makes one
+text of a record: a document's, or the canonical JSON of a conversation (`is_instruction`).
 """
 
 import dataclasses
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 
-from dataflex_jax.data import builtin
-from dataflex_jax.data.records import (
-    FORMATS,
-    Record,
-    one_line,
-    read_records,
-    record_place,
-    split_format,
-)
+from dataflex_jax.data import builtin, builtin_chat, dataset_info
+from dataflex_jax.data.instruct import ConversationReader
+from dataflex_jax.data.parts import HELD_OUT_NAMES, Part, RecordsPart, dataset_parts, file_parts
+from dataflex_jax.data.records import FORMATS, INSTRUCTION_FORMATS, split_format
 from dataflex_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_HELD_OUT_NAMES = ("validation", "valid")
-_DATASET_ROWS = 1000
 
+class Reader(Protocol):
+    """What of a record is its text.
 
-class Part(Protocol):
-    """A file or dataset: a re-readable sequence of records."""
+    Attributes:
+        columns: fields that the records of a table must have.
+        optional_columns: further fields, read where they are.
+        identity: JSON that changes when the texts do.
+    """
 
-    @property
-    def size(self) -> int:
-        """Bytes, for progress."""
+    columns: tuple[str, ...]
+    optional_columns: tuple[str, ...]
+    identity: dict[str, Any]
 
-    def fingerprint(self, hash_file: Callable[[Path], str]) -> str:
-        """Changes when the records do; `hash_file(path)` is the digest of a whole file."""
-
-    def records(self, columns: Sequence[str], start: int) -> Iterator[Record]:
-        """Records from number `start` on; `columns` are the top-level fields wanted."""
-
-    def place(self, index: int) -> str:
-        """Where record `index` lies, for messages."""
+    def text(self, fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        """(text, None), or (None, what is wrong with the record)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class FilePart:
-    """One data file."""
+class TextReader:
+    """Documents: the text is one field."""
 
-    path: Path
-
-    @property
-    def size(self) -> int:
-        """Bytes, for progress."""
-        return self.path.stat().st_size
-
-    def fingerprint(self, hash_file: Callable[[Path], str]) -> str:
-        """Changes when the records do."""
-        _, suffix = split_format(self.path.name)
-        return suffix + ":" + hash_file(self.path)
-
-    def records(self, columns: Sequence[str], start: int) -> Iterator[Record]:
-        """Records from number `start` on."""
-        return read_records(self.path, columns, start)
-
-    def place(self, index: int) -> str:
-        """Where record `index` lies, for messages."""
-        return record_place(self.path, index)
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetPart:
-    """One split of a Hugging Face dataset (memory-mapped Arrow)."""
-
-    name: str
-    dataset: Any  # datasets.Dataset
+    field: str
+    optional_columns = ()
 
     @property
-    def size(self) -> int:
-        """Bytes, for progress."""
-        return self.dataset.data.nbytes
-
-    def fingerprint(self, hash_file: Callable[[Path], str]) -> str:
-        """Changes when the records do."""
-        files = [hash_file(Path(file["filename"])) for file in self.dataset.cache_files]
-        return ":".join(["dataset", str(self.dataset.split), str(len(self.dataset)), *files])
-
-    def records(self, columns: Sequence[str], start: int) -> Iterator[Record]:
-        """Records from number `start` on."""
-        names = self.dataset.column_names
-        for column in columns:
-            if column not in names:
-                raise InputError(f"{self.name}: no column {column!r}; it has {', '.join(names)}")
-        rows, size, index = len(self.dataset), self.size, start
-        wanted = self.dataset.select_columns(list(columns)).select(range(min(start, rows), rows))
-        for batch in wanted.iter(batch_size=_DATASET_ROWS):
-            for values in zip(*(batch[column] for column in columns), strict=True):
-                yield Record(index, size * (index + 1) // rows, dict(zip(columns, values, strict=True)), None)
-                index += 1
-
-    def place(self, index: int) -> str:
-        """Where record `index` lies, for messages."""
-        return f"{self.name}: row {index}"
-
-
-@dataclasses.dataclass(frozen=True)
-class TextsPart:
-    """Documents held in memory (one domain of the built-in corpus)."""
-
-    name: str
-    texts: tuple[str, ...] = dataclasses.field(repr=False)
+    def columns(self) -> tuple[str, ...]:
+        """The field."""
+        return (self.field,)
 
     @property
-    def size(self) -> int:
-        """Bytes, for progress."""
-        return sum(len(text.encode()) for text in self.texts)
+    def identity(self) -> dict[str, Any]:
+        """JSON that changes when the texts do."""
+        return {"text_field": self.field}
 
-    def fingerprint(self, hash_file: Callable[[Path], str]) -> str:
-        """Changes when the records do."""
-        del hash_file
-        digest = hashlib.blake2b(digest_size=16)
-        for text in self.texts:
-            encoded = text.encode()
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        return "texts:" + digest.hexdigest()
+    def text(self, fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        """(text, None), or (None, what is wrong with the record)."""
+        if self.field not in fields:
+            return None, f"no field {self.field!r} (data.text_field); the record has {', '.join(fields) or 'none'}"
+        text = fields[self.field]
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            return None, f"field {self.field!r} (data.text_field) must be a string but is {kind}"
+        return text, None
 
-    def records(self, columns: Sequence[str], start: int) -> Iterator[Record]:
-        """Records from number `start` on."""
-        position = 0
-        for index, text in enumerate(self.texts):
-            position += len(text.encode())
-            if index >= start:
-                yield Record(index, position, {columns[0]: text}, None)
 
-    def place(self, index: int) -> str:
-        """Where record `index` lies, for messages."""
-        return f"{self.name}: document {index}"
+def is_instruction(data: ConfigDict) -> bool:
+    """Whether `config.data` names conversations (one example a row), not documents."""
+    return data.source == "dataset_info" or data.formatting is not None
 
 
 class Document(NamedTuple):
@@ -159,22 +90,23 @@ class Stream:
         train: parts with training documents.
         valid: parts with held-out documents; empty: the held-out split is taken from `train` by hash.
         domains: {value of `domain_field`: domain name}; {None: name} without a field; None: all values found.
-        text_field: field of a record that holds the text.
+        reader: makes the text of a record.
         domain_field: dotted field that says which domain a record belongs to, or None.
     """
 
     train: tuple[Part, ...]
     valid: tuple[Part, ...]
     domains: Mapping[str | None, str] | None
-    text_field: str
+    reader: Reader
     domain_field: str | None = None
 
     def documents(self, part: Part, start: int = 0) -> Iterator[Document]:
         """Documents of one part from record `start` on, the bad ones with their problem, where they lie included."""
-        columns = [self.text_field]
-        if self.domain_field and (top := self.domain_field.split(".")[0]) != self.text_field:
+        columns = list(self.reader.columns)
+        if self.domain_field and (top := self.domain_field.split(".")[0]) not in columns:
             columns.append(top)
-        for record in part.records(columns, start):
+        optional = [column for column in self.reader.optional_columns if column not in columns]
+        for record in part.records(columns, start, optional):
             value, text, problem = None, None, record.problem
             if problem is None:
                 value, problem = self._domain_value(record.fields)
@@ -198,17 +130,13 @@ class Stream:
         return None, f"field {self.domain_field!r} (data.domain_field) must be a string but is {kind}"
 
     def _text(self, fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        if self.text_field not in fields:
-            return None, f"no field {self.text_field!r} (data.text_field); the record has {', '.join(fields) or 'none'}"
-        text = fields[self.text_field]
-        if not isinstance(text, str):
-            kind = type(text).__name__
-            return None, f"field {self.text_field!r} (data.text_field) must be a string but is {kind}"
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            return None, f"field {self.text_field!r} holds an unpaired surrogate (character {error.start})"
-        return text, None
+        text, problem = self.reader.text(fields)
+        if problem is None:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                return None, f"the text holds an unpaired surrogate (character {error.start})"
+        return text, problem
 
 
 def open_source(data: ConfigDict) -> tuple[Stream, ...]:
@@ -222,13 +150,16 @@ def open_source(data: ConfigDict) -> tuple[Stream, ...]:
     """
     domains = None if data.domains is None else tuple(data.domains)
     _check_domain_options(data, domains)
+    if data.source == "dataset_info":
+        return _dataset_info_streams(data, domains)
+    reader = TextReader(data.text_field) if data.formatting is None else ConversationReader.usual(data.formatting)
     if data.source == "builtin":
-        return _builtin_streams(domains)
+        return _builtin_streams(data, domains)
     if data.source == "local":
-        return _local_streams(data, domains)
+        return _local_streams(data, domains, reader)
     if data.source == "hub":
-        return _hub_streams(data, domains)
-    raise InputError(f"data.source={data.source!r}: accepted here are builtin, local and hub")
+        return _hub_streams(data, domains, reader)
+    raise InputError(f"data.source={data.source!r}: accepted are builtin, local, hub and dataset_info")
 
 
 def _check_domain_options(data: ConfigDict, domains: tuple[str, ...] | None) -> None:
@@ -242,8 +173,8 @@ def _check_domain_options(data: ConfigDict, domains: tuple[str, ...] | None) -> 
                 f"data.domain_values={tuple(data.domain_values)}: give one distinct value for each of the "
                 f"{len(domains)} data.domains"
             )
-    if data.domain_field is not None and data.source == "builtin":
-        raise InputError("data.domain_field: the builtin corpus has no record fields; leave it None")
+    if data.domain_field is not None and data.source in ("builtin", "dataset_info"):
+        raise InputError(f"data.domain_field: not with data.source={data.source!r}, which names its domains; leave it None")
 
 
 def _wanted(domains: tuple[str, ...] | None, available: Sequence[str], where: str) -> tuple[str, ...]:
@@ -259,64 +190,80 @@ def _field_domains(data: ConfigDict, domains: tuple[str, ...] | None) -> Mapping
     return dict(zip(domains if data.domain_values is None else data.domain_values, domains, strict=True))
 
 
-def _builtin_streams(domains: tuple[str, ...] | None) -> tuple[Stream, ...]:
-    names = _wanted(domains, builtin.DOMAINS, "the builtin corpus")
+def _builtin_streams(data: ConfigDict, domains: tuple[str, ...] | None) -> tuple[Stream, ...]:
+    if data.formatting is None:
+        corpus, reader = builtin, TextReader("text")
+    elif data.formatting == "alpaca":
+        corpus, reader = builtin_chat, ConversationReader.usual("alpaca")
+    else:
+        raise InputError(f"data.formatting={data.formatting!r}: with data.source='builtin' accepted are None and 'alpaca'")
     return tuple(
-        Stream((TextsPart(f"builtin {name}", builtin.documents(name)),), (), {None: name}, "text") for name in names
+        Stream((RecordsPart(f"builtin {name}", corpus.records(name)),), (), {None: name}, reader)
+        for name in _wanted(domains, tuple(corpus.DOMAINS), "the builtin corpus")
     )
 
 
-def _local_streams(data: ConfigDict, domains: tuple[str, ...] | None) -> tuple[Stream, ...]:
+def _dataset_info_streams(data: ConfigDict, domains: tuple[str, ...] | None) -> tuple[Stream, ...]:
+    if data.formatting is not None:
+        raise InputError("data.formatting: with data.source='dataset_info' each entry has its own; leave it None")
+    entries = dataset_info.read(data.root)
+    names = dataset_info.local(entries) if domains is None else domains
+    streams = []
+    for name in _wanted(tuple(names), tuple(entries), f"data.root={data.root}, dataset_info.json"):
+        train, valid, reader = dataset_info.open_entry(entries[name])
+        streams.append(Stream(train, valid, {None: name}, reader))
+    return tuple(streams)
+
+
+def _local_streams(data: ConfigDict, domains: tuple[str, ...] | None, reader: Reader) -> tuple[Stream, ...]:
     if not data.root:
         raise InputError("data.root is not set; data.source='local' needs the folder with the data files")
     root = Path(data.root).expanduser()
+    formats = INSTRUCTION_FORMATS if is_instruction(data) else FORMATS
     try:
         if data.domain_field is not None:
-            files = _data_files(root) if root.is_dir() else [root]
-            return (_field_stream(data, root, files, domains),)
-        found = _local_domains(root)
+            files = _data_files(root, formats) if root.is_dir() else [root]
+            return (_field_stream(data, root, files, domains, reader, formats),)
+        found = _local_domains(root, formats)
     except OSError as error:
         raise InputError(f"data.root={data.root}: cannot be read: {error.strerror}") from error
     streams = []
     for name in _wanted(domains, tuple(found), f"data.root={data.root}"):
         train, valid = found[name]
-        streams.append(Stream(_file_parts(train), _file_parts(valid), {None: name}, data.text_field))
+        streams.append(Stream(file_parts(train), file_parts(valid), {None: name}, reader))
     return tuple(streams)
 
 
-def _file_parts(paths: Sequence[Path]) -> tuple[Part, ...]:
-    return tuple(FilePart(path) for path in paths)
-
-
-def _data_files(folder: Path) -> list[Path]:
+def _data_files(folder: Path, formats: Sequence[str]) -> list[Path]:
     files = [
         path
         for path in sorted(folder.rglob("*"))
-        if split_format(path.name)
+        if split_format(path.name, formats)
+        and path.name != dataset_info.NAME
         and path.is_file()
         and not any(parent.startswith(".") for parent in path.relative_to(folder).parts)
     ]
     return files
 
 
-def _is_held_out(path: Path) -> bool:
-    return split_format(path.name)[0].endswith(".valid")
+def _is_held_out(path: Path, formats: Sequence[str]) -> bool:
+    return split_format(path.name, formats)[0].endswith(".valid")
 
 
-def _local_domains(root: Path) -> dict[str, tuple[list[Path], list[Path]]]:
+def _local_domains(root: Path, formats: Sequence[str]) -> dict[str, tuple[list[Path], list[Path]]]:
     """{domain: (training files, held-out files)} of a folder with one file, or one sub-folder, a domain."""
     inputs: dict[str, list[Path]] = {}
     train: dict[str, list[Path]] = {}
     valid: dict[str, list[Path]] = {}
     for entry in sorted(root.iterdir()):
         if entry.is_dir() and not entry.name.startswith((".", "_")):
-            name, files = entry.name, _data_files(entry)
-        elif split_format(entry.name) and entry.is_file():
-            name, files = split_format(entry.name)[0].removesuffix(".valid"), [entry]
+            name, files = entry.name, _data_files(entry, formats)
+        elif split_format(entry.name, formats) and entry.name != dataset_info.NAME and entry.is_file():
+            name, files = split_format(entry.name, formats)[0].removesuffix(".valid"), [entry]
         else:
             continue
-        held_out = [path for path in files if _is_held_out(path)]
-        training = [path for path in files if not _is_held_out(path)]
+        held_out = [path for path in files if _is_held_out(path, formats)]
+        training = [path for path in files if path not in held_out]
         if training:
             inputs.setdefault(name, []).append(entry)
             train.setdefault(name, []).extend(training)
@@ -332,19 +279,26 @@ def _local_domains(root: Path) -> dict[str, tuple[list[Path], list[Path]]]:
         if name not in train:
             raise InputError(f"{paths[0]}: held-out file of domain {name!r}, which has no training file")
     if not train:
-        raise InputError(f"{root}: no data files; expected NAME.EXT or NAME/*.EXT with EXT one of {', '.join(FORMATS)}")
+        raise InputError(f"{root}: no data files; expected NAME.EXT or NAME/*.EXT with EXT one of {', '.join(formats)}")
     return {name: (train[name], valid.get(name, [])) for name in train}
 
 
-def _field_stream(data: ConfigDict, root: Path, files: list[Path], domains: tuple[str, ...] | None) -> Stream:
+def _field_stream(
+    data: ConfigDict,
+    root: Path,
+    files: list[Path],
+    domains: tuple[str, ...] | None,
+    reader: Reader,
+    formats: Sequence[str],
+) -> Stream:
     if not root.exists():
         raise InputError(f"data.root={data.root}: no such file or folder")
     train, valid, tests = [], [], 0
     for path in files:
-        if split_format(path.name) is None:
-            raise InputError(f"{path}: unknown format; accepted are {', '.join(FORMATS)}")
+        if split_format(path.name, formats) is None:
+            raise InputError(f"{path}: unknown format; accepted are {', '.join(formats)}")
         folders = path.relative_to(root).parts[:-1]
-        if _is_held_out(path) or any(folder in _HELD_OUT_NAMES for folder in folders):
+        if _is_held_out(path, formats) or any(folder in HELD_OUT_NAMES for folder in folders):
             valid.append(path)
         elif "test" in folders:
             tests += 1
@@ -353,46 +307,17 @@ def _field_stream(data: ConfigDict, root: Path, files: list[Path], domains: tupl
     if tests:
         logger.warning("%s: %d files in folders named test are left out of training", root, tests)
     if not train:
-        raise InputError(f"{root}: no data files; expected some *.EXT with EXT one of {', '.join(FORMATS)}")
-    return Stream(
-        _file_parts(train), _file_parts(valid), _field_domains(data, domains), data.text_field, data.domain_field
-    )
+        raise InputError(f"{root}: no data files; expected some *.EXT with EXT one of {', '.join(formats)}")
+    return Stream(file_parts(train), file_parts(valid), _field_domains(data, domains), reader, data.domain_field)
 
 
-def _hub_streams(data: ConfigDict, domains: tuple[str, ...] | None) -> tuple[Stream, ...]:
+def _hub_streams(data: ConfigDict, domains: tuple[str, ...] | None, reader: Reader) -> tuple[Stream, ...]:
     if not data.root:
         raise InputError("data.root is not set; data.source='hub' needs a dataset id or a save_to_disk folder")
-    train, valid = _load_datasets(data)
-    parts = (DatasetPart(f"{data.root} [{data.hub_split}]", train),)
-    held_out = (DatasetPart(f"{data.root} [held out]", valid),) if valid is not None else ()
+    train, valid = dataset_parts(
+        data.root, data.hub_config, data.hub_split, root_option="data.root", split_option="data.hub_split"
+    )
     if data.domain_field is not None:
-        return (Stream(parts, held_out, _field_domains(data, domains), data.text_field, data.domain_field),)
+        return (Stream(train, valid, _field_domains(data, domains), reader, data.domain_field),)
     (name,) = _wanted(domains, (Path(data.root).name,), f"data.root={data.root} (no data.domain_field)")
-    return (Stream(parts, held_out, {None: name}, data.text_field),)
-
-
-def _load_datasets(data: ConfigDict) -> tuple[Any, Any | None]:
-    import datasets
-
-    folder = Path(data.root).expanduser()
-    try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(folder))
-            if not isinstance(loaded, datasets.DatasetDict):
-                return loaded, None
-            if data.hub_split not in loaded:
-                raise InputError(f"data.hub_split={data.hub_split!r}: {data.root} has {', '.join(loaded)}")
-            valid = next((loaded[n] for n in _HELD_OUT_NAMES if n in loaded and n != data.hub_split), None)
-            return loaded[data.hub_split], valid
-        name = str(folder) if folder.is_dir() else data.root
-        train = datasets.load_dataset(name, data.hub_config, split=data.hub_split)
-        splits = train.info.splits or {}
-        held_out = next((n for n in _HELD_OUT_NAMES if n in splits and n != data.hub_split), None)
-        if held_out is None:
-            return train, None
-        return train, datasets.load_dataset(name, data.hub_config, split=held_out)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"data.root={data.root}: cannot be loaded as a Hugging Face dataset "
-            f"(config {data.hub_config!r}, split {data.hub_split!r}): {one_line(error)}"
-        ) from error
+    return (Stream(train, valid, {None: name}, reader),)

@@ -39,6 +39,8 @@ class Tokenizer:
         vocab_size: one more than the largest id.
         eos_id: id of the token that ends every document.
         fingerprint: changes when the tokenisation, or `eos_id`, does.
+        chat_template: Jinja text in Hugging Face's form, or None.
+        bos_token: the token that a chat template may begin with, or None.
     """
 
     vocab_size: int
@@ -46,6 +48,34 @@ class Tokenizer:
     fingerprint: str
     _backend: tokenizers.Tokenizer = dataclasses.field(repr=False, compare=False)
     _pretrained: Any = dataclasses.field(repr=False, compare=False, default=None)  # the transformers tokenizer, if any
+    chat_template: str | None = dataclasses.field(repr=False, default=None)
+    bos_token: str | None = None
+
+    @property
+    def eos_token(self) -> str:
+        """The token of `eos_id`."""
+        return self._backend.id_to_token(self.eos_id)
+
+    @property
+    def special_tokens(self) -> dict[int, tokenizers.AddedToken]:
+        """The control tokens by id."""
+        return {i: token for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    def copy_of_backend(self) -> tokenizers.Tokenizer:
+        """A backend of one's own to change; as here, it encodes control tokens that stand in a text as characters."""
+        copied = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        copied.encode_special_tokens = True
+        return copied
+
+    def pretrained(self) -> Any:
+        """The `transformers` tokenizer; it too encodes control tokens that stand in a text as characters."""
+        if self._pretrained is not None:
+            return self._pretrained
+        import transformers
+
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=self._backend, eos_token=self.eos_token, bos_token=self.bos_token
+        )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens, on all cores.
@@ -80,7 +110,12 @@ class Tokenizer:
             config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
             _write_json(folder / "tokenizer_config.json", config)
         config = json.loads((folder / "tokenizer_config.json").read_text())
-        config["eos_token"] = self._backend.id_to_token(self.eos_id)
+        config["eos_token"] = self.eos_token
+        if self.bos_token is not None:
+            config["bos_token"] = self.bos_token
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+            (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would win over the field
         _write_json(folder / "tokenizer_config.json", config)
 
 
@@ -91,6 +126,7 @@ def load_tokenizer(
     cache_dir: str | os.PathLike,
     eos_token: str | None = None,
     texts_fingerprint: str | None = None,
+    special_tokens: Sequence[str] = (),
 ) -> Tokenizer:
     """Loads, or trains, the tokenizer that `config.data.tokenizer` names.
 
@@ -101,16 +137,17 @@ def load_tokenizer(
         cache_dir: folder for trained tokenizers.
         eos_token: the token that ends a document; None: the tokenizer's own, else a well-known one it has.
         texts_fingerprint: identifies the content of `texts()`; None: found by reading them.
+        special_tokens: further control tokens for "bytes" and "train:VOCAB", with the ids after the vocabulary.
 
     Raises:
         InputError: no such tokenizer, no access to the hub, or no end-of-text token.
     """
     if not spec:
         raise InputError(f"data.tokenizer is not set; accepted: {_ACCEPTED}")
-    if spec == "bytes":
-        return _from_backend(_byte_backend(), spec, eos_token or END_OF_TEXT)
-    if spec.startswith("train:"):
-        return _from_backend(_trained(spec, texts, texts_fingerprint, Path(cache_dir)), spec, eos_token or END_OF_TEXT)
+    if spec == "bytes" or spec.startswith("train:"):
+        made = _byte_backend() if spec == "bytes" else _trained(spec, texts, texts_fingerprint, Path(cache_dir))
+        made.add_special_tokens(list(special_tokens))
+        return _from_backend(made, spec, eos_token or END_OF_TEXT)
     path = Path(spec).expanduser()
     if path.is_file():
         return _from_file(path, spec, eos_token)
@@ -140,18 +177,25 @@ def _from_file(path: Path, spec: str, eos_token: str | None) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise InputError(f"data.tokenizer={spec}: {path} is not a tokenizer.json: {one_line(error)}") from error
-    config = path.parent / "tokenizer_config.json"
-    if eos_token is None and config.is_file():
-        declared = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-        eos_token = declared["content"] if isinstance(declared, dict) else declared
-    return _from_backend(backend, spec, eos_token)
+    config_path, template_path = (path.parent / name for name in ("tokenizer_config.json", "chat_template.jinja"))
+    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    eos, bos = (
+        token["content"] if isinstance(token, dict) else token for token in map(config.get, ("eos_token", "bos_token"))
+    )
+    template = template_path.read_text(encoding="utf-8") if template_path.is_file() else config.get("chat_template")
+    tokenizer = _from_backend(backend, spec, eos_token or eos)
+    return dataclasses.replace(tokenizer, chat_template=_default_template(template), bos_token=bos)
 
 
 def _from_pretrained(name: str, spec: str, eos_token: str | None) -> Tokenizer:
     import transformers
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     try:
         pretrained = transformers.AutoTokenizer.from_pretrained(name)
+        if get_tokenizer_config(name).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+            # For some model types AutoTokenizer puts rules of its own in the place of tokenizer.json's.
+            pretrained = transformers.PreTrainedTokenizerFast.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(
             f"data.tokenizer={spec}: cannot be loaded, neither from a local folder nor from the hub or its cache "
@@ -162,10 +206,23 @@ def _from_pretrained(name: str, spec: str, eos_token: str | None) -> Tokenizer:
         raise InputError(
             f"data.tokenizer={spec}: has no fast tokenizer (tokenizer.json); choose a model that ships one"
         )
-    return _from_backend(backend, spec, eos_token or pretrained.eos_token, pretrained)
+    tokenizer = _from_backend(backend, spec, eos_token or pretrained.eos_token)
+    return dataclasses.replace(
+        tokenizer,
+        _pretrained=pretrained,
+        chat_template=_default_template(pretrained.chat_template),
+        bos_token=pretrained.bos_token,
+    )
 
 
-def _from_backend(backend: tokenizers.Tokenizer, spec: str, eos_token: str | None, pretrained: Any = None) -> Tokenizer:
+def _default_template(template: str | dict[str, str] | list[dict[str, str]] | None) -> str | None:
+    """Of several templates the one named default."""
+    if isinstance(template, list):
+        template = {named["name"]: named["template"] for named in template}
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def _from_backend(backend: tokenizers.Tokenizer, spec: str, eos_token: str | None) -> Tokenizer:
     # A tokenizer.json may carry the truncation and padding of the task that its model was tuned for.
     backend.no_truncation()
     backend.no_padding()
@@ -183,7 +240,7 @@ def _from_backend(backend: tokenizers.Tokenizer, spec: str, eos_token: str | Non
     rules = json.loads(backend.to_str())
     del rules["post_processor"]  # only adds special tokens, which are never asked for
     fingerprint = hashlib.blake2b(json.dumps([eos_id, rules]).encode(), digest_size=16).hexdigest()
-    return Tokenizer(max(vocabulary.values()) + 1, eos_id, fingerprint, backend, pretrained)
+    return Tokenizer(max(vocabulary.values()) + 1, eos_id, fingerprint, backend)
 
 
 def _byte_backend() -> tokenizers.Tokenizer:

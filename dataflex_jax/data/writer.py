@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,21 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid")
 DIGEST_BYTES = 16
+
+
+class Column(NamedTuple):
+    """One array of a store: values of `dtype` in the file SPLIT.NAME, one a token or (`per_item`) one an item."""
+
+    name: str
+    dtype: str
+    per_item: bool = False
+
+
+class Item(NamedTuple):
+    """A document or example: its part of each column, and what it adds to the counts of its split ("bytes", ...)."""
+
+    columns: tuple[np.ndarray, ...]
+    counts: dict[str, int]
 
 
 class Position(NamedTuple):
@@ -50,23 +66,25 @@ class _Progress:
 class DomainWriter:
     """One domain's store under construction (see the module docstring)."""
 
-    def __init__(self, folder: Path, name: str, dtype: str, description: dict[str, Any], keep_skipped: bool):
+    def __init__(
+        self, folder: Path, name: str, columns: Sequence[Column], description: dict[str, Any], keep_skipped: bool
+    ):
         """Opens what an interrupted build left, cut back to its last commit, or starts afresh.
 
         Args:
             folder: where the finished store will lie.
             name: of the domain, for messages.
-            dtype: of the tokens, "uint16" or "uint32".
+            columns: of the items; the tokens first.
             description: goes into meta.json as it is.
             keep_skipped: whether a build that skipped bad records may be continued.
         """
-        self.folder, self.name, self.dtype = folder, name, dtype
+        self.folder, self.name, self._columns = folder, name, tuple(columns)
         self._description = description
         self._partial = partial_folder(folder)
         self._files = {
             f"{split}.{kind}": self._partial / "store" / f"{split}.{kind}"
             for split in SPLITS
-            for kind in ("tokens", "offsets")
+            for kind in (*(column.name for column in columns), "offsets")
         } | {"digests": self._partial / "digests"}
         progress = self._load_progress()
         if progress is not None and not keep_skipped and _skipped(progress.counts):
@@ -81,7 +99,8 @@ class DomainWriter:
             handle.truncate(self.progress.sizes.get(key, 0))
             handle.seek(0, os.SEEK_END)
             self._handles[key] = handle
-        self._tokens = {split: self._handles[f"{split}.tokens"].tell() // np.dtype(dtype).itemsize for split in SPLITS}
+        token_size = np.dtype(columns[0].dtype).itemsize
+        self._tokens = {split: self._handles[f"{split}.{columns[0].name}"].tell() // token_size for split in SPLITS}
         if progress is None:
             for split in SPLITS:
                 self._handles[f"{split}.offsets"].write(np.zeros(1, np.int64).tobytes())
@@ -103,15 +122,17 @@ class DomainWriter:
         content = self._files["digests"].read_bytes()
         return {content[i : i + DIGEST_BYTES] for i in range(0, len(content), DIGEST_BYTES)}
 
-    def append(self, split: str, documents: list[np.ndarray], sizes: list[int], digests: list[bytes]) -> None:
-        """Appends documents (their tokens, end of text included) of `sizes` bytes to a split."""
-        lengths = np.array([len(tokens) for tokens in documents], np.int64)
-        self._handles[f"{split}.tokens"].write(np.concatenate(documents).tobytes())
+    def append(self, split: str, items: list[Item], digests: list[bytes]) -> None:
+        """Appends items to a split."""
+        lengths = np.array([len(item.columns[0]) for item in items], np.int64)
+        for i, column in enumerate(self._columns):
+            self._handles[f"{split}.{column.name}"].write(np.concatenate([item.columns[i] for item in items]).tobytes())
         self._handles[f"{split}.offsets"].write((self._tokens[split] + np.cumsum(lengths)).tobytes())
         self._handles["digests"].write(b"".join(digests))
         self._tokens[split] += int(lengths.sum())
-        self.count(f"{split}_documents", len(documents))
-        self.count(f"{split}_bytes", sum(sizes))
+        self.count(f"{split}_documents", len(items))
+        for kind in items[0].counts:
+            self.count(f"{split}_{kind}", sum(item.counts[kind] for item in items))
 
     def count(self, kind: str, amount: int) -> None:
         """Adds to one of the counts that meta.json will hold."""
@@ -142,18 +163,18 @@ class DomainWriter:
         store = self._partial / "store"
         meta = {
             **self._description,
-            "dtype": self.dtype,
+            "dtype": self._columns[0].dtype,
             **{
                 split: {
-                    "documents": counts.get(f"{split}_documents", 0),
                     "tokens": self._tokens[split],
-                    "bytes": counts.get(f"{split}_bytes", 0),
+                    **{kind: counts.get(f"{split}_{kind}", 0) for kind in ("documents", "bytes", "targets")},
                 }
                 for split in SPLITS
             },
             "skipped_records": counts.get("bad", 0),
             "unattributed_records": counts.get("unattributed", 0),
             "empty_documents": counts.get("empty", 0),
+            "untargeted_examples": counts.get("untargeted", 0),
             "held_out_duplicates": counts.get("duplicate", 0),
             "records_by_value": self.progress.values,
         }
@@ -167,6 +188,8 @@ class DomainWriter:
         counts, reasons = self.progress.counts, []
         if skipped := _skipped(counts):
             reasons.append(f"{skipped} records were skipped as bad (data.on_bad_record='raise' shows the first)")
+        if counts.get("untargeted"):
+            reasons.append(f"{counts['untargeted']} examples have no response within data.cutoff_len")
         if counts.get("empty"):
             reasons.append(f"{counts['empty']} documents are empty")
         if held_out := counts.get("valid_documents", 0) + counts.get("duplicate", 0):

@@ -1,6 +1,7 @@
 """The shape of a decoder, with Hugging Face's own field names, and how to run it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
 DTYPES = ("bfloat16", "float32")
 REMAT_POLICIES = ("none", "full", "dots", "attention")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _CLASS_NAMES = {name: f"{name.capitalize()}ForCausalLM" for name in ARCHITECTURES}
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -60,6 +62,52 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): y = W x + scale * B A dropout(x), W frozen.
+
+    Attributes:
+      rank: r, the inner width of the factors.
+      alpha: numerator of the scale; None: 2 * rank.
+      dropout: share of an adapter's inputs that are zeroed while training.
+      use_rslora: scale = alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023,
+        https://arxiv.org/abs/2312.03732).
+      target_modules: names of linear layers of the blocks, or "all" among them for all seven; kept in the order of
+        `LORA_MODULES`.
+      base_dtype: of the frozen parameters.
+    """
+
+    rank: int
+    alpha: float | None = None
+    dropout: float = 0.0
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] = ("all",)
+    base_dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        _check_positive("lora rank", self.rank, int)
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", 2.0 * self.rank)
+        _check_positive("lora alpha", self.alpha, float)
+        object.__setattr__(self, "alpha", float(self.alpha))
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model lora dropout={self.dropout!r}: must be a number >= 0 and < 1")
+        _check_choice("lora base_dtype", self.base_dtype, DTYPES)
+        if isinstance(self.target_modules, str) or not self.target_modules:
+            raise InputError(f"model lora target_modules={self.target_modules!r}: must be a tuple of names")
+        for name in self.target_modules:
+            _check_choice("lora target_modules", name, ("all", *LORA_MODULES))
+        everything = "all" in self.target_modules
+        object.__setattr__(
+            self, "target_modules", tuple(m for m in LORA_MODULES if everything or m in self.target_modules)
+        )
+
+    @property
+    def scale(self) -> float:
+        """What the product of the factors is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One decoder: Hugging Face's fields, then how this framework runs it. Hashable, so it may be a static argument.
 
@@ -78,6 +126,7 @@ class ModelConfig:
       remat: what the backward pass recomputes: "none" (only casts and weight gathers), "dots" (all but the outputs of
         the projections), "attention" (all but the q, k, v projections and the attention output), "full" (the block).
       attention: "auto" (cuDNN where it is valid, else XLA), "xla" or "cudnn".
+      lora: adapters of the blocks' linear layers, whose factors are parameters beside each kernel; None: none.
     """
 
     architecture: str
@@ -102,6 +151,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     remat: str = "full"
     attention: str = "auto"
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         _check_choice("architecture", self.architecture, ARCHITECTURES)
@@ -177,7 +227,7 @@ class ModelConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json contents from which Hugging Face builds this model (rope_theta / rope_scaling spelling)."""
-        ours = ("architecture", "qk_norm", "sliding_window", "dtype", "param_dtype", "remat", "attention")
+        ours = ("architecture", "qk_norm", "sliding_window", "dtype", "param_dtype", "remat", "attention", "lora")
         hf = {k: v for k, v in dataclasses.asdict(self).items() if k not in ours}
         hf = {"model_type": self.architecture, "architectures": [_CLASS_NAMES[self.architecture]]} | hf
         hf["torch_dtype"] = self.param_dtype
@@ -199,7 +249,7 @@ class ModelConfig:
         return self.attention_bias and self.architecture != "qwen2"
 
     def num_params(self) -> int:
-        """How many numbers the parameters hold; tied embeddings count once."""
+        """How many numbers the parameters hold, without adapters; tied embeddings count once."""
         query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         block = self._block_matmul_params() + 2 * self.hidden_size
         block += (query + 2 * key_value) * self.attention_bias + self.hidden_size * self.output_bias
@@ -212,17 +262,40 @@ class ModelConfig:
 
         6 * M + 12 * num_hidden_layers * num_attention_heads * head_dim * k, where M counts the weights that are
         multiplied (the projections, the MLP, the output head, not the embedding lookup) and k is the mean number of
-        keys that a query sees: (seq_len + 1) / 2 under the causal mask, fewer with a sliding window.
+        keys that a query sees: (seq_len + 1) / 2 under the causal mask, fewer with a sliding window. With adapters
+        4 * M + 6 * (numbers in the adapters) takes the place of 6 * M: frozen weights have no gradient.
         """
         window = min(self.sliding_window or seq_len, seq_len)
         mean_keys = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
         matmul_params = self.num_hidden_layers * self._block_matmul_params() + self.vocab_size * self.hidden_size
         attention = 12 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * mean_keys
-        return 6 * matmul_params + attention
+        if self.lora is None:
+            return 6 * matmul_params + attention
+        return 4 * matmul_params + 6 * self.num_lora_params() + attention
+
+    def num_lora_params(self) -> int:
+        """How many numbers the adapters hold."""
+        if self.lora is None:
+            return 0
+        widths = self.linear_widths()
+        return self.num_hidden_layers * self.lora.rank * sum(sum(widths[name]) for name in self.lora.target_modules)
+
+    def linear_widths(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each linear layer of a block, by its name in `LORA_MODULES`."""
+        hidden, mlp = self.hidden_size, self.intermediate_size
+        query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return {
+            "q_proj": (hidden, query),
+            "k_proj": (hidden, key_value),
+            "v_proj": (hidden, key_value),
+            "o_proj": (query, hidden),
+            "gate_proj": (hidden, mlp),
+            "up_proj": (hidden, mlp),
+            "down_proj": (mlp, hidden),
+        }
 
     def _block_matmul_params(self) -> int:
-        heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
-        return self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
+        return sum(inputs * outputs for inputs, outputs in self.linear_widths().values())
 
 
 def _read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:

@@ -6,23 +6,28 @@ and one layer's gathered weights are alive at a time.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.attention import causal_attention
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
 from dataflex_jax.models.embed import embed
+from dataflex_jax.models.linear import AdaptedLinear, set_dropout
 from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
 from dataflex_jax.models.rope import apply_rope, rope_tables
 from dataflex_jax.sharding import BATCH_AXES, constrain, gather_weights
 
 Params = PyTree[Array]
 BlockTransform = Callable[[Params, Int[Array, ""]], Params]
+# (memory, layer index, rotated queries, rotated keys, values) -> (attended, memory); see `run_blocks`.
+Attend = Callable[..., tuple[Float[Array, "B T N H"], PyTree]]
 
 
 class Attention(nnx.Module):
@@ -30,17 +35,16 @@ class Attention(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.cfg = cfg
-        query, key_value = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
-        self.q_proj = _linear(cfg, cfg.hidden_size, query, rngs, cfg.attention_bias)
-        self.k_proj = _linear(cfg, cfg.hidden_size, key_value, rngs, cfg.attention_bias)
-        self.v_proj = _linear(cfg, cfg.hidden_size, key_value, rngs, cfg.attention_bias)
-        self.o_proj = _linear(cfg, query, cfg.hidden_size, rngs, cfg.output_bias)
+        self.q_proj = _linear(cfg, "q_proj", rngs, cfg.attention_bias)
+        self.k_proj = _linear(cfg, "k_proj", rngs, cfg.attention_bias)
+        self.v_proj = _linear(cfg, "v_proj", rngs, cfg.attention_bias)
+        self.o_proj = _linear(cfg, "o_proj", rngs, cfg.output_bias)
         if cfg.qk_norm:
             self.q_norm = _norm(cfg, cfg.head_dim, rngs)
             self.k_norm = _norm(cfg, cfg.head_dim, rngs)
 
-    def __call__(self, x, rope, segment_ids):
-        """[B, T, D] -> [B, T, D]; `rope` from `rope_tables`."""
+    def __call__(self, x, rope, attend):
+        """[B, T, D] -> ([B, T, D], memory); `rope` from `rope_tables`, `attend` of queries, keys and values."""
         cfg = self.cfg
 
         def heads(projected, name):
@@ -50,24 +54,17 @@ class Attention(nnx.Module):
         query, key, value = heads(self.q_proj(x), "q"), heads(self.k_proj(x), "k"), heads(self.v_proj(x), "v")
         if cfg.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        attended = causal_attention(
-            apply_rope(query, *rope),
-            apply_rope(key, *rope),
-            value,
-            segment_ids=segment_ids,
-            sliding_window=cfg.sliding_window,
-            implementation=cfg.attention,
-        )
-        return self.o_proj(checkpoint_name(attended, "attended").reshape(*x.shape[:2], -1))
+        attended, memory = attend(apply_rope(query, *rope), apply_rope(key, *rope), value)
+        return self.o_proj(checkpoint_name(attended, "attended").reshape(*x.shape[:2], -1)), memory
 
 
 class MLP(nnx.Module):
     """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-        self.gate_proj = _linear(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
-        self.up_proj = _linear(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
-        self.down_proj = _linear(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
+        self.gate_proj = _linear(cfg, "gate_proj", rngs)
+        self.up_proj = _linear(cfg, "up_proj", rngs)
+        self.down_proj = _linear(cfg, "down_proj", rngs)
 
     def __call__(self, x):
         """[B, T, D] -> [B, T, D]."""
@@ -84,10 +81,11 @@ class Block(nnx.Module):
         self.post_attention_layernorm = _norm(cfg, cfg.hidden_size, rngs)
         self.mlp = MLP(cfg, rngs)
 
-    def __call__(self, x, rope, segment_ids):
-        """[B, T, D] -> [B, T, D]; `rope` from `rope_tables`."""
-        x = constrain(x + self.attention(self.input_layernorm(x), rope, segment_ids), BATCH_AXES, None, None)
-        return constrain(x + self.mlp(self.post_attention_layernorm(x)), BATCH_AXES, None, None)
+    def __call__(self, x, rope, attend):
+        """[B, T, D] -> ([B, T, D], memory); `rope` from `rope_tables`, `attend` of queries, keys and values."""
+        attended, memory = self.attention(self.input_layernorm(x), rope, attend)
+        x = constrain(x + attended, BATCH_AXES, None, None)
+        return constrain(x + self.mlp(self.post_attention_layernorm(x)), BATCH_AXES, None, None), memory
 
 
 class Decoder(nnx.Module):
@@ -104,10 +102,14 @@ class Decoder(nnx.Module):
             rngs=nnx.Rngs(embed_key),
         )
         layer_keys = jax.random.split(layers_key, cfg.num_hidden_layers)
-        self.layers = nnx.vmap(lambda layer_key: Block(cfg, nnx.Rngs(layer_key)))(layer_keys)
+        # A stream of their own, so that the other parameters are the same with adapters and without.
+        lora_keys = jax.random.split(jax.random.fold_in(layers_key, cfg.num_hidden_layers), cfg.num_hidden_layers)
+        self.layers = nnx.vmap(lambda key, lora_key: Block(cfg, nnx.Rngs(key, lora=lora_key)))(layer_keys, lora_keys)
         self.norm = _norm(cfg, cfg.hidden_size, nnx.Rngs(head_key))
         if not cfg.tie_word_embeddings:
-            self.lm_head = _linear(cfg, cfg.hidden_size, cfg.vocab_size, nnx.Rngs(head_key))
+            self.lm_head = nnx.Linear(
+                cfg.hidden_size, cfg.vocab_size, use_bias=False, **_kernel_options(cfg), rngs=nnx.Rngs(head_key)
+            )
 
 
 def create(cfg: ModelConfig, key: Array) -> tuple[nnx.GraphDef, Params]:
@@ -131,6 +133,7 @@ def hidden_states(
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    dropout_keys: PRNGKeyArray | None = None,
     block_transform: BlockTransform | None = None,
 ) -> Float[Array, "B T D"]:
     """The last hidden states, after the final norm, in the compute dtype.
@@ -142,28 +145,85 @@ def hidden_states(
       positions: of each token in its text, for the rotary embeddings; None: 0 to T-1. Only their differences matter,
         so packed segments need none of their own. The causal mask and the sliding window go by place in the row.
       segment_ids: tokens attend only within equal ids; None: one segment a row.
+      dropout_keys: [B], one a row, for the dropout of adapters; None: no dropout.
       block_transform: called in the scan's body with one layer's parameters (kernels in the compute dtype and gathered,
         the rest as stored) and the layer's index; returns the parameters that the layer uses.
+    """
+    cfg = nnx.merge(graphdef, params).cfg
+    if positions is None:
+        positions = jnp.arange(tokens_BxT.shape[1])[None]
+
+    def attend(memory, _, query, key, value):
+        attended = causal_attention(
+            query,
+            key,
+            value,
+            segment_ids=segment_ids,
+            sliding_window=cfg.sliding_window,
+            implementation=cfg.attention,
+        )
+        return attended, memory
+
+    return run_blocks(
+        graphdef,
+        params,
+        tokens_BxT,
+        positions,
+        attend,
+        None,
+        dropout_keys=dropout_keys,
+        block_transform=block_transform,
+    )[0]
+
+
+def run_blocks(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens_BxT: Int[Array, "B T"],
+    positions: Int[Array, "#B T"],
+    attend: Attend,
+    memory: PyTree,
+    *,
+    dropout_keys: PRNGKeyArray | None = None,
+    block_transform: BlockTransform | None = None,
+) -> tuple[Float[Array, "B T D"], PyTree]:
+    """The last hidden states as in `hidden_states`, with any attention, which may keep a memory across layers.
+
+    Args:
+      graphdef: from `create`.
+      params: from `create`.
+      tokens_BxT: token ids.
+      positions: of each token in its text.
+      attend: called with the memory, the layer's index, the rotated queries [B, T, N, H] and keys [B, T, K, H] and the
+        values [B, T, K, H]; returns what the queries attended to [B, T, N, H] and the memory for the next layer.
+      memory: what the first layer finds, such as a cache of keys and values; updated in place where XLA can.
+      dropout_keys: as in `hidden_states`.
+      block_transform: as in `hidden_states`.
+
+    Returns:
+      (hidden, memory): compute dtype [B, T, D], after the final norm; the memory that the last layer left.
     """
     model = nnx.merge(graphdef, params)
     cfg, dtype = model.cfg, jnp.dtype(model.cfg.dtype)
     block_graphdef = nnx.graphdef(model.layers)
-    if positions is None:
-        positions = jnp.arange(tokens_BxT.shape[1])[None]
     rope = rope_tables(cfg, positions)
 
-    def block(x, layer):
+    def block(carry, layer):
+        x, memory = carry
         index, weights = layer
         weights = gather_weights(weights, dtype, "layers")
         if block_transform is not None:
             weights = block_transform(weights, index)
-        return nnx.merge(block_graphdef, weights)(x, rope, segment_ids), None
+        module = nnx.merge(block_graphdef, weights)
+        set_dropout(module, dropout_keys, index)
+        return module(x, rope, partial(attend, memory, index)), None
 
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
     layers = (jnp.arange(cfg.num_hidden_layers), params["layers"])
     # The scan already keeps the recomputation apart, so the barriers against merging it away would only cost.
-    x, _ = jax.lax.scan(jax.checkpoint(block, policy=remat_policy(cfg.remat), prevent_cse=False), x, layers)
-    return model.norm(x)
+    block = jax.checkpoint(block, policy=remat_policy(cfg.remat), prevent_cse=False)
+    (x, memory), _ = jax.lax.scan(block, (x, memory), layers)
+    return model.norm(x), memory
 
 
 def output_weight(params: Params) -> Float[Array, "D V"]:
@@ -180,6 +240,7 @@ def token_losses(
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    dropout_keys: PRNGKeyArray | None = None,
     block_transform: BlockTransform | None = None,
     tile_tokens: int = TILE_TOKENS,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T D"]]:
@@ -192,6 +253,7 @@ def token_losses(
       positions: as in `hidden_states`, of the T tokens that are read.
       segment_ids: as in `hidden_states`, of the T tokens that are read. The loss across a segment's end is computed as
         any other: mask it where it should not count.
+      dropout_keys: as in `hidden_states`.
       block_transform: as in `hidden_states`.
       tile_tokens: how many tokens of a device's rows have their logits in memory at once.
 
@@ -204,6 +266,7 @@ def token_losses(
         tokens_BxT1[:, :-1],
         positions=positions,
         segment_ids=segment_ids,
+        dropout_keys=dropout_keys,
         block_transform=block_transform,
     )
     losses = cross_entropy(hidden, output_weight(params), tokens_BxT1[:, 1:], tile_tokens=tile_tokens)
@@ -234,16 +297,20 @@ def _save_all_but_gathered_weights(primitive, *operands, **_) -> bool:
     return not gathers and primitive.name != "convert_element_type"
 
 
-def _linear(cfg: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs, use_bias: bool = False) -> nnx.Linear:
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=use_bias,
-        dtype=jnp.dtype(cfg.dtype),
-        param_dtype=jnp.dtype(cfg.param_dtype),
-        kernel_init=nnx.initializers.normal(cfg.initializer_range),
-        rngs=rngs,
-    )
+def _linear(cfg: ModelConfig, name: str, rngs: nnx.Rngs, use_bias: bool = False) -> nnx.Linear:
+    """The block's linear layer of that name in `LORA_MODULES`, with its adapter if it has one."""
+    widths = cfg.linear_widths()[name]
+    if cfg.lora is not None and name in cfg.lora.target_modules:
+        return AdaptedLinear(cfg, name, *widths, use_bias=use_bias, **_kernel_options(cfg), rngs=rngs)
+    return nnx.Linear(*widths, use_bias=use_bias, **_kernel_options(cfg), rngs=rngs)
+
+
+def _kernel_options(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        "dtype": jnp.dtype(cfg.dtype),
+        "param_dtype": jnp.dtype(cfg.param_dtype),
+        "kernel_init": nnx.initializers.normal(cfg.initializer_range),
+    }
 
 
 def _norm(cfg: ModelConfig, width: int, rngs: nnx.Rngs) -> nnx.RMSNorm:

@@ -53,6 +53,12 @@ def cross_entropy(
     return _cross_entropy(hidden, weight, labels, tile_tokens)
 
 
+def next_token_logits(hidden: Float[Array, "B T D"], weight: Float[Array, "D V"]) -> Float[Array, "B T V"]:
+    """hidden @ weight, accumulated and returned in float32; both operands have the compute dtype."""
+    logits = _matmul("btd,dv->btv", hidden, weight)
+    return constrain(logits, BATCH_AXES, None, "tensor")
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _cross_entropy(hidden, weight, labels, tile_tokens):
     return _cross_entropy_fwd(hidden, weight, labels, tile_tokens)[0]
@@ -97,7 +103,7 @@ def _forward(hidden, weight, labels, tile_tokens, axes):
 
     def tile(_, inputs):
         hidden, labels = inputs
-        logits = _logits(hidden, weight)
+        logits = next_token_logits(hidden, weight)
         highest = _over_vocab(jax.lax.pmax, jnp.max(logits, axis=-1), axes)
         # A sum under a mask, because a gather from logits that are split over the vocabulary would collect them.
         label_logits = jnp.sum(jnp.where(_one_hot(labels, logits, axes), logits, 0.0), axis=-1)
@@ -117,7 +123,7 @@ def _backward(hidden, weight, labels, logsumexp, grad, tile_tokens, axes):
 
     def tile(d_weight, inputs):
         hidden, labels, logsumexp, grad = inputs
-        logits = _logits(hidden, weight)
+        logits = next_token_logits(hidden, weight)
         probabilities = jnp.exp(logits - logsumexp[..., None])
         d_logits = jnp.where(_one_hot(labels, logits, axes), probabilities - 1.0, probabilities) * grad[..., None]
         d_logits = constrain(d_logits.astype(hidden.dtype), BATCH_AXES, None, "tensor")
@@ -138,11 +144,6 @@ def _weight_axes(weight):
 
 def _compute_weight(weight, dtype, axes):
     return gather_weight(all_gather(weight.astype(dtype), 0, axes.width), dtype, ("fsdp", "tensor"))
-
-
-def _logits(hidden, weight):
-    logits = _matmul("btd,dv->btv", hidden, weight)
-    return constrain(logits, BATCH_AXES, None, "tensor")
 
 
 def _matmul(subscripts, x, y):

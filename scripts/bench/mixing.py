@@ -2,9 +2,9 @@
 
     nice python scripts/bench/mixing.py [--root=DIR] [--steps=300] [--seeds=0,1,2] [-- --config.field=value ...]
 
-Every run is the real command, `python -m dataflex_jax.train --config=configs/MIXER.py:local`, with what stands after `--`;
-its folder is under --runs. A finished run is not repeated and an interrupted one goes on, so the command may be stopped and
-started at will. Writes docs/benchmarks/mixing.json and mixing.png and prints the table.
+Every run is the real command, `python -m dataflex_jax.train --config=configs/MIXER.py:local`, with what stands after
+`--`; its folder is under --runs. A finished run is not repeated and an interrupted one goes on, so the command may be
+stopped and started at will. Writes docs/benchmarks/mixing.json and mixing.png.
 """
 
 import json
@@ -14,26 +14,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
+import results
 from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dataflex_jax import cli
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.plot_style import LIGHT, LineStyle, label, legend, line_styles, new_figure
 from dataflex_jax.records import RunRecords
 
 MIXERS = ("static", "odm")
-_DATA = machine.REPOSITORY.parent / "shared/data/slimpajama_mini"
+_DATA = results.REPOSITORY.parent / "shared/data/slimpajama_mini"
 
 _ROOT = flags.DEFINE_string("root", None, "Folder of NAME.jsonl files; by default ../shared/data/slimpajama_mini.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Optimizer steps of each run.", lower_bound=1)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; each one is a static and an ODM run.")
 _RUNS = flags.DEFINE_string("runs", "runs/bench-mixing", "Where the run folders are.")
-_OUTPUT = flags.DEFINE_string("output", f"{machine.RESULTS}/mixing.json", "The result; the plot lies beside it.")
+_OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/mixing.json", "The result; the plot lies beside it.")
 
 
 def data_folder() -> Path:
@@ -45,7 +45,7 @@ def data_folder() -> Path:
     folder = Path(_ROOT.value or _DATA).resolve()
     if not folder.is_dir():
         raise InputError(
-            f"--root: no folder {folder}; give one with the files commoncrawl.jsonl, c4.jsonl, github.jsonl, book.jsonl, "
+            f"--root: no folder {folder}; give one with commoncrawl.jsonl, c4.jsonl, github.jsonl, book.jsonl, "
             "arxiv.jsonl, wikipedia.jsonl and stackexchange.jsonl, e.g. DKYoon/SlimPajama-6B from the Hugging Face hub "
             "split by meta.redpajama_set_name"
         )
@@ -57,6 +57,7 @@ def finished_run(mixer: str, seed: int, root: Path, overrides: Sequence[str]) ->
 
     Raises:
         InputError: the run folder belongs to another command.
+        TrainingError: the run was asked to stop.
         subprocess.CalledProcessError: the command failed; its own message is on stderr.
     """
     folder = (Path(_RUNS.value) / f"{mixer}-seed{seed}").resolve()
@@ -76,7 +77,9 @@ def finished_run(mixer: str, seed: int, root: Path, overrides: Sequence[str]) ->
     made_by.write_text(json.dumps(settings, indent=1) + "\n")
     if not (folder / "summary.json").exists():
         command = [sys.executable, "-m", "dataflex_jax.train", *settings, f"--workdir={folder}"]
-        subprocess.run(command, cwd=machine.REPOSITORY, check=True)
+        subprocess.run(command, cwd=results.REPOSITORY, check=True)
+        if not (folder / "summary.json").exists():
+            raise TrainingError(f"{folder}: stopped before the end; the same command goes on")
     return RunRecords.load(folder)
 
 
@@ -102,20 +105,6 @@ def compare(runs: dict[str, list[RunRecords]]) -> dict[str, dict[str, Any]]:
             for column, v in values.items()
         }
     return rows
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The comparison as Markdown."""
-
-    def cell(column: dict[str, Any], form: str) -> str:
-        plus_minus = "" if column["std"] is None else f" ± {column['std']:.4f}"
-        return f"{column['mean']:{form}}{plus_minus}"
-
-    lines = ["| held-out nll [nats/token] | static | ODM | ODM − static |", "|---|---|---|---|"]
-    for name, columns in rows.items():
-        cells = [cell(columns["static"], ".4f"), cell(columns["odm"], ".4f"), cell(columns["difference"], "+.4f")]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def picture(runs: dict[str, list[RunRecords]]) -> Figure:
@@ -153,7 +142,7 @@ def setting(run: RunRecords) -> dict[str, Any]:
         "steps": config["train_step"],
         "tokens": run.summary["tokens_seen"],
         "data": {name: config["data"][name] for name in ("tokenizer", "seq_len", "batch_size")},
-        "model": {name: value for name, value in config["model"].items() if value is not None},
+        "model": config["model"],
         "learning_rate": config["optim"]["learning_rate"],
         "schedule": {name: config[name] for name in ("warmup_step", "update_step")},
         "held_out_tokens": run.evals[-1]["overall"]["tokens"],
@@ -168,7 +157,7 @@ def main(argv: list[str]) -> None:
     rows = compare(runs)
     example = runs["odm"][0]
     result = {
-        **machine.describe(example.config),
+        **results.describe(example.config),
         "setting": setting(example),
         "seeds": seeds,
         "held_out_nll": rows,
@@ -179,9 +168,9 @@ def main(argv: list[str]) -> None:
             mixer: [run.summary["tokens_per_second"] for run in of_mixer] for mixer, of_mixer in runs.items()
         },
     }
-    machine.write(_OUTPUT.value, result)
+    results.write(_OUTPUT.value, result)
     picture(runs).savefig(Path(_OUTPUT.value).with_suffix(".png"), facecolor=LIGHT.background)
-    print(table(rows))
+    print(results.comparison(rows))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python scripts/bench/resume.py [--few=20] [--many=2000] [--repeats=5] [-- --config.field=value ...]
 
-The command is the real one in a process of its own: --config with a tiny model (so that taking many steps is cheap), then what
-stands after `--`. It is stopped by SIGTERM after --few and after --many steps; each start is timed on a copy of the run folder
-that this left, in turn forwards and backwards. The very first start, which also builds the rows store and compiles, is timed
-once. A step counts as finished when its line is in policy.jsonl. Writes docs/benchmarks/resume.json.
+The command is the real one in a process of its own: --config with a tiny model (so that taking many steps is cheap),
+then what stands after `--`. It is stopped by SIGTERM after --few and after --many steps; each start is timed on a copy
+of the run folder that this left, in turn forwards and backwards. The very first start, which also builds the rows store
+and compiles, is timed once. A step counts as finished when its line is in policy.jsonl. Writes
+docs/benchmarks/resume.json.
 """
 
 import json
@@ -21,8 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import machine
 import numpy as np
+import results
 from absl import flags
 
 from dataflex_jax import cli
@@ -31,7 +32,7 @@ _CONFIG = flags.DEFINE_string("config", "configs/odm.py", "The recipe.")
 _FEW = flags.DEFINE_integer("few", 20, "Steps taken before the first kind of resume.", lower_bound=1)
 _MANY = flags.DEFINE_integer("many", 2000, "Steps taken before the second kind of resume.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Starts of each kind.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", f"{machine.RESULTS}/resume.json", "The result.")
+_OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/resume.json", "The result.")
 
 TINY = (
     "--config.model.hidden_size=32",
@@ -70,7 +71,7 @@ class Command:
         self._launched = time.time()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dataflex_jax.train", *settings, f"--workdir={folder}"],
-            cwd=machine.REPOSITORY,
+            cwd=results.REPOSITORY,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -107,8 +108,8 @@ class Command:
         self._end()
 
     def stop_after(self, steps: int) -> int:
-        """Asks the run to save and stop once `steps` steps are done; returns how many it had done in the end."""
-        self._wait(lambda: self._policy.exists() and self._policy.read_bytes().count(b"\n") >= steps)
+        """Asks the run to save and stop once `steps` steps, one of them its own, are done; returns how many are."""
+        self._wait(lambda: self._size() > self._before and self._policy.read_bytes().count(b"\n") >= steps)
         self._process.send_signal(signal.SIGTERM)
         self._end()
         if self._process.returncode != 0:
@@ -123,18 +124,18 @@ class Command:
 def import_seconds() -> float:
     """Wall time of a process that only imports the trainer."""
     start = time.time()
-    subprocess.run([sys.executable, "-c", "import dataflex_jax.train"], cwd=machine.REPOSITORY, check=True)
+    subprocess.run([sys.executable, "-c", "import dataflex_jax.train"], cwd=results.REPOSITORY, check=True)
     return time.time() - start
 
 
 def summary(starts: Sequence[Start], steps_taken: int) -> dict[str, Any]:
     """The starts of one kind."""
     parts = {name: float(np.median([getattr(s, name) for s in starts])) for name in Start._fields[1:]}
-    return {"steps_taken": steps_taken, "seconds": machine.spread([s.total for s in starts]), "parts": parts}
+    return {"steps_taken": steps_taken, "seconds": results.spread([s.total for s in starts]), "parts": parts}
 
 
 def measure(settings: Sequence[str], scratch: Path) -> dict[str, Any]:
-    """The result without the machine, and the config.json of the run."""
+    """The result, but for printing it."""
     few, many = scratch / "few", scratch / "many"
     command = Command(settings, few)
     first = command.first_step()
@@ -155,12 +156,12 @@ def measure(settings: Sequence[str], scratch: Path) -> dict[str, Any]:
             shutil.rmtree(copy)
     ratios = [b.total / a.total for a, b in zip(starts["resumed_after_few"], starts["resumed_after_many"], strict=True)]
     return {
-        **machine.describe(json.loads((few / "config.json").read_text())),
+        **results.describe(json.loads((few / "config.json").read_text())),
         "settings": list(settings[:-1]),
-        "imports_seconds": machine.spread([import_seconds() for _ in range(3)]),
+        "imports_seconds": results.spread([import_seconds() for _ in range(3)]),
         "very_first": summary([first], 0),
         **{name: summary(starts[name], steps) for name, (_, steps) in cases.items()},
-        "many_over_few": machine.spread(ratios),
+        "many_over_few": results.spread(ratios),
     }
 
 
@@ -177,7 +178,7 @@ def main(argv: list[str]) -> None:
             f"--config.data.cache_dir={scratch}/cache",
         ]
         result = measure(settings, Path(scratch))
-    machine.write(_OUTPUT.value, result)
+    results.write(_OUTPUT.value, result)
     for name in ("very_first", "fresh", "resumed_after_few", "resumed_after_many"):
         case = result[name]
         parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in case["parts"].items())

@@ -1,27 +1,26 @@
-"""What a policy costs: tokens/s of a recipe's mixer against a static one, in one process, in alternating blocks of steps.
+"""What a policy costs: tokens/s of a recipe's mixer against a static one, in one process, in alternating blocks.
 
     python scripts/bench/step.py --config=configs/odm.py [--rounds=10] [--output=docs/benchmarks/step.json]
-    python scripts/bench/step.py --config=configs/odm.py:slimpajama-6b --config.data.source=local --config.data.root=DIR \\
-        --config.mesh.fsdp=8 --output=docs/benchmarks/step-gpu.json
+    python scripts/bench/step.py --config=configs/odm.py:slimpajama-6b --output=docs/benchmarks/step-gpu.json
 
 The recipe runs with update_step=1, warmup_step=0 and lag=1: a decision after every step. Each round has a block of the
-baseline mixer, a block of the recipe's and a block of bare steps on one batch that stays on the device, in turn forwards and
-backwards, so that drift cancels; all three train the same parameters. The first two are the project's loop as it is, with
-its lines, its loader and its progress bar; what is reported is the rate that it reports. Ratios are of blocks of the same
-round. Also: the loader alone, and how much of a step the host's main thread works.
+baseline mixer, a block of the recipe's and a block of bare steps on one batch that stays on the device, in turn
+forwards and backwards, so that drift cancels; all three train the same parameters. The first two are the project's loop
+as it is, with its loader, its files and its progress bar; what is reported is the rate that it reports. Ratios are of
+blocks of the same round. Also: the loader alone, and how much of a step the host's main thread works.
 """
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import machine
 import numpy as np
+import results
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -29,11 +28,11 @@ from dataflex_jax import cli, loop, train
 from dataflex_jax import config as configuration
 from dataflex_jax.data import sampler as sampling
 from dataflex_jax.data.sampler import SamplerState
+from dataflex_jax.errors import InputError
 from dataflex_jax.job import Cadence, Job
 from dataflex_jax.metrics import Throughput
 from dataflex_jax.policies import registry
 from dataflex_jax.resume import Position
-from dataflex_jax.sharding import make_mesh
 from dataflex_jax.state import PyTree, TrainState
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py.")
@@ -41,7 +40,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of ea
 _BLOCK = flags.DEFINE_integer("block", 22, "Steps a block; the rate is that of the last 20 or fewer.", lower_bound=3)
 _BASELINE = flags.DEFINE_string("baseline", "static", "The mixer to compare with.")
 _LOADER_STEPS = flags.DEFINE_integer("loader_steps", 200, "Batches in each measurement of the loader.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", f"{machine.RESULTS}/step.json", "The result.")
+_OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/step.json", "The result.")
 
 BARE = "one batch on the device"
 
@@ -55,7 +54,7 @@ class Contestant(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What a block measured: tokens/s, and of its last steps wall time and CPU time of the main thread, seconds a step."""
+    """A block's tokens/s, and for its second half the wall time and the main thread's CPU time in seconds a step."""
 
     tokens_per_second: float
     step_seconds: float
@@ -66,7 +65,7 @@ class Kept:
     """Stands in for a run's checkpoints: keeps the last state in memory."""
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        self.state, self.sampler = state, sampling.from_json(run["sampler"], tuple(run["stores"]))
+        self.state, self.sampler = state, sampling.from_json(run["sampler"], tuple(run["sampler"]["cursors"]))
 
     def wait(self) -> None:
         pass
@@ -101,15 +100,6 @@ def recipe(config: ConfigDict, steps: int, mixer: str | None) -> ConfigDict:
         if mixer is not None:
             config.mixer = registry.policy_config("mixer", mixer)
     return config
-
-
-def assembled(config: ConfigDict, folder: Path) -> tuple[Job, TrainState, Position]:
-    """What train.py hands to the loop."""
-    handed = []
-    with mock.patch.object(loop, "run", lambda *arguments: handed.append(arguments)):
-        train.train_and_evaluate(config, folder)
-    job, state, position, _ = handed[0]
-    return job, state, position
 
 
 def run_block(of: Contestant, state: TrainState, steps: int, folder: Path) -> tuple[Block, Contestant, TrainState]:
@@ -151,13 +141,20 @@ def loader_rate(of: Contestant, steps: int) -> float:
     return steps * of.job.sampler.batch_size / (time.perf_counter() - start)
 
 
-def measure(config: ConfigDict, scratch: Path) -> dict[str, Any]:
-    """The result without the machine."""
-    ours, kinds = config.mixer.name, 3
-    steps = kinds * (_ROUNDS.value + 1) * _BLOCK.value
+def measure(config: ConfigDict, scratch: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """The result, but for the machine.
+
+    Raises:
+        InputError: the recipe has no mixer, or the baseline's.
+    """
+    if config.mixer is None or config.mixer.name == _BASELINE.value:
+        raise InputError(f"--config: needs a recipe with another mixer than --baseline={_BASELINE.value}")
+    ours = config.mixer.name
+    steps = 3 * (_ROUNDS.value + 1) * _BLOCK.value
     contestants = {}
     for name, mixer in ((_BASELINE.value, _BASELINE.value), (ours, None)):
-        job, state, position = assembled(recipe(config, steps, mixer), scratch / f"job-{name}")
+        prepared = train.prepared(recipe(config, steps, mixer), scratch / f"job-{name}")
+        job, state, position = stack.enter_context(prepared)
         contestants[name] = Contestant(job, state.mixer, position.sampler)
     # A copy: the step's state is donated.
     contestants[BARE] = contestants[ours]._replace(mixer=jax.tree.map(jnp.copy, contestants[ours].mixer))
@@ -165,14 +162,15 @@ def measure(config: ConfigDict, scratch: Path) -> dict[str, Any]:
     batch = job.loader.load(plan)
 
     blocks: dict[str, list[Block]] = {name: [] for name in contestants}
-    # The first round compiles.
+    # The first round compiles and is not counted.
     for i in range(_ROUNDS.value + 1):
+        length = _BLOCK.value if i else 3
         for name in list(contestants)[:: 1 if i % 2 else -1]:
             if name == BARE:
-                block, contestants[name], state = bare_block(contestants[name], state, _BLOCK.value, batch)
+                block, contestants[name], state = bare_block(contestants[name], state, length, batch)
             else:
                 folder = scratch / f"{name}-{i}"
-                block, contestants[name], state = run_block(contestants[name], state, _BLOCK.value, folder)
+                block, contestants[name], state = run_block(contestants[name], state, length, folder)
             blocks[name] += [block] if i else []
     rates = {name: np.array([block.tokens_per_second for block in of_kind]) for name, of_kind in blocks.items()}
     loader = [loader_rate(contestants[ours], _LOADER_STEPS.value) for _ in range(5)]
@@ -183,14 +181,14 @@ def measure(config: ConfigDict, scratch: Path) -> dict[str, Any]:
         "rounds": _ROUNDS.value,
         "block_steps": _BLOCK.value,
         "batch_rows": job.sampler.batch_size,
-        "seq_len": job.seq_len,
-        "model": {name: value for name, value in config.model.items() if value is not None},
-        "tokens_per_second": {name: machine.spread(of_kind) for name, of_kind in rates.items()},
-        "mixer_over_baseline": machine.spread(rates[ours] / rates[_BASELINE.value]),
+        "seq_len": config.data.seq_len,
+        "model": config.model.to_dict(),
+        "tokens_per_second": {name: results.spread(of_kind) for name, of_kind in rates.items()},
+        "mixer_over_baseline": results.spread(rates[ours] / rates[_BASELINE.value]),
         # 1 - this is the share of its time that the device waits for the host, or, on a CPU, shares its cores with it.
-        "mixer_over_bare": machine.spread(rates[ours] / rates[BARE]),
-        "loader_rows_per_second": machine.spread(loader),
-        "loader_over_step": float(np.median(loader) * job.seq_len / np.median(rates[ours])),
+        "mixer_over_bare": results.spread(rates[ours] / rates[BARE]),
+        "loader_rows_per_second": results.spread(loader),
+        "loader_over_step": float(np.median(loader)) * wall / job.sampler.batch_size,
         "host": {"step_seconds": wall, "main_thread_busy_seconds": busy, "main_thread_idle_share": 1 - busy / wall},
     }
 
@@ -198,13 +196,14 @@ def measure(config: ConfigDict, scratch: Path) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     cli.no_positional(argv)
     config = cli.chosen_config(_CONFIG)
-    with tempfile.TemporaryDirectory() as scratch, jax.set_mesh(make_mesh(config.mesh)):
-        result = measure(config, Path(scratch))
-    machine.write(_OUTPUT.value, machine.describe(configuration.resolved(config)) | result)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        result = measure(config, Path(scratch), stack)
+    results.write(_OUTPUT.value, results.describe(configuration.resolved(config)) | result)
     ratio, bare = result["mixer_over_baseline"], result["mixer_over_bare"]
     print(f"{result['mixer']} / {result['baseline']}: {ratio['median']:.4f}, quartiles {ratio['quartiles']}")
     print(f"{result['mixer']} / {BARE}: {bare['median']:.4f}, quartiles {bare['quartiles']}")
-    print(f"loader / step: {result['loader_over_step']:.0f}; main thread idle {result['host']['main_thread_idle_share']:.1%}")
+    print(f"loader / step: {result['loader_over_step']:.0f}")
+    print(f"main thread idle: {result['host']['main_thread_idle_share']:.1%}")
 
 
 if __name__ == "__main__":

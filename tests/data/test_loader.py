@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from dataflex_jax.data.loader import Loader, Rows, held_out_batches, shuffled_epochs
+from dataflex_jax.data.domains import open_domains
+from dataflex_jax.data.loader import Loader, held_out_batches, shuffled_epochs
 from dataflex_jax.data.sampler import Plan
-from dataflex_jax.data.store import open_stores
 from dataflex_jax.sharding import make_mesh
 from tests import tiny
 
@@ -14,14 +14,19 @@ SEQ_LEN = 32
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory):
+def domains(tmp_path_factory):
     root = tiny.write_domains(tmp_path_factory.mktemp("data") / "domains")
-    return open_stores(tiny.config(root).data, progress=False)[0]
+    return open_domains(tiny.config(root).data, progress=False)[0]
 
 
-def test_a_batch_holds_the_planned_rows_of_the_planned_domains(stores):
+@pytest.fixture(scope="module")
+def stores(domains):
+    return [domain.store for domain in domains]
+
+
+def test_a_batch_holds_the_planned_rows_of_the_planned_domains(domains, stores):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    loader = Loader(stores, SEQ_LEN, seed=0, mesh=mesh)
+    loader = Loader(domains, seed=0, mesh=mesh)
     rng = np.random.default_rng(0)
     plan = Plan(1, rng.integers(0, 3, 8), rng.integers(0, 500, 8), np.array([0.2, 0.3, 0.5]))
     batch = loader.load(plan)
@@ -30,12 +35,9 @@ def test_a_batch_holds_the_planned_rows_of_the_planned_domains(stores):
     np.testing.assert_allclose(batch["drawn_with"], plan.drawn_with, rtol=1e-6)
     assert np.asarray(batch["mask"]).all()
     for b, (domain, position) in enumerate(zip(plan.domains, plan.positions, strict=True)):
-        epoch = shuffled_epochs(Rows(stores[domain].train, SEQ_LEN), stores[domain].name, 0)
-        np.testing.assert_array_equal(batch["tokens"][b], epoch[int(position)])
-        assert any(
-            np.array_equal(batch["tokens"][b], stores[domain].train.tokens[i * SEQ_LEN : i * SEQ_LEN + SEQ_LEN + 1])
-            for i in range(stores[domain].train.num_rows(SEQ_LEN))
-        )
+        tokens = stores[domain].train
+        i = shuffled_epochs(range(tokens.num_rows(SEQ_LEN)), stores[domain].name, 0)[int(position)]
+        np.testing.assert_array_equal(batch["tokens"][b], tokens.row(i, SEQ_LEN))
 
 
 def test_an_epoch_is_a_permutation_and_the_next_one_is_another():
@@ -47,10 +49,10 @@ def test_an_epoch_is_a_permutation_and_the_next_one_is_another():
     assert first == [shuffled_epochs(range(50), "name", 3)[i] for i in range(50)]
 
 
-def test_held_out_batches_predict_every_held_out_token_once(stores):
+def test_held_out_batches_predict_every_held_out_token_once(domains, stores):
     mesh = make_mesh({"fsdp": 8})
     predicted = {k: [] for k in range(3)}
-    for batch in held_out_batches(stores, SEQ_LEN, 8, 10_000, mesh):
+    for batch in held_out_batches(domains, 8, 10_000, mesh):
         tokens, mask, domains = (np.asarray(batch[name]) for name in ("tokens", "mask", "domain"))
         for row, weights, domain in zip(tokens, mask, domains, strict=True):
             predicted[int(domain)] += row[1:][weights == 1].tolist()
@@ -59,8 +61,8 @@ def test_held_out_batches_predict_every_held_out_token_once(stores):
         assert predicted[k] == store.valid.tokens[1:].tolist()
 
 
-def test_held_out_rows_are_capped_per_domain(stores):
-    batches = list(held_out_batches(stores, SEQ_LEN, 8, 2, make_mesh({"fsdp": 8})))
+def test_held_out_rows_are_capped_per_domain(domains):
+    batches = list(held_out_batches(domains, 8, 2, make_mesh({"fsdp": 8})))
     rows = sum(int(np.asarray(b["mask"]).any(axis=1).sum()) for b in batches)
     assert rows == 6
 
@@ -78,8 +80,8 @@ def test_training_and_held_out_text_are_disjoint(stores):
         assert not documents[0] & documents[1]
 
 
-def test_a_loader_of_one_device_gives_the_same_rows(stores):
+def test_a_loader_of_one_device_gives_the_same_rows(domains):
     plan = Plan(1, np.arange(8) % 3, np.arange(8), np.ones(3) / 3)
     meshes = [make_mesh({"fsdp": 8}), make_mesh({}, devices=jax.devices()[:1])]
-    tokens = [np.asarray(Loader(stores, SEQ_LEN, 0, mesh).load(plan)["tokens"]) for mesh in meshes]
+    tokens = [np.asarray(Loader(domains, 0, mesh).load(plan)["tokens"]) for mesh in meshes]
     np.testing.assert_array_equal(*tokens)

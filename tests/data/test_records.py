@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from dataflex_jax.data import records as records_module
 from dataflex_jax.data.records import one_line, read_records, split_format
 from dataflex_jax.errors import InputError
 
@@ -104,3 +105,44 @@ def test_split_format():
 def test_one_line_shortens_and_joins_lines():
     assert one_line("a\n b") == "a b"
     assert one_line("x" * 400) == "x" * 297 + "..."
+
+
+def test_a_json_array_reads_like_lines_of_json(tmp_path, monkeypatch):
+    monkeypatch.setattr(records_module, "_READ_BYTES", 16)  # records that span several reads
+    path = tmp_path / "a.json"
+    for text in (json.dumps(RECORDS[:50]), json.dumps(RECORDS[:50], indent=2), "\ufeff" + JSONL.decode()):
+        path.write_text(text)
+        for start in (0, 7):
+            found = list(read_records(path, ["text"], start))[: 50 - start]
+            assert [record.fields for record in found] == RECORDS[start:50]
+            assert [record.index for record in found] == list(range(start, 50))
+    path.write_text(" [ ] ")
+    assert list(read_records(path, ["text"])) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1},\n{"a": }]', r"a.json: record 1 \(line 2\): not valid JSON, or truncated: Expecting value"),
+        ('[{"a": 1}\n{"a": 2}]', r"a.json: record 0 \(line 2\): not valid JSON, or truncated: ',' or '\]' expected"),
+        ('[{"a": 1}, {"a"', r"a.json: record 1 \(line 1\): not valid JSON, or truncated"),
+        ("[" * 100_000, r"a.json: record 0 \(line 1\): not valid JSON, or truncated: maximum recursion"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_bad_json_array_names_record_and_line(tmp_path, text, message):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        list(read_records(path, ["a"]))
+
+
+def test_what_a_json_array_holds_beside_objects_is_a_bad_record(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, [2], {"a": 3}]')
+    assert [record.problem is None for record in read_records(path, ["a"])] == [True, False, True]
+
+
+def test_optional_columns_are_read_where_they_are(tmp_path):
+    records = read_records(write(tmp_path, ".parquet"), ["text"], 0, ["n", "none"])
+    assert next(records).fields == RECORDS[0]

@@ -19,6 +19,7 @@ def config(**fields):
             "hub_config": None,
             "hub_split": "train",
             "text_field": "text",
+            "formatting": None,
         }
         | fields
     )
@@ -116,7 +117,7 @@ def test_problems_name_line_field_and_what_there_is(tmp_path):
     assert problems[1] == f"{path}:2: field 'text' (data.text_field) must be a string but is int"
     assert problems[2] == f"{path}:3: no field 'meta.set' (data.domain_field); the record has text, meta"
     assert problems[3] == f"{path}:4: field 'meta.set' (data.domain_field) must be a string but is int"
-    assert problems[4] == f"{path}:5: field 'text' holds an unpaired surrogate (character 0)"
+    assert problems[4] == f"{path}:5: the text holds an unpaired surrogate (character 0)"
     assert problems[5].startswith(f"{path}:6: not valid JSON: ")
 
 

@@ -32,6 +32,7 @@ def config(tmp_path, **fields):
             "hub_config": None,
             "hub_split": "train",
             "text_field": "text",
+            "formatting": None,
             "tokenizer": "bytes",
             "eos_token": None,
             "valid_fraction": 0.2,
@@ -116,7 +117,7 @@ def test_arrays_pickle_without_their_tokens(tmp_path, root):
 
 def test_restart_reads_no_input_file(tmp_path, root, monkeypatch):
     first, _ = open_quietly(config(tmp_path))
-    monkeypatch.setattr("dataflex_jax.data.sources.read_records", lambda *_: pytest.fail("an input file was read"))
+    monkeypatch.setattr("dataflex_jax.data.parts.read_records", lambda *_: pytest.fail("an input file was read"))
     for name in ("a", "b"):
         (root / f"{name}.jsonl").chmod(0o000)
     if os.geteuid() == 0:  # whom permissions do not stop
@@ -262,7 +263,7 @@ def test_cache_dir_that_is_a_file(tmp_path, root):
 
 def test_empty_held_out_split_warns_and_reads_as_empty(tmp_path, root, monkeypatch):
     warnings = []
-    monkeypatch.setattr("dataflex_jax.data.store.logger.warning", lambda message, *values: warnings.append(message % values))
+    monkeypatch.setattr("dataflex_jax.data.cache.logger.warning", lambda message, *values: warnings.append(message % values))
     (a, _), _ = open_quietly(config(tmp_path, valid_fraction=0.0))
     assert warnings[0] == "domain a: no held-out document; raise data.valid_fraction for evaluation"
     assert a.valid.num_rows(8) == 0
@@ -280,7 +281,7 @@ def test_damaged_store_is_built_again(tmp_path, root):
 
 def test_wide_vocabulary_is_stored_wider(tmp_path, root, monkeypatch):
     narrow = open_quietly(config(tmp_path))[0][0]
-    monkeypatch.setattr("dataflex_jax.data.store._NARROW_VOCABULARY", 256)
+    monkeypatch.setattr("dataflex_jax.data.build._NARROW_VOCABULARY", 256)
     wide = open_quietly(config(tmp_path, cache_dir=str(tmp_path / "wide")))[0][0]
     assert (narrow.train.tokens.dtype, wide.train.tokens.dtype) == (np.uint16, np.uint32)
     np.testing.assert_array_equal(narrow.train.tokens, wide.train.tokens)

@@ -1,13 +1,19 @@
-"""Writes golden/*.npz: logits, losses and gradients of tiny models as Hugging Face transformers computes them on torch.
+"""Writes golden/: what Hugging Face transformers makes of tiny models on torch.
+
+NAME.npz: logits, losses and gradients. hf_tensors.json: names and shapes of the checkpoints. CHECKPOINT/: one of them.
 
 Run from the repository root, where torch and transformers are installed: python -m tests.models.make_golden
 """
 
+import json
 import pathlib
+import tempfile
 
 import numpy as np
+from safetensors import safe_open
 
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.hf import hf_tensors
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 _SIZES = {
@@ -37,6 +43,7 @@ MODELS = {
     "mistral": _SIZES | {"model_type": "mistral", "rope_theta": 1e4, "sliding_window": 7},
 }
 WITH_GRADIENTS = "qwen2_untied"
+CHECKPOINT = "llama3"
 
 
 def random_params(cfg: ModelConfig, seed: int) -> dict:
@@ -86,31 +93,15 @@ def random_params(cfg: ModelConfig, seed: int) -> dict:
 
 def hf_named(params: dict) -> dict[str, np.ndarray]:
     """The same arrays under Hugging Face's names, one a layer, weights as [out, in]."""
-    named = {
-        "model.embed_tokens.weight": params["embed_tokens"]["embedding"],
-        "model.norm.weight": params["norm"]["scale"],
-    }
-    if "lm_head" in params:
-        named["lm_head.weight"] = params["lm_head"]["kernel"].T
-    layers = params["layers"]
-    modules = {"input_layernorm": layers["input_layernorm"]}
-    modules["post_attention_layernorm"] = layers["post_attention_layernorm"]
-    modules |= {f"self_attn.{name}": module for name, module in layers["attention"].items()}
-    modules |= {f"mlp.{name}": module for name, module in layers["mlp"].items()}
-    for module, arrays in modules.items():
-        for kind, stacked in arrays.items():
-            for i, array in enumerate(stacked):
-                name = f"model.layers.{i}.{module}.{'bias' if kind == 'bias' else 'weight'}"
-                named[name] = array.T if kind == "kernel" else array
-    return {name: np.asarray(array) for name, array in named.items()}
+    return {tensor.name: np.asarray(tensor.value()) for tensor in hf_tensors(params)}
 
 
 def random_tokens(cfg: ModelConfig, seed: int, length: int = 40) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, cfg.vocab_size, (2, length + 1))
 
 
-def torch_outputs(hf: dict, params: dict, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """(logits [B, T, V], losses [B, T], gradients of the mean loss by Hugging Face's names) from transformers."""
+def torch_model(hf: dict, params: dict):
+    """The model of transformers with these parameters."""
     import torch
     import transformers
 
@@ -121,6 +112,13 @@ def torch_outputs(hf: dict, params: dict, tokens: np.ndarray) -> tuple[np.ndarra
     tied = ["lm_head.weight"] if hf.get("tie_word_embeddings") else []
     if result.missing_keys not in ([], tied) or result.unexpected_keys:
         raise ValueError(f"the parameters do not fit: {result}")
+    return model
+
+
+def torch_outputs(model, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """(logits [B, T, V], losses [B, T], gradients of the mean loss by Hugging Face's names) from transformers."""
+    import torch
+
     tokens = torch.tensor(tokens)
     logits = model(tokens[:, :-1]).logits
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
@@ -131,14 +129,24 @@ def torch_outputs(hf: dict, params: dict, tokens: np.ndarray) -> tuple[np.ndarra
 
 def main():
     GOLDEN.mkdir(exist_ok=True)
+    written = {}
     for seed, (name, hf) in enumerate(MODELS.items()):
         cfg = ModelConfig.from_hf(hf)
         tokens = random_tokens(cfg, seed)
-        logits, losses, gradients = torch_outputs(hf, random_params(cfg, seed), tokens)
+        model = torch_model(hf, random_params(cfg, seed))
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            with safe_open(f"{folder}/model.safetensors", "np") as file:
+                written[name] = {key: file.get_slice(key).get_shape() for key in sorted(file.keys())}
+        if name == CHECKPOINT:
+            model.save_pretrained(GOLDEN / name, max_shard_size="8KB")
+        logits, losses, gradients = torch_outputs(model, tokens)
         arrays = {"seed": np.array(seed), "tokens": tokens.astype(np.uint8), "logits": logits, "losses": losses}
         if name == WITH_GRADIENTS:
             arrays |= {f"gradient/{path}": gradient for path, gradient in gradients.items()}
         np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
+    lines = [f"{json.dumps(name)}: {json.dumps(shapes)}" for name, shapes in written.items()]
+    (GOLDEN / "hf_tensors.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tests.models.make_golden import (
     hf_named,
     random_params,
     random_tokens,
+    torch_model,
     torch_outputs,
 )
 
@@ -72,7 +73,7 @@ def test_equals_transformers_where_torch_is_installed(name):
     cfg, graphdef, params = build(name, seed=100)
     # A longer row than max_position_embeddings: the rotary embeddings go on.
     tokens = random_tokens(cfg, seed=100, length=90)
-    logits, losses, gradients = torch_outputs(MODELS[name], params, tokens)
+    logits, losses, gradients = torch_outputs(torch_model(MODELS[name], params), tokens)
     np.testing.assert_allclose(logits_of(graphdef, params, tokens[:, :-1]), logits, rtol=0, atol=1e-4)
     ours, grads = jax.jit(jax.value_and_grad(functools.partial(mean_loss, graphdef)))(params, tokens)
     assert float(ours) == pytest.approx(losses.mean(), abs=1e-5)
@@ -133,7 +134,7 @@ def test_bfloat16_stays_near_float32_and_gradients_are_float32():
     assert float(half_loss) == pytest.approx(float(loss), rel=0.01)
     for actual, expected in zip(jax.tree.leaves(half_gradients), jax.tree.leaves(gradients), strict=True):
         assert actual.dtype == jnp.float32
-        assert np.linalg.norm(actual - expected) < 0.1 * np.linalg.norm(expected)
+        assert np.linalg.norm(actual - expected) < 0.05 * np.linalg.norm(expected)
 
 
 def test_embedding_gradient_of_a_frequent_token_is_not_lost_in_bfloat16():

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, results as JSON, spreads."""
+"""What the benchmarks share: the machine in words, spreads, results as JSON and the page that shows them."""
 
 import datetime
 import json
@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = "docs/benchmarks"
+FOLDER = "docs/benchmarks"
 
 
 def describe(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,8 +25,7 @@ def describe(resolved: Mapping[str, Any]) -> dict[str, Any]:
         resolved: the content of a run's config.json, or `dataflex_jax.config.resolved` of its configuration.
     """
     revision = resolved["git_revision"]
-    measured_code = ("dataflex_jax", "configs", "scripts/bench")
-    unchanged = ["git", "-C", str(REPOSITORY), "diff", "--quiet", str(revision), "--", *measured_code]
+    unchanged = ["git", "-C", str(REPOSITORY), "diff", "--quiet", str(revision), "--", "dataflex_jax", "configs"]
     return {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
@@ -57,8 +57,40 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def write(path: str | Path, result: Mapping[str, Any]) -> None:
-    """Writes a result, with its folder, and says where it is."""
+    """Writes a result, and README.md beside it anew from all results of the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    print(f"written to {path}")
+    (path.parent / "README.md").write_text(page(path.parent))
+    print(f"written to {path}; shown in {path.parent / 'README.md'}")
+
+
+def page(folder: Path) -> str:
+    """The page of a folder of results: step*.json, resume*.json and mixing*.json, by name."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown
+    )
+    found = {
+        kind: {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}*.json"))}
+        for kind in ("step", "resume", "mixing")
+    }
+    return environment.get_template("README.md.jinja").render(found, comparison=comparison)
+
+
+def comparison(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows of mixing.json as a Markdown table."""
+
+    def cell(column: Mapping[str, Any], form: str) -> str:
+        plus_minus = "" if column["std"] is None else f" ± {column['std']:.4f}"
+        return f"{column['mean']:{form}}{plus_minus}"
+
+    lines = ["| held-out nll [nats/token] | static | ODM | ODM - static |", "|---|---|---|---|"]
+    for name, columns in rows.items():
+        cells = [cell(columns["static"], ".4f"), cell(columns["odm"], ".4f"), cell(columns["difference"], "+.4f")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)

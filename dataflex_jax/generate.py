@@ -1,0 +1,77 @@
+"""What a checkpoint writes when it is prompted.
+
+    python -m dataflex_jax.generate --checkpoint=RUN_DIR --prompt="Once upon a time" [--prompt=...]
+        [--max_new_tokens=128] [--temperature=0.8] [--top_k=50] [--top_p=0.95] [--seed=0]
+
+--checkpoint is a run folder (its newest step) or one step's folder. Prints each prompt with its continuation; greedy
+unless --temperature is given. The model is split over all devices.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from dataflex_jax import cli
+from dataflex_jax import config as configuration
+from dataflex_jax.checkpoint import Checkpoints, locate
+from dataflex_jax.data.tokenizer import load_tokenizer
+from dataflex_jax.errors import InputError
+from dataflex_jax.models.generate import generate_texts
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.weights import read_checkpoint
+
+
+def generate_from_checkpoint(run_folder: Path, step: int, prompts: Sequence[str], **options) -> list[str]:
+    """The continuation of every prompt.
+
+    Args:
+        run_folder: of the checkpoint.
+        step: of the checkpoint.
+        prompts: texts.
+        **options: those of `dataflex_jax.models.generate.generate_texts`.
+
+    Raises:
+        InputError: a checkpoint that cannot be read, or an option outside its range.
+    """
+    trained = configuration.read(run_folder)
+    tokenizer = load_tokenizer(str(run_folder / "tokenizer"), texts=lambda: iter(()), cache_dir=run_folder)
+    mesh = make_mesh({"fsdp": -1})
+    with Checkpoints(run_folder, writable=False) as checkpoints, jax.set_mesh(mesh):
+        _, graphdef, params = read_checkpoint(checkpoints, step, trained, mesh)
+        return generate_texts(graphdef, params, tokenizer, prompts, **options)
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    cli.no_positional(argv)
+    if CHECKPOINT.value is None:
+        raise InputError("--checkpoint is missing: a run folder, or the folder of one step in it")
+    if not PROMPT.value:
+        raise InputError('--prompt is missing: the text to continue, e.g. --prompt="Once upon a time"')
+    run_folder, step = locate(CHECKPOINT.value)
+    continuations = generate_from_checkpoint(
+        run_folder,
+        step,
+        PROMPT.value,
+        max_new_tokens=MAX_NEW_TOKENS.value,
+        seeds=range(SEED.value, SEED.value + len(PROMPT.value)),
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+    )
+    for prompt, continuation in zip(PROMPT.value, continuations, strict=True):
+        print(f"{prompt}{continuation}\n")
+
+
+if __name__ == "__main__":
+    # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
+    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one step in it.")
+    PROMPT = flags.DEFINE_multi_string("prompt", None, "The text to continue; may be given several times.")
+    MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most, unless the text ends before.")
+    TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: greedy; else the logits are divided by it.")
+    TOP_K = flags.DEFINE_integer("top_k", None, "Draw from this many most likely tokens; default: from all.")
+    TOP_P = flags.DEFINE_float("top_p", None, "Draw from the most likely tokens that have this much probability.")
+    SEED = flags.DEFINE_integer("seed", 0, "Of the first prompt's draws; the next prompt has the next seed.")
+    cli.run(main)

@@ -1,0 +1,60 @@
+"""The linear layer of the blocks, with an optional low-rank adapter beside its kernel."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dataflex_jax.models.config import LORA_MODULES, ModelConfig
+
+
+class AdaptedLinear(nnx.Linear):
+    """y = W x + b + scale * B A dropout(x), with `lora_a` [in, rank] uniform and `lora_b` [rank, out] zero at first.
+
+    Neither W + BA nor any other array of W's size is made. Both factors are used in the dtype of the layer.
+    """
+
+    def __init__(self, cfg: ModelConfig, name: str, inputs: int, outputs: int, *, rngs: nnx.Rngs, **linear):
+        super().__init__(inputs, outputs, rngs=rngs, **linear)
+        rank, dtype = cfg.lora.rank, jnp.dtype(cfg.param_dtype)
+        # Kaiming's uniform with a = sqrt(5), as PEFT draws it.
+        bound = 1 / math.sqrt(inputs)
+        self.lora_a = nnx.Param(jax.random.uniform(rngs.lora(), (inputs, rank), dtype, -bound, bound))
+        self.lora_b = nnx.Param(jnp.zeros((rank, outputs), dtype))
+        self.scale = cfg.lora.scale
+        self.dropout = cfg.lora.dropout
+        self.index = LORA_MODULES.index(name)
+        self.dropout_keys = nnx.data(None)
+
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+        """Applies the layer; with dropout where `set_dropout` was called."""
+        y = super().__call__(x)
+        if self.dropout_keys is not None and self.dropout > 0:
+            keys = _fold_in_each(self.dropout_keys, self.index)
+            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(keys)
+            x = jnp.where(keep, x / (1 - self.dropout), 0)
+        x, a, b = (v.astype(self.dtype) for v in (x, self.lora_a[...], self.lora_b[...]))
+        return y + (x @ a * self.scale) @ b
+
+
+def set_dropout(block: nnx.Module, row_keys: PRNGKeyArray | None, layer: int | Array) -> None:
+    """Switches on the adapters' dropout in a block.
+
+    Args:
+      block: merged for one application.
+      row_keys: one key a row, [B]; a row's masks depend on its key, the layer and the module, on nothing else. None: no
+        dropout.
+      layer: the block's index.
+    """
+    if row_keys is None:
+        return
+    keys = _fold_in_each(row_keys, layer)
+    for _, module in nnx.iter_graph(block):
+        if isinstance(module, AdaptedLinear):
+            module.dropout_keys = keys
+
+
+def _fold_in_each(keys, number):
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)

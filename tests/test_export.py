@@ -1,0 +1,187 @@
+"""Export and import of run folders, and training that starts from pretrained weights."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from safetensors.numpy import load_file
+
+from dataflex_jax import config as configuration
+from dataflex_jax import train
+from dataflex_jax.checkpoint import Checkpoints
+from dataflex_jax.data.tokenizer import load_tokenizer
+from dataflex_jax.errors import InputError
+from dataflex_jax.evaluate import evaluate_checkpoint
+from dataflex_jax.export import export_checkpoint, import_pretrained
+from dataflex_jax.models import hf
+from dataflex_jax.models.resolve import model_config
+from tests import tiny
+from tests.command import PROJECT, Trainer, the_error
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.write_domains(tmp_path_factory.mktemp("data") / "domains")
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    """A run of 4 steps; its tokenizer splits digits in another way than Qwen's, which AutoTokenizer would choose."""
+    folder = tmp_path_factory.mktemp("trained")
+    train.train_and_evaluate(tiny.config(root, train_step=4, data__tokenizer="train:300"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """That run as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("exported")
+    export_checkpoint(trained, 4, folder)
+    return folder
+
+
+def recipe(root, **fields):
+    """Three steps; its shape is for random weights."""
+    return tiny.config(root, train_step=3, model__hidden_size=64, model__num_hidden_layers=1, **fields)
+
+
+def from_pretrained(root, folder, **fields):
+    """The recipe with what a pretrained model needs."""
+    config = recipe(root, data__tokenizer=str(folder), **fields)
+    config.model.update(name_or_path=str(folder), from_scratch=False)
+    return config
+
+
+def test_training_starts_from_the_weights(root, trained, exported, tmp_path):
+    train.train_and_evaluate(from_pretrained(root, exported, optim__learning_rate=0.0), tmp_path)
+    scores = tiny.records(tmp_path, "eval.jsonl")[-1]
+    assert scores["domains"] == tiny.records(trained, "eval.jsonl")[-1]["domains"]
+    # And from a fresh optimizer, sampler and mixer.
+    assert tiny.records(tmp_path, "metrics.jsonl")[0]["tokens_seen"] == 8 * 32
+    assert tiny.records(tmp_path, "policy.jsonl")[0]["state"]["count"] == 1
+
+
+def test_sizes_give_way_to_the_weights_and_other_fields_do_not(exported, caplog):
+    caplog.set_level("INFO")
+    tokenizer = load_tokenizer(str(exported), texts=iter, cache_dir=exported)
+    config = from_pretrained(exported, exported, model__rms_norm_eps=1e-5)
+    model = model_config(config.model, tokenizer)
+    assert (model.hidden_size, model.num_hidden_layers, model.rms_norm_eps) == (32, 2, 1e-5)
+    assert "config.model.hidden_size = 64 gives way to 32, config.model.num_hidden_layers = 1 gives" in caplog.text
+    config.model.from_scratch = True
+    assert model_config(config.model, tokenizer).hidden_size == 64
+
+
+def test_an_imported_run_trains_as_one_from_the_weights(root, trained, exported, tmp_path):
+    import_pretrained(str(exported), recipe(root), tmp_path / "imported")
+    trained_config = configuration.read(trained)
+    imported_config = configuration.read(tmp_path / "imported")
+    at_start = evaluate_checkpoint(imported_config, trained_config, tmp_path / "imported", 0)
+    assert at_start["domains"] == evaluate_checkpoint(trained_config, trained_config, trained, 4)["domains"]
+
+    train.train_and_evaluate(from_pretrained(root, exported), tmp_path / "imported")
+    train.train_and_evaluate(from_pretrained(root, exported), tmp_path / "direct")
+    for name in ("metrics.jsonl", "policy.jsonl", "eval.jsonl"):
+        assert tiny.records(tmp_path / "imported", name) == tiny.records(tmp_path / "direct", name)
+    with pytest.raises(InputError, match=r"--output=.*/imported: has checkpoints already"):
+        import_pretrained(str(exported), recipe(root), tmp_path / "imported")
+
+
+def test_an_imported_run_needs_its_source_no_more(root, exported, tmp_path):
+    source = shutil.copytree(exported, tmp_path / "source")
+    import_pretrained(str(source), recipe(root), tmp_path / "run")
+    shutil.rmtree(source)
+    export_checkpoint(tmp_path / "run", 0, tmp_path / "again")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
+    text = "0123456789 one TWO\n  x_1 = 'é'"
+    before, after = (tokenizers.Tokenizer.from_file(str(f / "tokenizer.json")) for f in (exported, tmp_path / "again"))
+    assert before.encode(text).ids == after.encode(text).ids
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "again")
+    assert theirs(text)["input_ids"] == before.encode(text).ids
+    assert theirs.eos_token_id == hf.read_config(exported)["eos_token_id"]
+
+
+def test_a_tokenizer_of_another_family_is_warned_of(trained, tmp_path, caplog):
+    export_checkpoint(trained, 4, tmp_path / "hf")
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "dataflex_jax.export"]
+    assert re.search(
+        r"by the rules of Qwen2Tokenizer; load it with .*PreTrainedTokenizerFast\.from_pretrained", warning
+    )
+
+
+def test_an_export_is_onto_the_devices_there_are(trained, exported, tmp_path):
+    """The run was on a mesh of its own; an export takes all devices."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = configuration.read(run)
+    config.mesh.update(data=64, fsdp=1)
+    configuration.write(config, run / "config.json")
+    export_checkpoint(run, 4, tmp_path / "half", "bfloat16")
+    half, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path / "half", exported))
+    assert half.keys() == whole.keys()
+    for name, tensor in half.items():
+        assert tensor.dtype == "bfloat16"
+        np.testing.assert_array_equal(tensor, whole[name].astype(tensor.dtype))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model__name_or_path": None}, "config.model.from_scratch = False: needs config.model.name_or_path"),
+        ({"data__tokenizer": "train:300"}, r"config.data.tokenizer = 'train:300': pretrained weights .* need the tok"),
+        ({"model__name_or_path": "/no/such"}, "config.model.name_or_path = '/no/such': no such folder"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(root, exported, tmp_path, fields, message):
+    config = from_pretrained(root, exported)
+    for name, value in fields.items():
+        section, field = name.split("__")
+        config[section][field] = value
+    with pytest.raises(InputError, match=message) as e:
+        train.train_and_evaluate(config, tmp_path)
+    assert "\n" not in str(e.value)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """python -m dataflex_jax.export in a process of its own."""
+    trainer = Trainer(tmp_path_factory.mktemp("command"))
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "dataflex_jax.export", *map(str, arguments)]
+        return subprocess.run(command, cwd=PROJECT, env=trainer.environment(1, {}), capture_output=True, text=True)
+
+    run.recipe = trainer.recipe
+    return run
+
+
+def test_the_command_works_both_ways(command, trained, exported, tmp_path):
+    result = command(f"--checkpoint={trained}", f"--output={tmp_path / 'hf'}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"Step 4 of {trained} is now a Hugging Face checkpoint in {tmp_path / 'hf'}.\n"
+    model = (exported / "model.safetensors").read_bytes()
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == model
+    result = command(f"--import_from={tmp_path / 'hf'}", f"--output={tmp_path / 'run'}", f"--config={command.recipe}")
+    assert result.returncode == 0, result.stderr
+    with Checkpoints(tmp_path / "run", writable=False) as checkpoints:
+        assert checkpoints.latest() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of --checkpoint=RUN_DIR (export) and --import_from=HF_DIR_OR_HUB_ID (import)"),
+        (["--checkpoint=/no/such", "--output=x"], "--checkpoint=/no/such: neither a run folder"),
+        (["--import_from=/no/such", "--output=x"], "--import_from = '/no/such': no such folder"),
+        (["--checkpoint=x", "--output=x", "--dtype=int8"], "flag --dtype=int8"),
+    ],
+)
+def test_the_command_refuses_in_one_line(command, arguments, message):
+    result = command(*arguments)
+    assert result.returncode == 2
+    assert message in the_error(result)

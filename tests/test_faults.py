@@ -1,0 +1,201 @@
+"""Killed, stopped, out of room, not finite: caused for real, in the real command."""
+
+import signal
+import subprocess
+
+import jax.numpy as jnp
+import pytest
+
+from dataflex_jax.checkpoint import Checkpoints
+from dataflex_jax.errors import TrainingError
+from dataflex_jax.policies import base, registry
+from dataflex_jax.train import train_and_evaluate
+from tests import tiny
+from tests.command import (
+    Trainer,
+    assert_same_curves,
+    contents,
+    copy_of,
+    finish,
+    number_of_lines,
+    saved_steps,
+    the_error,
+    wait_until,
+)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return Trainer(tmp_path_factory.mktemp("trainer"))
+
+
+@pytest.fixture(scope="module")
+def whole(trainer):
+    """An uninterrupted run."""
+    trainer.done(workdir=trainer.folder / "whole")
+    return trainer.folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def first_part(trainer):
+    """A run that ended at step 4; copy it before going on from it."""
+    trainer.done("--config.train_step=4", workdir=trainer.folder / "first_part")
+    return trainer.folder / "first_part"
+
+
+PUBLISHES_EVERY_STEP = ("--config.warmup_step=0", "--config.update_step=1", "--config.checkpoint_every=2")
+
+# Patterns for Python's audit events; the process dies right before the operation.
+WRITING_THE_FIRST_SAVE = r"^open \S*/checkpoints/2\.\S*tmp/state\S*/_METADATA"
+COMMITTING = r"^os.rename \S*/checkpoints/%d\.\S*tmp \S*/checkpoints/%d$"
+WRITING = r"^open \S*/checkpoints/%d\.\S*tmp/state\S*/array_metadatas/"
+DROPPING_LINES = r"^os.rename \S*/policy.jsonl.partial "
+DELETING_AN_OLD_ONE = r"^os.rmdir \S*/checkpoints/4$"
+WRITING_THE_SUMMARY = r"^os.rename \S*/summary.json.partial "
+
+
+@pytest.mark.parametrize(
+    ("lag", "moments"),
+    [
+        (0, (WRITING % 4, COMMITTING % (6, 6))),
+        (1, (WRITING % 4, COMMITTING % (6, 6))),
+        (
+            3,
+            (
+                r"^os.mkdir \S*/checkpoints$",
+                WRITING_THE_FIRST_SAVE,
+                COMMITTING % (2, 2),
+                COMMITTING % (4, 4),
+                DROPPING_LINES,
+                DELETING_AN_OLD_ONE,
+                WRITING % 8,
+                WRITING_THE_SUMMARY,
+            ),
+        ),
+    ],
+)
+def test_killed_at_any_moment_and_started_again_it_draws_the_same_curves(trainer, tmp_path, lag, moments):
+    """The peer's resume loses the mixer's state; here every start but the last is killed, most of them inside a save."""
+    options = (*PUBLISHES_EVERY_STEP, f"--config.data.lag={lag}", "--config.keep=1")
+    trainer.done(*options, "--config.keep=9", workdir=tmp_path / "whole")
+    saved = Checkpoints(tmp_path / "whole", writable=False).read_run(6)
+    assert [step for step, _ in saved["sampler"]["pending"]] == [7 + i for i in range(lag + 1)]
+
+    run = tmp_path / "run"
+    for moment in moments:
+        result = trainer.run(*options, workdir=run, SIGNAL="SIGKILL", SIGNAL_AT=moment)
+        assert result.returncode == -signal.SIGKILL, (moment, result.stderr)
+    trainer.done(*options, workdir=run)
+    assert_same_curves(run, tmp_path / "whole")
+    assert saved_steps(run) == [12]
+
+
+def test_killed_between_saves(trainer, tmp_path):
+    options = ("--config.train_step=200", "--config.checkpoint_every=50", "--config.eval_every=0")
+    trainer.done(*options, workdir=tmp_path / "whole")
+    run = tmp_path / "run"
+    for lines in (20, 70, 130):
+        process = trainer.start(*options, workdir=run)
+        wait_until(lambda lines=lines: number_of_lines(run / "metrics.jsonl") >= lines, process)
+        process.kill()
+        assert finish(process).returncode == -signal.SIGKILL
+    trainer.done(*options, workdir=run)
+    assert_same_curves(run, tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("milliseconds", range(0, 600, 40))
+def test_killed_during_a_save_by_the_clock(trainer, tmp_path, whole, milliseconds):
+    """So that the moments between Python's file operations are met too: TensorStore writes from threads of its own."""
+    process = trainer.start(workdir=tmp_path)
+    wait_until(lambda: any((tmp_path / "checkpoints").glob("*tmp*")), process)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(milliseconds / 1000)
+    process.kill()
+    finish(process)
+    trainer.done(workdir=tmp_path)
+    assert_same_curves(tmp_path, whole)
+
+
+COMPILING_THE_STEP = r"^open \S*/compilations/jit_(_unnamed_function|train_step)"
+COMPILING_THE_EVALUATION = r"^open \S*/compilations/jit_eval_step"
+
+
+def test_stopped_on_request_it_saves_and_goes_on(trainer, whole, tmp_path):
+    for name, moment, steps in (
+        ("SIGTERM", COMPILING_THE_STEP, {1}),
+        ("SIGTERM", COMPILING_THE_EVALUATION, {5}),
+        ("SIGINT", WRITING % 8, {8, 9, 10, 11}),
+    ):
+        result = trainer.done(workdir=tmp_path, SIGNAL=name, SIGNAL_AT=moment)
+        stopped = saved_steps(tmp_path)[-1]
+        assert stopped in steps
+        assert result.stdout == (
+            f"Stopped on request after step {stopped}, saved; the same command goes on from there.\n"
+        )
+    trainer.done(workdir=tmp_path)
+    assert_same_curves(tmp_path, whole)
+
+
+def limited(kilobytes: int) -> tuple[str, ...]:
+    """No file can grow beyond this: what a full disk does, without a disk."""
+    return ("sh", "-c", f'ulimit -f {2 * kilobytes}; exec "$@"', "limited")
+
+
+def test_no_room_for_a_save_costs_no_earlier_one(trainer, first_part, whole, tmp_path):
+    run = copy_of(first_part, tmp_path / "run")
+    before = contents(run / "checkpoints" / "4")
+    result = trainer.run(workdir=run, prefix=limited(20))
+    assert result.returncode == 1
+    assert "writing a checkpoint failed (File too large)" in the_error(result)
+    assert the_error(result).endswith(f"last good checkpoint: {run / 'checkpoints' / '4'}")
+    assert saved_steps(run) == [4]
+    assert contents(run / "checkpoints" / "4") == before
+    trainer.done(workdir=run)
+    assert_same_curves(run, whole)
+
+
+def test_no_room_for_the_metrics_costs_no_checkpoint(trainer, first_part, whole, tmp_path):
+    run = copy_of(first_part, tmp_path / "run")
+    endless = ("--config.train_step=1000", "--config.checkpoint_every=1000", "--config.eval_every=0")
+    result = trainer.run(*endless, workdir=run, prefix=limited(8))
+    assert result.returncode == 1
+    assert the_error(result) == f"error: {run}: File too large; last good checkpoint: {run / 'checkpoints' / '4'}"
+    trainer.done(workdir=run)
+    assert_same_curves(run, whole)
+
+
+def test_a_full_disk(trainer, whole, tmp_path):
+    """A file system of 700 kB: room for the first checkpoint, not for two more; then it grows."""
+    disk, run = tmp_path / "disk", tmp_path / "disk" / "run"
+    disk.mkdir()
+    in_a_namespace = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+    mount = f"mount -t tmpfs -o size=700k none {disk}"
+    if subprocess.run([*in_a_namespace, mount], capture_output=True, check=False).returncode:
+        pytest.skip("this system does not let a user mount a file system")
+    script = f"""
+        {mount}
+        "$@" >/dev/null; echo "exit code $?" >&2
+        ls {run}/checkpoints >&2
+        mount -o remount,size=50m {disk}
+        "$@"
+        cp -r {run} {tmp_path}
+    """
+    result = trainer.done(workdir=run, prefix=(*in_a_namespace, script, "full"))
+    assert "exit code 1\n" in result.stderr
+    error = the_error(result)
+    assert "No space left on device" in error
+    assert error.endswith((f"last good checkpoint: {run / 'checkpoints' / '4'}", f"{run / 'checkpoints' / '8'}"))
+    assert_same_curves(tmp_path / "run", whole)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(trainer, first_part, whole, tmp_path):
+    run = copy_of(first_part, tmp_path / "run")
+    result = trainer.run("--config.optim.learning_rate=1e30", "--config.checkpoint_every=1", workdir=run)
+    assert result.returncode == 1
+    rows = tiny.records(run, "policy.jsonl")[-1]["observed"]["domain_rows"]
+    assert sum(rows.values()) == 8
+    error = the_error(result)
+    assert " at step " in error
+    assert "; rows in the batch: " in error
+    assert error.endswith(f"; last good checkpoint: {run / 'checkpoints' / str(saved_steps(run)[-1])}")

@@ -1,0 +1,138 @@
+"""Whether a run fits: compiles its train step for a mesh of any size, without running it, and prints bytes per device.
+
+    python scripts/bench/memory.py --config=configs/odm.py:slimpajama-6b --devices=8 [--shape=DIR_WITH_config.json] \\
+        [--config.mesh.tensor=2 --config.model.remat=dots ...]
+
+Parameters, optimizer state and batch are exact: they follow from shapes and shardings. Activations and temporaries are what
+XLA's buffer assignment for this platform (the CPU where there is no GPU) needs beside them: for GPUs an estimate, from above where
+attention is fused there. --shape takes the model's shape from a folder, so that no hub is needed. No data is read.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+
+from absl import flags
+from ml_collections import config_flags
+
+from dataflex_jax import cli
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes per device."""
+
+    parameters: int
+    optimizer: int
+    frozen: int
+    batch: int
+    temporaries: int
+
+    @property
+    def peak(self) -> int:
+        return self.parameters + self.optimizer + self.frozen + self.batch + self.temporaries
+
+
+class Vocabulary:
+    """Stands for the tokenizer, of which the model's shape only needs the size."""
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+
+def per_device(tree) -> int:
+    """Bytes of one device's shards of `jax.ShapeDtypeStruct`s with shardings."""
+    import jax
+    import numpy as np
+
+    def shard(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return 0
+        return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+
+    return sum(map(shard, jax.tree.leaves(tree)))
+
+
+def measure(config, vocab_size: int) -> tuple[Memory, dict]:
+    """Compiles the step of a configuration on the devices that are there."""
+    import jax
+    import jax.numpy as jnp
+
+    from dataflex_jax import config as configuration
+    from dataflex_jax import optim
+    from dataflex_jax.models import decoder, lora
+    from dataflex_jax.models.resolve import model_config
+    from dataflex_jax.policies import registry
+    from dataflex_jax.sharding import batch_sharding, make_mesh, placed, replicated
+    from dataflex_jax.state import TrainStep, abstract_state, init_state
+
+    configuration.validate(config)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        plain = model_config(config.model, Vocabulary(vocab_size))
+        model = dataclasses.replace(plain, lora=lora.lora_config(config.lora))
+        mixer, schedule = registry.build("mixer", configuration.mixer_section(config), configuration.schedule(config))
+        rate = optim.learning_rate(config.optim, config.train_step)
+        optimizer = optim.adamw(config.optim, rate)
+        num_domains = len(config.data.domains or "1234567")
+        init = functools.partial(init_state, model, optimizer, mixer.init(jnp.ones(num_domains) / num_domains))
+        graphdef, state = abstract_state(init, mesh)
+        frozen = None
+        if model.lora is not None:
+            _, params = jax.eval_shape(lambda key: decoder.create(plain, key), jax.random.key(0))
+            dtype = jnp.dtype(model.lora.base_dtype)
+            params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)
+            frozen = placed(mesh, params)
+        rows, length = config.data.batch_size, config.data.seq_len
+        shapes = {
+            "tokens": ((rows, length + 1), "int32"),
+            "mask": ((rows, length), "float32"),
+            "domain": ((rows,), "int32"),
+        }
+        batch = {k: jax.ShapeDtypeStruct(s, d, sharding=batch_sharding(mesh)) for k, (s, d) in shapes.items()}
+        batch["drawn_with"] = jax.ShapeDtypeStruct((num_domains,), "float32", sharding=replicated(mesh))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step = TrainStep(graphdef, optimizer, rate, mixer, schedule, config.data.grad_accumulation)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        compiled = jitted.lower(state, batch, frozen).compile().memory_analysis()
+    memory = Memory(
+        parameters=per_device(state.params),
+        optimizer=per_device(state.opt_state),
+        frozen=per_device(frozen),
+        batch=per_device(batch),
+        temporaries=compiled.temp_size_in_bytes,
+    )
+    return memory, {
+        "parameters_in_all": model.num_params(),
+        "mesh": dict(mesh.shape),
+        "platform": jax.default_backend(),
+    }
+
+
+def main(argv: list[str]) -> None:
+    cli.no_positional(argv)
+    config = cli.chosen_config(CONFIG)
+    if flags.FLAGS.shape:
+        config.model.name_or_path = flags.FLAGS.shape
+    # Before JAX starts: where there is no accelerator, the mesh is made of virtual CPU devices.
+    count = f"--xla_force_host_platform_device_count={flags.FLAGS.devices}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
+    memory, about = measure(config, flags.FLAGS.vocab_size)
+    print(f"{about['parameters_in_all']:,} parameters on {about['mesh']} ({about['platform']}); GiB per device:")
+    for name, value in {**dataclasses.asdict(memory), "peak": memory.peak}.items():
+        print(f"  {name:12} {value / GIB:9.3f}")
+    if flags.FLAGS.output:
+        with open(flags.FLAGS.output, "w") as file:
+            json.dump({**about, **dataclasses.asdict(memory), "peak": memory.peak}, file, indent=1)
+
+
+if __name__ == "__main__":
+    CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.")
+    flags.DEFINE_integer("devices", 8, "How many devices the mesh has, where there is no accelerator.", lower_bound=1)
+    flags.DEFINE_string("shape", None, "A folder with config.json in place of config.model.name_or_path.")
+    flags.DEFINE_integer("vocab_size", 2, "The tokenizer's, where the model's shape does not say.", lower_bound=2)
+    flags.DEFINE_string("output", None, "A JSON file for the figures.")
+    cli.run(main)

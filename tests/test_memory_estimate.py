@@ -1,0 +1,41 @@
+"""scripts/bench/memory.py says what a run's arrays really take on each device."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from dataflex_jax.train import prepared
+from tests import tiny
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "bench" / "memory.py"
+
+
+@pytest.fixture(scope="module")
+def memory():
+    spec = importlib.util.spec_from_file_location("memory", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("fields", [{}, {"lora__rank": 2}])
+def test_the_bytes_of_the_arrays_are_those_of_a_run(memory, tmp_path, fields):
+    root = tiny.write_domains(tmp_path / "domains")
+    config = tiny.config(root, data__domains=tuple(tiny.DOMAINS), **fields)
+    estimate, about = memory.measure(config, vocab_size=257)
+
+    def first_device(tree):
+        arrays = [x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+        return sum(x.addressable_shards[0].data.nbytes for x in arrays)
+
+    with prepared(config, tmp_path / "run") as (job, state, position):
+        assert estimate.parameters == first_device(state.params)
+        assert estimate.optimizer == first_device(state.opt_state)
+        assert (estimate.frozen > 0) == (config.lora.rank > 0)
+        plan, _ = job.sampler.plan(position.sampler)
+        batch = job.loader.load(plan)
+        assert estimate.batch == first_device({k: batch[k] for k in ("tokens", "mask", "domain", "drawn_with")})
+    assert estimate.temporaries > 0
+    assert about["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}

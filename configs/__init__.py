@@ -1,1 +1,1 @@
-"""Recipes: one short file each, `get_config(variant)` returns the ConfigDict that `python -m dataflex_jax.train` runs."""
+"""Recipes: one short file each; `get_config(variant)` returns the ConfigDict that the trainer runs."""

@@ -1,7 +1,7 @@
 """Every configuration field once, at its default, and plain training from scratch.
 
-Recipes start from `get_config()` and set what they need. The argument chooses policies, whose own fields then exist and can
-be overridden on the command line:
+Recipes start from `get_config()` and set what they need. The argument chooses policies, whose own fields then exist
+and can be overridden on the command line:
 
     python -m dataflex_jax.train --config=configs/base.py:mixer=odm --config.mixer.alpha=0.8 --config.data.root=DIR ...
 
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.plugins = ()  # modules that register policies of your own
     config.mixer = placeholder(ConfigDict)  # from which domain the next rows come; None: data.proportions throughout
 
-    # The model. Shape fields have Hugging Face's names; None takes the value of name_or_path, or the architecture's default.
+    # The model. Shape fields have Hugging Face's names; None: that of name_or_path, or the architecture's default.
     config.model = model = ConfigDict()
     model.name_or_path = placeholder(str)  # hub id or folder with a config.json; None: the shape below
     model.from_scratch = True  # random weights; False: those of name_or_path (set data.tokenizer to its tokenizer)
@@ -71,10 +71,10 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # The data.
     config.data = data = ConfigDict()
-    # "builtin" (of the Python installation), "local" (files), "hub" (datasets) or "dataset_info" (LLaMA-Factory's folder)
+    # "builtin" (Python's installation), "local" (files), "hub" (datasets) or "dataset_info" (LLaMA-Factory's folder)
     data.source = "builtin"
-    # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt (.json for instruction data); hub: id or save_to_disk folder;
-    # dataset_info: folder with dataset_info.json
+    # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt (instruction data: .json too); hub: id or save_to_disk
+    # folder; dataset_info: folder with dataset_info.json
     data.root = placeholder(str)
     data.domains = placeholder(tuple)  # names, in order; None: all that are found
     data.domain_field = placeholder(str)  # dotted record field that says which domain a record belongs to
@@ -98,7 +98,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # Instruction data: one example a row instead of rows of seq_len tokens.
     data.formatting = placeholder(str)  # "alpaca", "sharegpt", "openai" or "pairs"; None: documents, or dataset_info's
-    data.template = placeholder(str)  # "qwen", "llama3", "mistral" or "alpaca"; None: the tokenizer's own chat template
+    data.template = placeholder(str)  # "qwen", "llama3", "mistral", "alpaca"; None: the tokenizer's own, or "qwen"
     data.cutoff_len = 2048  # further tokens of an example are cut off; without a response in the rest it is dropped
     data.train_on_prompt = False  # the loss is on all tokens, not on the responses only
     data.mask_history = False  # the loss is on the last response only
@@ -108,9 +108,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # The optimizer: AdamW.
     config.optim = optim = ConfigDict()
     optim.learning_rate = 3e-4
-    optim.schedule = (
-        "cosine"  # after the warm-up: "linear" or "cosine" to 0, "wsd" (decays in the last tenth), "constant"
-    )
+    # After the warm-up: "linear" or "cosine" to 0, "wsd" (decays in the last tenth) or "constant".
+    optim.schedule = "cosine"
     optim.warmup_ratio = 0.03  # of train_step
     optim.weight_decay = 0.1  # on matrices, not on norms and biases
     optim.b1 = 0.9

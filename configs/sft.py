@@ -1,7 +1,7 @@
 """Instruction tuning: the loss is on the responses only.
 
-python -m dataflex_jax.train --config=configs/sft.py                        # quickstart: a CPU, minutes
-python -m dataflex_jax.train --config=configs/sft.py:quickstart,mixer=odm   # and choose among the datasets while training
+python -m dataflex_jax.train --config=configs/sft.py                       # quickstart: a CPU, minutes
+python -m dataflex_jax.train --config=configs/sft.py:quickstart,mixer=odm  # and mix the datasets while training
 python -m dataflex_jax.train --config=configs/sft.py:local --config.data.root=DIR --config.data.domains="('alpaca_en',)"
 
 `local` reads the datasets of DIR/dataset_info.json, as LLaMA-Factory has it; --config.data.source=local or hub with
@@ -25,7 +25,7 @@ def get_config(variant: str = "quickstart"):
 def quickstart(config):
     """A small random Qwen2 on questions about the Python installation."""
     scales.quickstart(config)
-    config.data.update(formatting="alpaca", template="qwen", cutoff_len=192, buckets=(64, 128, 192))
+    config.data.update(formatting="alpaca", cutoff_len=192, buckets=(64, 128, 192))
 
 
 def local(config):

@@ -1,4 +1,4 @@
-"""Checkpoints: one Orbax composite a step, `state` (the TrainState, sharded) and `run` (JSON: where the data stands)."""
+"""Checkpoints: one Orbax composite a step, `state` (the TrainState) and `run` (JSON: where the data stands)."""
 
 import contextlib
 import logging
@@ -138,8 +138,7 @@ class Checkpoints:
             earlier = [other for other in self._manager.all_steps() if other < step]
             fallback = f"go back to step {max(earlier)}" if earlier else "start from the beginning"
             raise InputError(
-                f"{self.folder / str(step)}: cannot be read ({_reason(cause)}); if it is damaged, delete this folder to "
-                f"{fallback}"
+                f"{self.folder / str(step)}: cannot be read ({_reason(cause)}); if it is damaged, delete it to {fallback}"
             ) from e
 
 

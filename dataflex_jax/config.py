@@ -199,6 +199,8 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"config.{missing[0]}: missing; start the recipe from configs/base.py")
     check_schedule("config.", schedule(config))
     data = config.data
+    if config.lora.name_or_path is not None and config.lora.rank == 0:
+        raise InputError(f"config.lora.rank = 0: must be that of the adapter {config.lora.name_or_path!r}")
     if not config.model.from_scratch and config.model.name_or_path is None:
         raise InputError("config.model.from_scratch = False: needs config.model.name_or_path, a folder or a hub id")
     if not config.model.from_scratch and data.tokenizer.startswith("train:"):
@@ -220,7 +222,7 @@ def validate(config: ConfigDict) -> None:
     if data.source == "dataset_info" and data.formatting is not None:
         raise InputError("config.data.formatting: each entry of dataset_info.json has its own; leave it None")
     if data.train_on_prompt and data.mask_history:
-        raise InputError("config.data.mask_history: cannot be combined with config.data.train_on_prompt; set one to False")
+        raise InputError("config.data.mask_history: not together with config.data.train_on_prompt; set one to False")
     if data.buckets is not None and data.buckets[-1] < data.cutoff_len - 1:
         raise InputError(
             f"config.data.buckets = {tuple(data.buckets)}: the last one must hold config.data.cutoff_len = "

@@ -2,8 +2,8 @@
 
     python -m dataflex_jax.evaluate --checkpoint=RUN_DIR [--config=configs/odm.py:local --config.data.root=DIR ...]
 
---checkpoint is a run folder (its newest step) or one step's folder. Without --config the data are those of the run; with it,
-the recipe's, in the run's tokens. Prints a table and writes evaluation.json into the run folder.
+--checkpoint is a run folder (its newest step) or one step's folder. Without --config the data are those of the run;
+with it, the recipe's, in the run's tokens. Prints a table and writes evaluation.json into the run folder.
 """
 
 from pathlib import Path
@@ -78,6 +78,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
-    CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe whose data to evaluate on; default: the run's own.")
+    CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
     CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one step in it.")
     cli.run(main)

@@ -35,8 +35,8 @@ def make_evaluate(
     def evaluate(params: PyTree) -> dict[str, Any]:
         batches = held_out_batches(domains, batch_size, max_rows, mesh)
         sums = jax.device_get([step(params, batch) for batch in batches])
-        nll, tokens = (np.sum([s[i] for s in sums], axis=0, dtype=np.float64) for i in range(2))
-        return _record(domains, np.atleast_1d(nll), np.atleast_1d(tokens))
+        nll, tokens = (sum((s[i] for s in sums), start=np.zeros(len(domains))) for i in range(2))
+        return _record(domains, nll, tokens)
 
     return evaluate
 

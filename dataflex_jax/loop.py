@@ -36,18 +36,18 @@ def run(job: Job, state: TrainState, position: Position, run_folder: Path) -> Ou
 
 
 def _run(job: Job, state: TrainState, position: Position, run_folder: Path) -> Outcome:
-    step, preempted = position.sampler.step, False
-    if step >= job.cadence.train_step:
+    done = position.sampler.step
+    if done >= job.cadence.train_step:
         logger.info(
-            "Nothing to do: the checkpoint is at step %d of config.train_step = %d.", step, job.cadence.train_step
+            "Nothing to do: the checkpoint is at step %d of config.train_step = %d.", done, job.cadence.train_step
         )
-        return Outcome(step, preempted, position.tokens_seen, None, None)
+        return Outcome(done, False, position.tokens_seen, None, None)
     log = RunLog(job, run_folder, position)
     in_flight: collections.deque[Dispatched] = collections.deque()
     with preemption.watch() as stop_requested, ThreadPoolExecutor(1) as pool, log:
         plan, planned = job.sampler.plan(position.sampler)
         batch = pool.submit(job.loader.load, plan)
-        for step in range(step + 1, job.cadence.train_step + 1):
+        for step in range(done + 1, job.cadence.train_step + 1):
             state, metrics = job.step(state, batch.result())
             in_flight.append(Dispatched(plan, planned.cursors, _start_fetch(metrics)))
             preempted = stop_requested(step)

@@ -12,8 +12,8 @@ from jax.experimental import multihost_utils
 def watch() -> Iterator[Callable[[int], bool]]:
     """Yields `requested(step)`: whether to save and stop now, the same answer at the same step on every host.
 
-    One host: after SIGTERM, or a first Ctrl-C (a second one interrupts at once). Several: JAX's preemption service, which
-    listens for SIGTERM on each of them and agrees on a step.
+    One host: after SIGTERM, or a first Ctrl-C (a second one interrupts at once). Several: JAX's preemption service,
+    which listens for SIGTERM on each of them and agrees on a step.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

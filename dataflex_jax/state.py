@@ -1,8 +1,8 @@
 """The train step: one pure function `(state, batch) -> (state, metrics)` with the policy's state inside `state`.
 
 B rows in the global batch, T tokens a row, K domains. A batch is a dict of global arrays: tokens int32 [B, T+1], mask
-float32 [B, T] (1 where a token counts), domain int32 [B], drawn_with float32 [K]; where rows are padded, lengths int32 [B]
-(inputs without padding; otherwise T); where they are packed, segment_ids and positions int32 [B, T].
+float32 [B, T] (1 where a token counts), domain int32 [B], drawn_with float32 [K]; where rows are padded, lengths int32
+[B] (inputs without padding; otherwise T); where they are packed, segment_ids and positions int32 [B, T].
 """
 
 import dataclasses
@@ -78,7 +78,8 @@ class TrainStep:
 
         Returns:
             The new state and the metrics: loss (the objective, nats a token), grad_norm, learning_rate, tokens (that
-            count in the loss), inputs (without padding), domain_loss / domain_rows [K], drawn_with [K], and the mixer's state and sampling_weights after the step.
+            count in the loss), inputs (without padding), domain_loss / domain_rows [K], drawn_with [K], and the
+            mixer's state and sampling_weights after the step.
         """
         num_domains = batch["drawn_with"].shape[0]
         token_weights = batch["mask"]
@@ -129,7 +130,8 @@ class TrainStep:
         inputs: dict[str, Array],
         token_weights: Float[Array, "B T"],
     ):
-        """((loss, token losses [B, T]), gradients) of the weighted sum of the token losses, summed over microbatches."""
+        """((loss, token losses [B, T]), gradients) of the weighted sum of the token losses, summed over
+        microbatches."""
 
         def loss_fn(params, inputs, weights):
             losses = _token_losses(self.graphdef, lora.combine(frozen, params), inputs)

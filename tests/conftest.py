@@ -1,4 +1,5 @@
-"""Eight virtual CPU devices, set before anything imports jax, and compilations shared between the tests of a session."""
+"""Eight virtual CPU devices, set before anything imports jax, and compilations shared between the tests of a
+session."""
 
 import os
 

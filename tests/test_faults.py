@@ -3,13 +3,9 @@
 import signal
 import subprocess
 
-import jax.numpy as jnp
 import pytest
 
 from dataflex_jax.checkpoint import Checkpoints
-from dataflex_jax.errors import TrainingError
-from dataflex_jax.policies import base, registry
-from dataflex_jax.train import train_and_evaluate
 from tests import tiny
 from tests.command import (
     Trainer,
@@ -57,8 +53,8 @@ WRITING_THE_SUMMARY = r"^os.rename \S*/summary.json.partial "
 @pytest.mark.parametrize(
     ("lag", "moments"),
     [
-        (0, (WRITING % 4, COMMITTING % (6, 6))),
-        (1, (WRITING % 4, COMMITTING % (6, 6))),
+        (0, (COMMITTING % (6, 6),)),
+        (1, (WRITING % 6,)),
         (
             3,
             (
@@ -75,7 +71,7 @@ WRITING_THE_SUMMARY = r"^os.rename \S*/summary.json.partial "
     ],
 )
 def test_killed_at_any_moment_and_started_again_it_draws_the_same_curves(trainer, tmp_path, lag, moments):
-    """The peer's resume loses the mixer's state; here every start but the last is killed, most of them inside a save."""
+    """The peer's resume loses the mixer's state. Here every start but the last is killed, mostly inside a save."""
     options = (*PUBLISHES_EVERY_STEP, f"--config.data.lag={lag}", "--config.keep=1")
     trainer.done(*options, "--config.keep=9", workdir=tmp_path / "whole")
     saved = Checkpoints(tmp_path / "whole", writable=False).read_run(6)
@@ -91,10 +87,10 @@ def test_killed_at_any_moment_and_started_again_it_draws_the_same_curves(trainer
 
 
 def test_killed_between_saves(trainer, tmp_path):
-    options = ("--config.train_step=200", "--config.checkpoint_every=50", "--config.eval_every=0")
+    options = ("--config.train_step=100", "--config.checkpoint_every=30", "--config.eval_every=0")
     trainer.done(*options, workdir=tmp_path / "whole")
     run = tmp_path / "run"
-    for lines in (20, 70, 130):
+    for lines in (15, 40):
         process = trainer.start(*options, workdir=run)
         wait_until(lambda lines=lines: number_of_lines(run / "metrics.jsonl") >= lines, process)
         process.kill()
@@ -122,17 +118,14 @@ COMPILING_THE_EVALUATION = r"^open \S*/compilations/jit_eval_step"
 
 
 def test_stopped_on_request_it_saves_and_goes_on(trainer, whole, tmp_path):
-    for name, moment, steps in (
-        ("SIGTERM", COMPILING_THE_STEP, {1}),
-        ("SIGTERM", COMPILING_THE_EVALUATION, {5}),
-        ("SIGINT", WRITING % 8, {8, 9, 10, 11}),
+    for name, moment, step in (
+        ("SIGTERM", COMPILING_THE_STEP, 1),
+        ("SIGINT", COMPILING_THE_STEP, 2),
+        ("SIGTERM", COMPILING_THE_EVALUATION, 5),
     ):
         result = trainer.done(workdir=tmp_path, SIGNAL=name, SIGNAL_AT=moment)
-        stopped = saved_steps(tmp_path)[-1]
-        assert stopped in steps
-        assert result.stdout == (
-            f"Stopped on request after step {stopped}, saved; the same command goes on from there.\n"
-        )
+        assert result.stdout == f"Stopped on request after step {step}, saved; the same command goes on from there.\n"
+        assert saved_steps(tmp_path)[-1] == step
     trainer.done(workdir=tmp_path)
     assert_same_curves(tmp_path, whole)
 
@@ -191,11 +184,67 @@ def test_a_full_disk(trainer, whole, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(trainer, first_part, whole, tmp_path):
     run = copy_of(first_part, tmp_path / "run")
-    result = trainer.run("--config.optim.learning_rate=1e30", "--config.checkpoint_every=1", workdir=run)
+    result = trainer.run("--config.optim.learning_rate=1e30", workdir=run)
     assert result.returncode == 1
-    rows = tiny.records(run, "policy.jsonl")[-1]["observed"]["domain_rows"]
-    assert sum(rows.values()) == 8
+    rows = tiny.records(whole, "policy.jsonl")[5]["observed"]["domain_rows"]
+    assert the_error(result) == (
+        f"error: loss is nan at step 6; rows in the batch: {', '.join(f'{n} of {name}' for name, n in rows.items())}; "
+        f"last good checkpoint: {run / 'checkpoints' / '4'}"
+    )
+    assert saved_steps(run) == [4]
+    trainer.done(workdir=run)
+    assert_same_curves(run, whole)
+
+
+def test_parameters_that_are_not_finite_are_not_saved(trainer, tmp_path):
+    """The step that breaks them has a finite loss itself."""
+    absurd = ("--config.optim.learning_rate=3e38", "--config.optim.weight_decay=1e3", "--config.checkpoint_every=1")
+    result = trainer.run(*absurd, workdir=tmp_path)
+    assert result.returncode == 1
     error = the_error(result)
-    assert " at step " in error
-    assert "; rows in the batch: " in error
-    assert error.endswith(f"; last good checkpoint: {run / 'checkpoints' / str(saved_steps(run)[-1])}")
+    assert error.startswith("error: a parameter or optimizer moment is not finite at step 1; rows in the batch: ")
+    assert error.endswith("; no checkpoint is complete yet")
+    assert saved_steps(tmp_path) == []
+
+
+def test_a_mixer_that_breaks_down_stops_the_run(trainer, tmp_path):
+    recipe = tmp_path / "broken.py"
+    recipe.write_text(f"""
+import jax.numpy as jnp
+from dataflex_jax.policies import base, registry
+from tests import tiny
+
+def update(state, observation):
+    return jnp.where(observation.step == 3, state / 0, state)
+
+@registry.register_mixer("broken")
+def broken():
+    return base.Mixer(init=lambda proportions: proportions, update=update, sampling_weights=lambda state: state)
+
+def get_config():
+    return tiny.config(tiny.Path({str(trainer.root)!r}), "broken", checkpoint_every=2)
+""")
+    result = trainer.run(config=recipe, workdir=tmp_path / "run")
+    assert result.returncode == 1
+    error = the_error(result)
+    assert error.startswith("error: mixer broken: not all finite, mixer = {'code': inf, ")
+    assert " at step 3; rows in the batch: " in error
+    assert error.endswith(f"; last good checkpoint: {tmp_path / 'run' / 'checkpoints' / '2'}")
+    assert saved_steps(tmp_path / "run") == [2]
+
+
+def test_what_is_left_of_a_killed_process_in_the_cache_of_compilations_does_no_harm(trainer, whole, tmp_path):
+    compilations = trainer.folder.parent / "compilations"
+    torn = tmp_path / "compilations"
+    torn.mkdir()
+    for entry in compilations.glob("*-cache"):
+        (torn / entry.name).write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    trainer.done(workdir=tmp_path / "run", JAX_COMPILATION_CACHE_DIR=str(torn))
+    assert_same_curves(tmp_path / "run", whole)
+
+
+def test_without_held_out_text_it_trains_all_the_same(trainer, tmp_path):
+    trainer.done("--config.data.valid_fraction=0.0", "--config.train_step=2", workdir=tmp_path)
+    (evaluation,) = tiny.records(tmp_path, "eval.jsonl")
+    assert evaluation == {"step": 2, "split": "valid", "domains": {}, "overall": None}
+    assert saved_steps(tmp_path) == [2]

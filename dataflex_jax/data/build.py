@@ -32,8 +32,8 @@ class Event(NamedTuple):
     """What one record comes to.
 
     `kind` is "train" or "valid" (a document), "bad", "empty", "duplicate" (a training document that is also held out),
-    "unattributed" (a bad record without a domain) or "ignored" (of a domain that nobody asked for). An encoder may find a
-    document "bad" or "untargeted" after all.
+    "unattributed" (a bad record without a domain) or "ignored" (of a domain that nobody asked for). An encoder may find
+    a document "bad" or "untargeted" after all.
     """
 
     kind: str

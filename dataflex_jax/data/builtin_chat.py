@@ -1,8 +1,8 @@
-"""A small instruction set that every machine has, in the alpaca format: questions about the running Python installation.
+"""A small instruction set that every machine has, in the alpaca format: questions about the Python installation.
 
-Nothing is downloaded. Three domains: what a function of the standard library does (from its docstring), how it is called
-(from its definition), and what a part of the language reference says. As `builtin`'s corpus, it depends on the installed
-Python version and on nothing else.
+Nothing is downloaded. Three domains: what a function of the standard library does (from its docstring), how it is
+called (from its definition), and what a part of the language reference says. As `builtin`'s corpus, it depends on the
+installed Python version and on nothing else.
 """
 
 import ast

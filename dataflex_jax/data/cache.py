@@ -2,9 +2,9 @@
 
     CACHE_DIR/stores/NAME-KEY/  train.COLUMN train.offsets valid.COLUMN valid.offsets meta.json
 
-KEY is a hash of the content of the input, the tokenizer and the options that matter, so a changed input file is noticed,
-and adding a domain leaves the other stores alone. Stores of other keys are never deleted. `store.py` reads documents,
-`examples.py` reads instruction examples.
+KEY is a hash of the content of the input, the tokenizer and the options that matter, so a changed input file is
+noticed, and adding a domain leaves the other stores alone. Stores of other keys are never deleted. `store.py` reads
+documents, `examples.py` reads instruction examples.
 """
 
 import dataclasses

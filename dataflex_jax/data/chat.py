@@ -3,8 +3,8 @@
 A template is Jinja text in Hugging Face's form, rendered by `transformers`: the tokenizer's own, or one of
 `BUILT_IN`. The whole rendered text is encoded at once, so that tokens come out as `apply_chat_template` gives them. But
 only the template's own control tokens become control tokens: before rendering, what looks like one in a message or a
-function's description is replaced by a placeholder, and the template's own are replaced by private names afterwards, which
-a copy of the tokenizer knows.
+function's description is replaced by a placeholder, and the template's own are replaced by private names afterwards,
+which a copy of the tokenizer knows.
 """
 
 import functools
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int32
 
 from dataflex_jax.data.instruct import Conversation, Message
 from dataflex_jax.data.records import one_line
-from dataflex_jax.data.tokenizer import Tokenizer
+from dataflex_jax.data.tokenizer import Tokenizer, is_made
 from dataflex_jax.errors import InputError
 
 BUILT_IN = {  # name: the control tokens that it needs
@@ -66,6 +66,11 @@ def special_tokens(template: str | None) -> tuple[str, ...]:
     return () if template is None else BUILT_IN[template]
 
 
+def chosen_template(template: str | None, tokenizer_spec: str) -> str | None:
+    """`data.template`, or where it is not set the built-in one of a tokenizer that is made here; None: its own."""
+    return "qwen" if template is None and is_made(tokenizer_spec) else template
+
+
 def template_text(template: str | None, tokenizer: Tokenizer) -> str:
     """The Jinja text of a built-in template, or the tokenizer's own for None.
 
@@ -94,8 +99,8 @@ def template_text(template: str | None, tokenizer: Tokenizer) -> str:
 class ChatEncoder:
     """Encodes conversations with one template.
 
-    The targets are the contents of the assistant's turns and the control token that ends each (what follows it, such as a
-    line end, is not): all that the model must say after the generation prompt. A token that spans the beginning of a
+    The targets are the contents of the assistant's turns and the control token that ends each (what follows it, such as
+    a line end, is not): all that the model must say after the generation prompt. A token that spans the beginning of a
     response, as " Paris" does where the template puts a space there, is a target.
 
     Args:
@@ -143,7 +148,11 @@ class ChatEncoder:
         self._backend.add_tokens(
             [
                 tokenizers.AddedToken(
-                    self._private[token.content], lstrip=token.lstrip, rstrip=token.rstrip, normalized=False, special=False
+                    self._private[token.content],
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    normalized=False,
+                    special=False,
                 )
                 for token in special.values()
             ]
@@ -206,46 +215,56 @@ class ChatEncoder:
         return self._any_hidden.sub(lambda match: self._shown[match[0]], text)
 
     @functools.cached_property
-    def _prompts_for_generation(self) -> bool:
-        """Whether the template has the words that ask for the assistant's turn apart."""
+    def _generation_prompt(self) -> str:
+        """The words that ask for the assistant's turn, where the template has them apart."""
         question = [{"role": "user", "content": "?"}]
-        return self._render(question, None) != self._render(question, None, generation_prompt=True)
+        asked, prompted = self._render(question, None), self._render(question, None, generation_prompt=True)
+        return prompted.removeprefix(asked)
 
     def _turn(self, i: int, messages: Sequence[Message], tools: Any, text: str) -> _Turn:
         """Where the response of message `i` lies in `text`."""
         message = messages[i]
-        start = self._turn_start(i, messages, tools, text)
-        content_end = start
+        start = content_end = self._turn_start(i, messages, tools, text)
         if calls := message.get("tool_calls"):
             # Control tokens may begin or separate the calls, so the end is looked for after the last call's name.
             function = {**calls[-1]["function"], "name": self._probe}
             probe = {**message, "tool_calls": [*calls[:-1], {**calls[-1], "function": function}]}
-            probed = self._render([*messages[:i], probe, *messages[i + 1 :]], tools)
-            tail = probed[probed.rfind(self._probe) + len(self._probe) :]
-            if self._probe not in probed or not text.endswith(tail):
-                raise _BadConversation(f"the chat template does not say where message {i} ends")
-            content_end = len(text) - len(tail)
+            content_end = self._end_of_probe(i, probe, messages, tools, text)
         end_of_turn = self._any_private.search(text, content_end)
         content_end, end = end_of_turn.span() if end_of_turn else (len(text), len(text))
-        shown = text[start:content_end].strip()
-        said = self._any_hidden.sub(lambda match: self._shown[match[0]], message["content"]).strip()
+        # Templates may strip, drop earlier thoughts or add empty ones, but not say something else.
+        shown = "".join(text[start:content_end].split())
+        said = "".join(self._any_hidden.sub(lambda match: self._shown[match[0]], message["content"]).split())
         if not calls and not shown.endswith(said) and not said.endswith(shown):
             raise _BadConversation(f"the chat template changes the content of message {i}")
         return _Turn(start, content_end, end)
 
     def _turn_start(self, i: int, messages: Sequence[Message], tools: Any, text: str) -> int:
-        message = messages[i]
-        if i and (self._prompts_for_generation or message.get("tool_calls")):
+        message, calls = messages[i], messages[i].get("tool_calls")
+        if i and (self._generation_prompt or calls):
             prompt = self._render(messages[:i], tools, generation_prompt=True)
             if text.startswith(prompt):
                 return len(prompt)
-        if not message.get("tool_calls"):
-            # The template renders the beginning of a conversation in another way, or has no generation prompt.
+        # The template renders the beginning of a conversation in another way, or has no generation prompt.
+        if not calls:
             probed = self._render([*messages[:i], {**message, "content": self._probe}, *messages[i + 1 :]], tools)
             at = probed.find(self._probe)
             if at >= 0 and probed[:at] == text[:at]:
                 return at
+        elif i:
+            before = self._end_of_probe(i - 1, {**messages[i - 1], "content": self._probe}, messages, tools, text)
+            follows = re.escape(self._generation_prompt) if self._generation_prompt else self._any_private
+            if match := re.compile(follows).search(text, before):
+                return match.end()
         raise _BadConversation(f"the chat template does not say where message {i} begins")
+
+    def _end_of_probe(self, i: int, probe: Message, messages: Sequence[Message], tools: Any, text: str) -> int:
+        """Where in `text` the part of message `i` ends that `probe` has the probe for."""
+        probed = self._render([*messages[:i], probe, *messages[i + 1 :]], tools)
+        _, found, tail = probed.rpartition(self._probe)
+        if not found or not text.endswith(tail):
+            raise _BadConversation(f"the chat template does not say where message {i} ends")
+        return len(text) - len(tail)
 
 
 def _one_of(texts: Sequence[str]) -> re.Pattern:

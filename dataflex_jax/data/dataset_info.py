@@ -47,13 +47,15 @@ def read(root: str) -> dict[str, Entry]:
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {one_line(error)}") from error
     if not isinstance(entries, dict) or not all(isinstance(fields, dict) for fields in entries.values()):
-        raise InputError(f"{path}: must be an object with an object a dataset, such as {{'name': {{'file_name': ...}}}}")
+        raise InputError(
+            f"{path}: must be an object with an object a dataset, such as {{'name': {{'file_name': ...}}}}"
+        )
     return {name: Entry(f"{path}: {name!r}", path.parent, fields) for name, fields in entries.items()}
 
 
 def local(entries: Mapping[str, Entry]) -> tuple[str, ...]:
-    """The datasets that need no download."""
-    return tuple(name for name, entry in entries.items() if "hf_hub_url" not in entry.fields)
+    """The datasets that need no download, sorted."""
+    return tuple(sorted(name for name, entry in entries.items() if "hf_hub_url" not in entry.fields))
 
 
 def open_entry(entry: Entry) -> tuple[tuple[Part, ...], tuple[Part, ...], ConversationReader]:

@@ -1,11 +1,11 @@
 """The examples store: every domain's conversations tokenised once, with what of each is a target.
 
-As the rows store's files, with `*.targets` (bool, one a token) and `*.ids` (int64, one an example) beside `*.tokens` and
-`*.offsets`; `cache.py` says where they lie and when they are built. Examples that have no target within `data.cutoff_len`
-are left out and counted.
+As the rows store's files, with `*.targets` (bool, one a token) and `*.ids` (int64, one an example) beside `*.tokens`
+and `*.offsets`; `cache.py` says where they lie and when they are built. Examples that have no target within
+`data.cutoff_len` are left out and counted.
 
-An example's id is its record's number in the source, `part * 2**32 + record`: of a domain with one file simply the number
-of the record, from 0. It does not depend on the template, the tokenizer or the options.
+An example's id is its record's number in the source, `part * 2**32 + record`: of a domain with one file simply the
+number of the record, from 0. It does not depend on the template, the tokenizer or the options.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.data.build import Event, Rejection, token_dtype
 from dataflex_jax.data.cache import StoredSplit, StoreFolder, open_folders, skipped_records
-from dataflex_jax.data.chat import ChatEncoder, special_tokens, template_text
+from dataflex_jax.data.chat import ChatEncoder, chosen_template, special_tokens, template_text
 from dataflex_jax.data.instruct import Conversation
 from dataflex_jax.data.sources import Stream
 from dataflex_jax.data.tokenizer import Tokenizer
@@ -132,10 +132,10 @@ class ExampleStore:
 class ExampleEncoder:
     """Conversations: their tokens and targets, cut off at `data.cutoff_len`; a `dataflex_jax.data.build.Encoder`."""
 
-    def __init__(self, data: ConfigDict, tokenizer: Tokenizer):
+    def __init__(self, data: ConfigDict, template: str | None, tokenizer: Tokenizer):
         self._chat = ChatEncoder(
             tokenizer,
-            template_text(data.template, tokenizer),
+            template_text(template, tokenizer),
             train_on_prompt=data.train_on_prompt,
             mask_history=data.mask_history,
             cutoff_len=data.cutoff_len,
@@ -176,22 +176,21 @@ def open_example_stores(data: ConfigDict, *, progress: bool = True) -> tuple[tup
         InputError: bad input or options, in one line.
         TrainingError: no space left; what was built is kept.
     """
+    template = chosen_template(data.template, data.tokenizer)
     folders, tokenizer = open_folders(
         data,
-        functools.partial(ExampleEncoder, data),
+        functools.partial(ExampleEncoder, data, template),
         plain_text=lambda text: Conversation.from_json(text).plain_text(),
-        special_tokens=special_tokens(data.template),
+        special_tokens=special_tokens(template),
         progress=progress,
     )
-    tokenizer = dataclasses.replace(tokenizer, chat_template=template_text(data.template, tokenizer))
+    tokenizer = dataclasses.replace(tokenizer, chat_template=template_text(template, tokenizer))
     return tuple(map(_open_store, folders)), tokenizer
 
 
 def _open_store(folder: StoreFolder) -> ExampleStore:
     meta = folder.meta()
-    train, valid = (
-        Examples(**folder.split(split), num_targets=meta[split]["targets"]) for split in ("train", "valid")
-    )
+    train, valid = (Examples(**folder.split(split), num_targets=meta[split]["targets"]) for split in ("train", "valid"))
     dropped = meta["untargeted_examples"]
     return ExampleStore(
         folder.name, folder.key, str(folder.path), train, valid, skipped_records(meta), dropped, folder.stream

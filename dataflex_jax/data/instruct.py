@@ -59,7 +59,7 @@ class Conversation(NamedTuple):
 
     Attributes:
         messages: {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}; an assistant's may have
-            "tool_calls": [{"id", "type": "function", "function": {"name", "arguments"}}]; the last one is an assistant's.
+            "tool_calls": [{"id", "type": "function", "function": {"name", "arguments"}}]; the last is an assistant's.
         tools: the functions on offer, {"type": "function", "function": {...}} each, or None.
     """
 
@@ -132,8 +132,8 @@ class ConversationReader:
             for name, value in (given or {}).items():
                 if name not in accepted or not isinstance(value, str | None):
                     raise InputError(
-                        f"{what} {name!r}: {value!r} is not supported with formatting {formatting!r}; accepted are names "
-                        f"for {', '.join(accepted) or 'none'}"
+                        f"{what} {name!r}: {value!r} is not supported with formatting {formatting!r}; accepted are "
+                        f"names for {', '.join(accepted) or 'none'}"
                     )
         given = {name: field for name, field in (columns or {}).items() if field}
         if columns is not None:

@@ -39,7 +39,8 @@ def shuffled_epochs(source, name: str, seed: int) -> grain.MapDataset:
 class Loader:
     """Gathers the rows of a plan; every host reads only those of its own devices.
 
-    All rows of a batch are padded to the smallest bucket that holds the longest one, which every host knows from the plan.
+    All rows of a batch are padded to the smallest bucket that holds the longest one, which every host knows from the
+    plan.
 
     Args:
         domains: the K domains, with rows of one kind.
@@ -73,9 +74,8 @@ class Loader:
         gathered = [rows.row(i) if own else None for (rows, i), own in zip(places, mine, strict=True)]
         kind = self._rows[0]
         batch = _host_batch(gathered, lengths, plan.domains, kind.buckets, packed=kind.packed)
-        return _on_devices(self._mesh, batch) | {
-            "drawn_with": jax.device_put(plan.drawn_with.astype(np.float32), replicated(self._mesh))
-        }
+        drawn_with = _placed(plan.drawn_with.astype(np.float32), replicated(self._mesh))
+        return _on_devices(self._mesh, batch) | {"drawn_with": drawn_with}
 
 
 def _host_batch(
@@ -86,8 +86,13 @@ def _host_batch(
 
 
 def _on_devices(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Batch:
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}
+    return {k: _placed(v, batch_sharding(mesh)) for k, v in batch.items()}
+
+
+def _placed(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    # Not device_put: over several hosts it compares the values by a collective of its own, which must not come between
+    # the train step's from another thread.
+    return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
 
 
 def held_out_batches(domains: Sequence[Domain], batch_size: int, max_rows: int, mesh: Mesh) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""What one pass reads from: a file, a Hugging Face dataset, or records in memory, each a re-readable sequence of records."""
+"""What one pass reads from: a file, a Hugging Face dataset or records in memory, each to be read again and again."""
 
 import dataclasses
 import functools

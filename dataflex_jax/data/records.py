@@ -1,8 +1,8 @@
 """Readers of data files: one record at a time whatever the format, never a whole file in memory.
 
 JSONL (plain, gzip or Zstandard: one record a line), Parquet (one a row), plain text (the whole file is one record) and,
-for instruction data, JSON (an array of records). Faults of a file (missing, truncated, corrupt) raise `InputError`; faults of one record are handed on in
-`Record.problem`, because `data.on_bad_record` says whether they stop the run.
+for instruction data, JSON (an array of records). Faults of a file (missing, truncated, corrupt) raise `InputError`;
+faults of one record are handed on in `Record.problem`, because `data.on_bad_record` says whether they stop the run.
 """
 
 import bisect
@@ -53,7 +53,7 @@ def split_format(name: str, formats: Sequence[str] = FORMATS) -> tuple[str, str]
 
 
 def record_place(path: Path, index: int) -> str:
-    """Where record `index` lies, for messages: `path:line`, `path: row N`, `path: record N` or the path of a text file."""
+    """Where record `index` lies, for messages: `path:line`, `path: row N`, `path: record N`, or a text file's path."""
     if path.name.endswith(".parquet"):
         return f"{path}: row {index}"
     if path.name.endswith(".json"):
@@ -193,9 +193,7 @@ class _JsonText:
         return bool(more)
 
 
-def _parquet_records(
-    path: Path, columns: Sequence[str], start: int, optional: Sequence[str]
-) -> Iterator[Record]:
+def _parquet_records(path: Path, columns: Sequence[str], start: int, optional: Sequence[str]) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     size = path.stat().st_size

@@ -104,7 +104,7 @@ class ExampleRows:
 class PackedRows:
     """Instruction data: several examples a row, kept apart by segment ids.
 
-    Which examples share a row does not depend on a seed. No example is cut; at least half of every row but one is filled.
+    Which examples share a row does not depend on a seed. No example is cut; all rows but one are at least half full.
 
     Args:
         examples: of one split, each of at most `length` + 1 tokens.

@@ -3,8 +3,8 @@
 Guarantees:
     * Every host computes the same plan; a plan depends on nothing but its arguments.
     * With "systematic" drawing each domain's count is within 1 of `B * w_i`, and its expectation is `B * w_i`.
-    * Cursors only advance by what was drawn: a change of weights, a further domain or a resume neither skips nor repeats a
-      row, and each epoch of a domain visits every row once.
+    * Cursors only advance by what was drawn: a change of weights, a further domain or a resume neither skips nor
+      repeats a row, and each epoch of a domain visits every row once.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,8 @@ class SamplerState(NamedTuple):
         step: optimizer steps planned so far.
         cursors: rows taken from each domain so far, int64 [K].
         weights: the proportions in effect, float64 [K].
-        pending: published proportions that are not yet in effect: (first step that they apply to, float64 [K]), in order.
+        pending: published proportions that are not yet in effect: (first step that they apply to, float64 [K]), in
+            order.
     """
 
     step: int
@@ -80,18 +81,20 @@ class Sampler(NamedTuple):
 
 
 def publish(state: SamplerState, effective_step: int, weights: np.ndarray) -> SamplerState:
-    """Puts weights in effect from `effective_step` on.
+    """Puts weights in effect from `effective_step` on, in place of what was published for that step or later ones.
+
+    (That happens where a run goes on with a shorter lag.)
 
     Raises:
-        ValueError: weights that are no distribution; an effective step in the past or before a pending one.
+        ValueError: weights that are no distribution; an effective step in the past.
     """
     weights = np.asarray(weights, np.float64)
     if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
         raise ValueError(f"a mixer published weights that are no distribution: {weights.tolist()}")
-    latest = state.pending[-1][0] if state.pending else state.step + 1
-    if effective_step < latest:
-        raise ValueError(f"weights published for step {effective_step}: the first step still open is {latest}")
-    return state._replace(pending=(*state.pending, (effective_step, weights / weights.sum())))
+    if effective_step <= state.step:
+        raise ValueError(f"weights published for step {effective_step}: the first step still open is {state.step + 1}")
+    earlier = (published for published in state.pending if published[0] < effective_step)
+    return state._replace(pending=(*earlier, (effective_step, weights / weights.sum())))
 
 
 def to_json(state: SamplerState, names: tuple[str, ...]) -> dict:

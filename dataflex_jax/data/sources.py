@@ -174,7 +174,9 @@ def _check_domain_options(data: ConfigDict, domains: tuple[str, ...] | None) -> 
                 f"{len(domains)} data.domains"
             )
     if data.domain_field is not None and data.source in ("builtin", "dataset_info"):
-        raise InputError(f"data.domain_field: not with data.source={data.source!r}, which names its domains; leave it None")
+        raise InputError(
+            f"data.domain_field: not with data.source={data.source!r}, which names its domains; leave it None"
+        )
 
 
 def _wanted(domains: tuple[str, ...] | None, available: Sequence[str], where: str) -> tuple[str, ...]:
@@ -196,7 +198,9 @@ def _builtin_streams(data: ConfigDict, domains: tuple[str, ...] | None) -> tuple
     elif data.formatting == "alpaca":
         corpus, reader = builtin_chat, ConversationReader.usual("alpaca")
     else:
-        raise InputError(f"data.formatting={data.formatting!r}: with data.source='builtin' accepted are None and 'alpaca'")
+        raise InputError(
+            f"data.formatting={data.formatting!r}: with data.source='builtin' accepted are None and 'alpaca'"
+        )
     return tuple(
         Stream((RecordsPart(f"builtin {name}", corpus.records(name)),), (), {None: name}, reader)
         for name in _wanted(domains, tuple(corpus.DOMAINS), "the builtin corpus")
@@ -208,8 +212,13 @@ def _dataset_info_streams(data: ConfigDict, domains: tuple[str, ...] | None) -> 
         raise InputError("data.formatting: with data.source='dataset_info' each entry has its own; leave it None")
     entries = dataset_info.read(data.root)
     names = dataset_info.local(entries) if domains is None else domains
+    if not names:
+        raise InputError(
+            f"data.root={data.root}: no dataset of dataset_info.json is a local file; name the wanted ones in "
+            f"data.domains; available: {', '.join(sorted(entries)) or 'none'}"
+        )
     streams = []
-    for name in _wanted(tuple(names), tuple(entries), f"data.root={data.root}, dataset_info.json"):
+    for name in _wanted(names, tuple(entries), f"data.root={data.root}, dataset_info.json"):
         train, valid, reader = dataset_info.open_entry(entries[name])
         streams.append(Stream(train, valid, {None: name}, reader))
     return tuple(streams)

@@ -1,8 +1,8 @@
 """The rows store: every domain's documents tokenised once into flat, memory-mapped token files.
 
 `*.tokens` holds all documents of a split one after the other, an end-of-text id after each (uint16, or uint32 for
-vocabularies over 65,536); `*.offsets` (int64 [documents + 1]) says where each starts and the last one ends. Any `seq_len`
-reads from the same store. `cache.py` says where it lies and when it is built.
+vocabularies over 65,536); `*.offsets` (int64 [documents + 1]) says where each starts and the last one ends. Any
+`seq_len` reads from the same store. `cache.py` says where it lies and when it is built.
 """
 
 import dataclasses

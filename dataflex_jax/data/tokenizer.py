@@ -144,7 +144,7 @@ def load_tokenizer(
     """
     if not spec:
         raise InputError(f"data.tokenizer is not set; accepted: {_ACCEPTED}")
-    if spec == "bytes" or spec.startswith("train:"):
+    if is_made(spec):
         made = _byte_backend() if spec == "bytes" else _trained(spec, texts, texts_fingerprint, Path(cache_dir))
         made.add_special_tokens(list(special_tokens))
         return _from_backend(made, spec, eos_token or END_OF_TEXT)
@@ -156,6 +156,11 @@ def load_tokenizer(
     if not path.is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", spec):
         raise InputError(f"data.tokenizer={spec}: no such file or folder; accepted: {_ACCEPTED}")
     return _from_pretrained(str(path) if path.is_dir() else spec, spec, eos_token)
+
+
+def is_made(spec: str) -> bool:
+    """Whether `load_tokenizer` makes the tokenizer itself, with the control tokens that are asked for."""
+    return spec == "bytes" or spec.startswith("train:")
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -55,7 +55,8 @@ class Attention(nnx.Module):
         if cfg.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         attended, memory = attend(apply_rope(query, *rope), apply_rope(key, *rope), value)
-        return self.o_proj(checkpoint_name(attended, "attended").reshape(*x.shape[:2], -1)), memory
+        attended = checkpoint_name(attended, "attended").reshape(*x.shape[:2], -1)
+        return checkpoint_name(self.o_proj(attended), "projected"), memory
 
 
 class MLP(nnx.Module):
@@ -68,8 +69,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x):
         """[B, T, D] -> [B, T, D]."""
-        gated = nnx.silu(self.gate_proj(x)) * self.up_proj(x)
-        return self.down_proj(constrain(gated, BATCH_AXES, None, "tensor"))
+        gate, up = (checkpoint_name(linear(x), "projected") for linear in (self.gate_proj, self.up_proj))
+        gated = constrain(nnx.silu(gate) * up, BATCH_AXES, None, "tensor")
+        return checkpoint_name(self.down_proj(gated), "projected")
 
 
 class Block(nnx.Module):
@@ -282,7 +284,8 @@ def remat_policy(name: str) -> Callable[..., bool]:
     policies = {
         "none": _save_all_but_gathered_weights,
         "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        # By name, as each adapted projection has three products, of which only the sum is worth keeping.
+        "dots": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "projected"),
         "attention": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attended"),
     }
     if name not in policies:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from dataflex_jax.data.records import one_line
 from dataflex_jax.errors import InputError, TrainingError
@@ -97,10 +97,10 @@ def save_adapter(
     metadata = {"format": "pt"} | ({"base_weights": base_weights} if base_weights else {})
     hf.make_empty(folder)
     try:
-        save_file(tensors, folder / WEIGHTS, metadata=metadata)
+        (folder / WEIGHTS).write_bytes(save(tensors, metadata))
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    except (OSError, SafetensorError) as e:
-        raise TrainingError(f"{folder}: cannot be written ({one_line(e)}); what is there is incomplete") from e
+    except OSError as e:
+        raise TrainingError(f"{folder}: cannot be written ({e.strerror}); what is there is incomplete") from e
 
 
 def read_lora_config(name_or_path: str, option: str, base_dtype: str = "bfloat16") -> tuple[LoraConfig, str | None]:

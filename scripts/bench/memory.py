@@ -3,9 +3,10 @@
     python scripts/bench/memory.py --config=configs/odm.py:slimpajama-6b --devices=8 [--shape=DIR_WITH_config.json] \\
         [--config.mesh.tensor=2 --config.model.remat=dots ...]
 
-Parameters, optimizer state and batch are exact: they follow from shapes and shardings. Activations and temporaries are what
-XLA's buffer assignment for this platform (the CPU where there is no GPU) needs beside them: for GPUs an estimate, from above where
-attention is fused there. --shape takes the model's shape from a folder, so that no hub is needed. No data is read.
+Parameters, optimizer state and batch are exact: they follow from shapes and shardings. Activations and temporaries are
+what XLA's buffer assignment for this platform (the CPU where there is no GPU) needs beside them: for GPUs an estimate,
+from above where attention is fused there. --shape takes the model's shape from a folder, so that no hub is needed. No
+data is read.
 """
 
 import dataclasses

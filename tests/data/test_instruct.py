@@ -226,6 +226,9 @@ def test_dataset_info_that_is_not_there_or_lacks_the_name(tmp_path):
     write_info(tmp_path, {"b": {}, "a": {}})
     with pytest.raises(InputError, match=r"'c' is not in .*dataset_info.json; available: a, b"):
         open_source(config(tmp_path, domains=("c",)))
+    write_info(tmp_path, {"a": {"hf_hub_url": "somebody/something"}})
+    with pytest.raises(InputError, match=r"is a local file; name the wanted ones in data.domains; available: a"):
+        open_source(config(tmp_path))
     (tmp_path / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match=r"dataset_info.json: not valid JSON"):
         dataset_info.read(str(tmp_path))
@@ -263,5 +266,5 @@ def test_builtin_examples():
         assert len(records) > 30
         assert records == builtin_chat.records(name)
         assert all(ALPACA.text(record)[1] is None for record in records)
-    with pytest.raises(InputError, match="with data.source='builtin' accepted are None and 'alpaca'"):
+    with pytest.raises(InputError, match=r"with data.source='builtin' accepted are None and 'alpaca'"):
         open_source(config(None, source="builtin", formatting="openai"))

@@ -263,7 +263,9 @@ def test_cache_dir_that_is_a_file(tmp_path, root):
 
 def test_empty_held_out_split_warns_and_reads_as_empty(tmp_path, root, monkeypatch):
     warnings = []
-    monkeypatch.setattr("dataflex_jax.data.cache.logger.warning", lambda message, *values: warnings.append(message % values))
+    monkeypatch.setattr(
+        "dataflex_jax.data.cache.logger.warning", lambda message, *values: warnings.append(message % values)
+    )
     (a, _), _ = open_quietly(config(tmp_path, valid_fraction=0.0))
     assert warnings[0] == "domain a: no held-out document; raise data.valid_fraction for evaluation"
     assert a.valid.num_rows(8) == 0

@@ -285,6 +285,21 @@ def test_remat_repeats_the_same_dropout():
     )
 
 
+def test_remat_keeps_one_array_a_projection_with_adapters_too():
+    """Not the adapters' products beside the kernels'."""
+    wide = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=128, num_hidden_layers=8, remat="dots")
+    tokens = jax.ShapeDtypeStruct((8, 129), jnp.int32)
+
+    def temporary_bytes(cfg, argnum):
+        graphdef, params = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
+        gradient = jax.jit(jax.grad(functools.partial(mean_loss, graphdef), argnums=argnum))
+        base, adapters = lora.split(params)
+        return gradient.lower(base, adapters, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    adapted_wide = dataclasses.replace(wide, lora=dataclasses.replace(LORA, rank=2))
+    assert temporary_bytes(adapted_wide, 1) < 1.2 * temporary_bytes(wide, 0)
+
+
 # Training.
 
 

@@ -139,11 +139,12 @@ def test_initial_proportions_override_the_natural_ones():
     np.testing.assert_allclose(odm(initial_proportions="uniform").init(natural).weights, 1 / 3, rtol=1e-6)
 
 
-# The PyTorch peer's mixer (dataflex 1.1.0) in its own loop: three domains, no warm-up, defaults of the "dataflex" variant;
-# each step's loss is credited to one domain, and the next proportions are the weights after the step before.
+# The PyTorch peer's mixer (dataflex 1.1.0) in its own loop: three domains, no warm-up, defaults of the "dataflex"
+# variant; each step's loss is credited to one domain, and the next proportions are the weights after the step before.
 PEER_INITIAL = [0.5, 0.3, 0.2]
 PEER_LOSSES = [
-    8.491968, 8.775483, 2.102944, 8.045481, 8.868365, 8.700471, 3.041348, 8.808402, 8.229549, 7.756617, 5.359915, 3.62661
+    8.491968, 8.775483, 2.102944, 8.045481, 8.868365, 8.700471,
+    3.041348, 8.808402, 8.229549, 7.756617, 5.359915, 3.62661,
 ]  # fmt: skip
 PEER_DOMAINS = [0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 2, 2]
 PEER_WEIGHTS = {

@@ -85,13 +85,13 @@ def test_a_plugin_registers_itself_and_its_fields_can_be_overridden(plugin):
 
 
 def test_a_missing_plugin_is_named():
-    with pytest.raises(InputError, match="config.plugins: cannot import 'no_such_package.mixer'"):
+    with pytest.raises(InputError, match=r"config.plugins: cannot import 'no_such_package.mixer'"):
         registry.load_plugins(["no_such_package.mixer"])
 
 
 def test_two_policies_of_one_name_are_refused(plugin):
     registry.load_plugins([plugin])
-    with pytest.raises(InputError, match="'odm' of .* is already registered by dataflex_jax.policies.mixers.odm"):
+    with pytest.raises(InputError, match=r"'odm' of .* is already registered by dataflex_jax.policies.mixers.odm"):
         registry.register_mixer("odm")(registry._FACTORIES["mixer"]["users_squared"])
 
 

@@ -44,16 +44,16 @@ def odm(
 ) -> Mixer:
     """Samples a domain more often the higher its recent training loss.
 
-    Each optimizer step, the domains i that have rows in the batch are rewarded with their token-mean loss `l_i`; `q_i` is
-    the proportion that the batch was drawn with. The exploration rate is
+    Each optimizer step, the domains i that have rows in the batch are rewarded with their token-mean loss `l_i`; `q_i`
+    is the proportion that the batch was drawn with. The exploration rate is
     `eps_t = max(min_exploration_rate, min(1/K, sqrt(ln K / (K t))))`.
 
     * "official", the authors' SmoothedMeanWeightUpdater.group_update, t counted from the start of the run:
       `reward_i <- alpha reward_i + (1-alpha) exp(l_i)`, `w_i = (1 - K eps_t) reward_i / sum(reward) + eps_t`.
     * "paper", algorithm 1, t counted from the end of the warm-up (1/K before):
       `reward_i <- alpha reward_i + (1-alpha) l_i / q_i`, `w_i = (1 - K eps_t) softmax(eps_{t-1} reward)_i + eps_t`.
-    * "dataflex", the PyTorch peer: paper with `reward_scale` (15) times the reward, rewards clipped to +-1e4, logits shifted
-      by their maximum and clipped to [-5, 0], min_exploration_rate 0.03.
+    * "dataflex", the PyTorch peer: paper with `reward_scale` (15) times the reward, rewards clipped to +-1e4, logits
+      shifted by their maximum and clipped to [-5, 0], min_exploration_rate 0.03.
     * "exp3": cumulative `reward_i <- reward_i + (l_i / 10) / q_i`, policy as in "paper".
 
     Args:

@@ -1,0 +1,224 @@
+"""Bad input by the real command: exit code 2, one line that names the culprit, and the run folder as it was."""
+
+import gzip
+import re
+import shutil
+
+import pytest
+
+from tests import tiny
+from tests.command import PROJECT, Starter, Trainer, contents, the_error
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return Trainer(tmp_path_factory.mktemp("trainer"))
+
+
+@pytest.fixture(scope="module")
+def run_folder(trainer):
+    """A finished run of 2 steps; no test may change it."""
+    trainer.done("--config.train_step=2", workdir=trainer.folder / "run")
+    return trainer.folder / "run"
+
+
+@pytest.fixture(scope="module")
+def starter(trainer):
+    starter = Starter(trainer)
+    yield starter
+    starter.close()
+
+
+def _refused(run, run_folder):
+    """A function that runs the command, which must refuse and leave the run folder alone; returns its one line."""
+
+    def refused(*arguments, **options):
+        before = contents(run_folder)
+        result = run(*arguments, **{"workdir": run_folder, **options})
+        assert result.returncode == 2, result.stderr
+        assert result.stdout == ""
+        assert contents(run_folder) == before
+        return the_error(result).removeprefix("error: ")
+
+    return refused
+
+
+@pytest.fixture
+def refused(trainer, run_folder):
+    return _refused(trainer.run, run_folder)
+
+
+@pytest.fixture
+def refused_fast(starter, run_folder):
+    return _refused(starter.run, run_folder)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--config.bogus=3", "--config.bogus: no such field; accepted here: checkpoint_every, data, "),
+        ("--config.bogus.x=3", "--config.bogus.x: no such field; accepted here: checkpoint_every, data, "),
+        ("--config.data.sequence_len=3", "--config.data.sequence_len: no such field; accepted here: batch_size, "),
+        ("--config.seed.x=3", "--config.seed.x: no such field; accepted here: none"),
+        ("--config.data=3", "--config.data=3: not one field; give it whole, or its fields one by one"),
+        ("--config.mixer.scale=3", "--config.mixer.scale: no such field; accepted here: alpha, initial_proportions, "),
+        ("--config.mixer=static", "--config.mixer=static: .* --config=configs/base.py:mixer=static"),
+        ("--config.mixer.name=static", "--config.mixer.name=static: .* --config=configs/base.py:mixer=static"),
+        ("--config.mixer.alpha=1.5", r"config.mixer.alpha = 1.5: must be in \[0, 1\)"),
+        ("--config.mixer.variant=exp4", "config.mixer.variant = 'exp4': must be one of official, paper, "),
+        ("--config.train_step=many", "flag --config.train_step=many: invalid literal for int"),
+        ("--config.update_step=0", "config.update_step = 0: must be an integer >= 1"),
+        ("--config.mixer.update_step=0", "config.mixer.update_step = 0: must be >= 1"),
+        ("--config.data.proportions=(1.0,2.0)", "config.data.proportions has 2 entries; one for each of the 3 domains"),
+        ("--config.data.proportions=(1.0,2.0,-1.0)", r"config.data.proportions = \(1.0, 2.0, -1.0\): every entry must"),
+        ("--config.data.proportions=(0.0,0.0,0.0)", r"config.data.proportions = \(0.0, 0.0, 0.0\): at least one entry"),
+        ("--config.data.domains=('digits','nope')", "data.domains: 'nope' is not in .*; available: code, digits, "),
+        ("--config.data.root=/no/such/folder", "data.root=/no/such/folder: cannot be read: No such file or directory"),
+        ("--config.data.cache_dir=/proc/cache", "data.cache_dir=/proc/cache: is not a writable folder"),
+        ("--config.data.tokenizer=/no/such", "data.tokenizer=/no/such: no such file or folder"),
+        (
+            "--config.data.text_field=body",
+            r"\S*/code.jsonl:1: no field 'body' \(data.text_field\); the record has text",
+        ),
+        ("--config.data.seq_len=100000", "domain 'code' has .* training tokens, less than one row"),
+        ("--config.model.vocab_size=100", "the tokenizer has 257 tokens, but the model's vocab_size is 100"),
+        ("--config.data.grad_accumulation=3", "config.data.batch_size = 8: must be a multiple of .*accumulation = 3"),
+        ("--config.mesh.data=3", "mesh.data=3, mesh.fsdp=-1, mesh.tensor=1: the product must be the number of devices"),
+        ("--coordinator=localhost:1", "--coordinator, --num_processes and --process_id: give all three or none"),
+        ("--confg=3", "Unknown command line flag 'confg'"),
+        ("digits", "unexpected argument 'digits'; options are written --name=value"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_name(refused_fast, argument, expected):
+    assert re.match(expected, refused_fast(argument))
+
+
+def test_rows_that_the_devices_cannot_share_equally(refused):
+    expected = r"config.data.batch_size .* = 5 / 1: must be a multiple of mesh.data x mesh.fsdp = 2 devices"
+    assert re.match(expected, refused("--config.data.batch_size=5", devices=2))
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("mixer=nope", "unknown mixer 'nope'; known: odm, random, static"),
+        ("mixr=odm", "--config=configs/base.py:mixr=odm: 'mixr=odm' is not mixer=NAME or plugins="),
+        ("plugins=no.such", "config.plugins: cannot import 'no.such': No module named 'no'"),
+    ],
+)
+def test_a_variant_that_does_not_exist(refused_fast, variant, expected):
+    assert re.match(expected, refused_fast(config=f"configs/base.py:{variant}"))
+
+
+def test_the_field_of_a_policy_that_is_off(refused_fast):
+    error = refused_fast("--config.mixer.alpha=0.5", config="configs/base.py")
+    assert error.startswith(
+        "--config.mixer.alpha: mixer is None; choose it by variant, --config=configs/base.py:mixer="
+    )
+
+
+GOOD = b'{"text": "0123456789 0123456789 0123456789 0123456789"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("code.jsonl", b"", "{root}/code.jsonl: the file is empty"),
+        ("code.jsonl", b"\n \n", "domain 'code' has no training documents"),
+        ("code.jsonl", GOOD + b'{"text": "torn\n', "{root}/code.jsonl:2: not valid JSON"),
+        ("code.jsonl", GOOD + GOOD + b"[1]\n", "{root}/code.jsonl:3: not a JSON object but list"),
+        ("code.jsonl", GOOD + b'{"body": "x"}\n', "{root}/code.jsonl:2: no field 'text' .*; the record has body"),
+        ("code.jsonl", GOOD + b'{"text": 3}\n', "{root}/code.jsonl:2: field 'text' .* must be a string but is int"),
+        (
+            "more.jsonl.gz",
+            gzip.compress(100 * GOOD, mtime=0)[:60],
+            "{root}/more.jsonl.gz: cannot be read, or is trunc",
+        ),
+        ("more.parquet", b"PAR1", "{root}/more.parquet: cannot be read, or is truncated or corrupt"),
+        ("more.txt", b"\xff\xfe", "{root}/more.txt: not valid UTF-8"),
+    ],
+    ids=("empty", "blank", "torn", "no object", "no text", "no string", "torn gzip", "torn parquet", "no UTF-8"),
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_line(refused_fast, tmp_path, name, content, expected):
+    root = tiny.write_domains(tmp_path / "domains")
+    (root / name).write_bytes(content)
+    assert re.match(expected.format(root=root), refused_fast(f"--config.data.root={root}"))
+
+
+def test_bad_records_are_skipped_and_counted_on_request(trainer, tmp_path):
+    root = tiny.write_domains(tmp_path / "domains")
+    with (root / "code.jsonl").open("a") as file:
+        file.write('{"text": "torn\n{"body": "x"}\n')
+    options = (f"--config.data.root={root}", "--config.data.on_bad_record=skip", "--config.train_step=1")
+    result = trainer.done(*options, workdir=tmp_path / "run")
+    assert "domain code: 2 bad records skipped" in result.stderr
+
+
+def test_a_checkpoint_that_is_not_one(refused_fast, tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    assert refused_fast(workdir=tmp_path).startswith(f"{folder}: not a folder of checkpoints (it holds 'notes.txt')")
+    (folder / "notes.txt").unlink()
+    (folder / "7").mkdir()
+    assert refused_fast(workdir=tmp_path).startswith(f"{folder / '7'}: cannot be read")
+    assert (folder / "7").is_dir()
+
+
+def test_a_damaged_checkpoint(run_folder, refused, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    (parameters,) = (p for p in (tmp_path / "run/checkpoints/2/state").rglob("*") if p.stat().st_size > 100_000)
+    parameters.write_bytes(parameters.read_bytes()[:1000])
+    error = refused("--config.train_step=4", workdir=tmp_path / "run")
+    assert error.startswith(f"{tmp_path / 'run/checkpoints/2'}: cannot be read (")
+    assert error.endswith("if it is damaged, delete this folder to start from the beginning")
+
+
+def test_a_run_folder_that_cannot_be(refused_fast, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for workdir, reason in (
+        (tmp_path / "file", "File exists"),
+        (tmp_path / "file" / "run", "Not a directory"),
+        ("/proc/run", "No such file or directory"),
+    ):
+        assert (
+            refused_fast(workdir=workdir)
+            == f"--workdir={workdir}: cannot be made as a folder ({reason}); choose another"
+        )
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_recipe_that_does_not_exist(refused_fast):
+    for path in ("configs/nope.py", PROJECT / "configs"):
+        assert refused_fast(config=path) == f"--config={path}: no such file; recipes are in {PROJECT / 'configs'}"
+
+
+def test_a_file_that_is_no_recipe(refused_fast, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("")
+    assert refused_fast(config=recipe) == "--config: not a recipe, the file has no function get_config()"
+    recipe.write_text("def get_config():\n    pass\n")
+    assert refused_fast(config=recipe) == f"--config={recipe}: its get_config() returns nothing"
+
+
+def test_an_error_in_a_recipe_keeps_its_traceback(trainer, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("def get_config():\n    return undefined\n")
+    result = trainer.run("--config.seed=1", config=recipe, workdir=tmp_path / "run")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("NameError: name 'undefined' is not defined\n")
+    assert f'File "{recipe}", line 2' in result.stderr
+
+
+def test_no_recipe_at_all(trainer):
+    result = trainer.run(config=None, workdir=trainer.folder / "none")
+    assert result.returncode == 2
+    assert the_error(result) == "error: --config is missing, e.g. --config=configs/odm.py"
+    assert not (trainer.folder / "none").exists()
+
+
+def test_a_recipe_is_found_from_any_folder_and_in_either_spelling(refused):
+    for config, arguments in (("configs/base.py", ()), (None, ("--config", "configs/base.py"))):
+        error = refused(*arguments, "--config.seed=-1", config=config, cwd="/")
+        assert error == "config.seed = -1: must be an integer >= 0"

@@ -82,9 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.hub_config = placeholder(str)
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record
-    data.tokenizer = (
-        "train:4096"  # hub id, folder, tokenizer.json, "bytes", or "train:VOCAB" (a BPE of the training text)
-    )
+    # A hub id, a folder, a tokenizer.json, "bytes", or "train:VOCAB" (byte-level BPE trained on the training text).
+    data.tokenizer = "train:4096"
     data.eos_token = placeholder(str)  # None: the tokenizer's own
     data.seq_len = 512  # tokens a row
     data.batch_size = 32  # rows an optimizer step, over all devices and hosts

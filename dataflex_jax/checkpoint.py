@@ -137,9 +137,8 @@ class Checkpoints:
                 raise
             earlier = [other for other in self._manager.all_steps() if other < step]
             fallback = f"go back to step {max(earlier)}" if earlier else "start from the beginning"
-            raise InputError(
-                f"{self.folder / str(step)}: cannot be read ({_reason(cause)}); if it is damaged, delete it to {fallback}"
-            ) from e
+            folder = self.folder / str(step)
+            raise InputError(f"{folder}: cannot be read ({_reason(cause)}); if damaged, delete it to {fallback}") from e
 
 
 def _system_error(error: Exception) -> str | None:

@@ -31,7 +31,7 @@ class AdaptedLinear(nnx.Linear):
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
         """Applies the layer; with dropout where `set_dropout` was called."""
         y = super().__call__(x)
-        if self.dropout_keys is not None and self.dropout > 0:
+        if self.dropout_keys is not None:
             keys = _fold_in_each(self.dropout_keys, self.index)
             keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(keys)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
@@ -48,12 +48,12 @@ def set_dropout(block: nnx.Module, row_keys: PRNGKeyArray | None, layer: int | A
         dropout.
       layer: the block's index.
     """
-    if row_keys is None:
+    modules = [m for _, m in nnx.iter_graph(block) if isinstance(m, AdaptedLinear) and m.dropout > 0]
+    if row_keys is None or not modules:
         return
     keys = _fold_in_each(row_keys, layer)
-    for _, module in nnx.iter_graph(block):
-        if isinstance(module, AdaptedLinear):
-            module.dropout_keys = keys
+    for module in modules:
+        module.dropout_keys = keys
 
 
 def _fold_in_each(keys, number):

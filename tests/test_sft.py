@@ -112,7 +112,7 @@ def test_changed_options_and_packing_belong_to_another_run(root, whole):
         ({"data__formatting": "alpaca"}, "each entry of dataset_info.json has its own"),
         ({"data__formatting": "chatml"}, "config.data.formatting = 'chatml': must be one of 'alpaca', 'pairs', 'share"),
         ({"data__template": "vicuna"}, "config.data.template = 'vicuna': must be one of 'qwen', 'llama3', "),
-        ({"data__mask_history": True, "data__train_on_prompt": True}, "cannot be combined with"),
+        ({"data__mask_history": True, "data__train_on_prompt": True}, "not together with config.data.train_on_prompt"),
         ({"data__buckets": (32, 64)}, "must hold config.data.cutoff_len = 160 tokens"),
         ({"data__buckets": (64, 32)}, "must be a tuple of increasing integers"),
         ({"data__root": "/no/such/folder"}, "needs a folder with dataset_info.json"),

@@ -141,7 +141,7 @@ def test_a_damaged_one_is_named_with_the_way_out(tmp_path, name, damage):
 def test_the_last_one_of_all_cannot_be_gone_back_from(tmp_path):
     save(tmp_path, 8)
     (tmp_path / "checkpoints/8/run/metadata").unlink()
-    with pytest.raises(InputError, match="delete .* to start from the beginning"):
+    with pytest.raises(InputError, match=r"delete .* to start from the beginning"):
         Checkpoints(tmp_path, writable=False).read_run(8)
 
 

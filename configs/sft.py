@@ -2,9 +2,10 @@
 
 python -m dataflex_jax.train --config=configs/sft.py                       # quickstart: a CPU, minutes
 python -m dataflex_jax.train --config=configs/sft.py:quickstart,mixer=odm  # and mix the datasets while training
-python -m dataflex_jax.train --config=configs/sft.py:local --config.data.root=DIR --config.data.domains="('alpaca_en',)"
+python -m dataflex_jax.train --config=configs/sft.py:local --config.data.root=DIR
+python -m dataflex_jax.train --config=configs/sft.py:lora --config.data.root=DIR [--config.model.name_or_path=...]
 
-`local` reads the datasets of DIR/dataset_info.json, as LLaMA-Factory has it; --config.data.source=local or hub with
+`local` and `lora` read the datasets of DIR/dataset_info.json, as LLaMA-Factory has it; --config.data.source=local or hub with
 --config.data.formatting=alpaca, sharegpt, openai or pairs reads files and datasets without one.
 """
 
@@ -14,7 +15,7 @@ from dataflex_jax.errors import InputError
 
 def get_config(variant: str = "quickstart"):
     name, *policies = variant.split(",")
-    variants = {"quickstart": quickstart, "local": local}
+    variants = {"quickstart": quickstart, "local": local, "lora": lora}
     if name not in variants:
         raise InputError(f"unknown variant {name!r} of the sft recipe; known: {', '.join(variants)}")
     config = base.get_config(",".join(policies))
@@ -32,3 +33,13 @@ def local(config):
     """The same model on the datasets of a folder with dataset_info.json, given by --config.data.root."""
     quickstart(config)
     config.data.update(source="dataset_info", formatting=None, tokenizer="train:4096", cutoff_len=512, buckets=None)
+
+
+def lora(config):
+    """Adapters on pretrained Qwen2.5-0.5B, or on another model.name_or_path with its data.tokenizer."""
+    config.train_step = 1000
+    config.eval_every = config.checkpoint_every = 200
+    config.model.update(name_or_path="Qwen/Qwen2.5-0.5B", from_scratch=False)
+    config.lora.rank = 16
+    config.data.update(source="dataset_info", tokenizer="Qwen/Qwen2.5-0.5B", cutoff_len=2048, batch_size=64)
+    config.optim.update(learning_rate=2e-4)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -100,8 +101,9 @@ def _silence_what_is_reported_elsewhere() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
     def hook(unraisable):
-        # TensorStore's reads that were under way when another one failed.
-        if str(unraisable.exc_value) != "Event loop is closed":
+        # Of a restore's other reads, which nobody waits for any more once one has failed.
+        frames = traceback.extract_tb(unraisable.exc_traceback)
+        if not any(library in frame.filename for frame in frames for library in ("orbax", "asyncio")):
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = hook

@@ -5,8 +5,8 @@ python -m dataflex_jax.train --config=configs/sft.py:quickstart,mixer=odm  # and
 python -m dataflex_jax.train --config=configs/sft.py:local --config.data.root=DIR
 python -m dataflex_jax.train --config=configs/sft.py:lora --config.data.root=DIR [--config.model.name_or_path=...]
 
-`local` and `lora` read the datasets of DIR/dataset_info.json, as LLaMA-Factory has it; --config.data.source=local or hub
-with --config.data.formatting=alpaca, sharegpt, openai or pairs reads files and datasets without one.
+`local` and `lora` read the datasets of DIR/dataset_info.json, in LLaMA-Factory's format; --config.data.source=local or
+hub with --config.data.formatting=alpaca, sharegpt, openai or pairs reads files and datasets without one.
 """
 
 from configs import base, scales

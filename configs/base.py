@@ -4,8 +4,11 @@ Recipes start from `get_config()` and set what they need. The argument chooses p
 and can be overridden on the command line:
 
     python -m dataflex_jax.train --config=configs/base.py:mixer=odm --config.mixer.alpha=0.8 --config.data.root=DIR ...
+    python -m dataflex_jax.train --config=configs/base.py:selector=less,weighter=loss --config.weighter.r=0.5 ...
 
-`plugins=my_package.my_mixer` (several with +) imports modules that register policies of your own first.
+The kinds are mixer, selector, order and weighter. Several weighters, `weighter=loss+adapt`, are multiplied, and each
+has its own fields: --config.weighter.loss.r=0.5. `plugins=my_package.my_mixer` (several with +) imports modules that
+register policies of your own first.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +19,7 @@ from dataflex_jax.policies import registry
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The base configuration; `arg` is "kind=name,..." with kind "mixer" or "plugins"."""
+    """The base configuration; `arg` is "kind=name,..." with a kind of policy or "plugins"."""
     config = ConfigDict()
 
     # The run.
@@ -36,6 +39,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.update_times = -1  # number of updates; -1: until the end
     config.plugins = ()  # modules that register policies of your own
     config.mixer = placeholder(ConfigDict)  # from which domain the next rows come; None: data.proportions throughout
+    config.selector = placeholder(ConfigDict)  # which examples come next; None: all
+    config.order = placeholder(ConfigDict)  # in which order they come; None: shuffled
+    config.weighter = placeholder(ConfigDict)  # how much each row counts in the loss; None: its share of the tokens
 
     # The model. Shape fields have Hugging Face's names; None: that of name_or_path, or the architecture's default.
     config.model = model = ConfigDict()
@@ -73,8 +79,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = data = ConfigDict()
     # "builtin" (Python's installation), "local" (files), "hub" (datasets) or "dataset_info" (LLaMA-Factory's folder)
     data.source = "builtin"
-    # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt (instruction data: .json too); hub: id or save_to_disk
-    # folder; dataset_info: folder with dataset_info.json
+    # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt (instruction data: .json too; MMLU's: .csv); hub: id or
+    # save_to_disk folder; dataset_info: folder with dataset_info.json
     data.root = placeholder(str)
     data.domains = placeholder(tuple)  # names, in order; None: all that are found
     data.domain_field = placeholder(str)  # dotted record field that says which domain a record belongs to
@@ -88,6 +94,9 @@ def get_config(arg: str = "") -> ConfigDict:
     data.seq_len = 512  # tokens a row
     data.batch_size = 32  # rows an optimizer step, over all devices and hosts
     data.grad_accumulation = 1  # microbatches an optimizer step
+    # What policies that weight the loss look at: the whole batch (with microbatches, one more forward pass) or
+    # "microbatch".
+    data.weigh_over = "batch"
     data.proportions = placeholder(object)  # K numbers, "uniform", or None: natural, by number of rows
     data.valid_fraction = 0.02  # of the documents, held out by hash (unless a domain has its own held-out files)
     data.draw = "systematic"  # rows of a domain in a batch: within 1 of B*w ("systematic") or "multinomial"
@@ -96,13 +105,32 @@ def get_config(arg: str = "") -> ConfigDict:
     data.on_bad_record = "raise"  # or "skip", which counts them
 
     # Instruction data: one example a row instead of rows of seq_len tokens.
-    data.formatting = placeholder(str)  # "alpaca", "sharegpt", "openai" or "pairs"; None: documents, or dataset_info's
+    data.formatting = placeholder(str)  # "alpaca", "sharegpt", "openai", "pairs", "mmlu"; None: documents, dataset_info
     data.template = placeholder(str)  # "qwen", "llama3", "mistral", "alpaca"; None: the tokenizer's own, or "qwen"
     data.cutoff_len = 2048  # further tokens of an example are cut off; without a response in the rest it is dropped
     data.train_on_prompt = False  # the loss is on all tokens, not on the responses only
     data.mask_history = False  # the loss is on the last response only
     data.packing = False  # several examples a row of cutoff_len tokens, which do not see each other
     data.buckets = placeholder(tuple)  # row lengths that a batch is padded to; None: cutoff_len / 8, / 4, / 2, / 1
+
+    # The target set of selectors and weighters that compare with one. Fields as in `data`, whose tokenizer, lengths and
+    # template are used.
+    config.targets = targets = ConfigDict()
+    targets.source = placeholder(str)  # None: the held-out split of the training data
+    targets.root = placeholder(str)
+    targets.domains = placeholder(tuple)
+    targets.domain_field = placeholder(str)
+    targets.domain_values = placeholder(tuple)
+    targets.hub_config = placeholder(str)
+    targets.hub_split = "train"
+    targets.text_field = "text"
+    targets.formatting = placeholder(str)
+    targets.group_field = placeholder(str)  # record field that names an example's group; None: its domain is its group
+    targets.group_rows = placeholder(int)  # at most this many rows a group; None: all
+
+    # Passes over the whole pool, for selectors.
+    config.sweep = sweep = ConfigDict()
+    sweep.batch_rows = placeholder(int)  # rows a batch, over all devices; None: what fits into the devices' memory
 
     # The optimizer: AdamW.
     config.optim = optim = ConfigDict()
@@ -126,7 +154,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.plugins = tuple(filter(None, choices.pop("plugins", "").split("+")))
     registry.load_plugins(config.plugins)
     for kind, name in choices.items():
-        config[kind] = registry.policy_config(kind, name)
+        names = name.split("+")
+        if len(names) == 1:
+            config[kind] = registry.policy_config(kind, name)
+        elif kind == "weighter":
+            config[kind] = ConfigDict({each: registry.policy_config(kind, each) for each in names})
+        else:
+            raise InputError(f"--config=configs/base.py:{arg}: {kind}={name}: only weighters can be several")
     return config.lock()
 
 
@@ -134,7 +168,8 @@ def _parse(arg: str) -> dict[str, str]:
     choices = {}
     for part in filter(None, arg.split(",")):
         kind, equals, name = part.partition("=")
-        if kind not in ("mixer", "plugins") or not equals or not name:
-            raise InputError(f"--config=configs/base.py:{arg}: {part!r} is not mixer=NAME or plugins=MODULE[+MODULE]")
+        if kind not in (*registry.KINDS, "plugins") or not equals or not name:
+            kinds = ", ".join(f"{known}=NAME" for known in registry.KINDS)
+            raise InputError(f"--config=configs/base.py:{arg}: {part!r} is not {kinds} or plugins=MODULE[+MODULE]")
         choices[kind] = name
     return choices

@@ -6,7 +6,8 @@ python -m dataflex_jax.train --config=configs/sft.py:local --config.data.root=DI
 python -m dataflex_jax.train --config=configs/sft.py:lora --config.data.root=DIR [--config.model.name_or_path=...]
 
 `local` and `lora` read the datasets of DIR/dataset_info.json, in LLaMA-Factory's format; --config.data.source=local or
-hub with --config.data.formatting=alpaca, sharegpt, openai or pairs reads files and datasets without one.
+hub with --config.data.formatting=alpaca, sharegpt, openai or pairs reads files and datasets without one, and with
+--config.data.formatting=mmlu the benchmark's folders of csv files.
 """
 
 from configs import base, scales

@@ -1,4 +1,8 @@
-"""Checkpoints: one Orbax composite a step, `state` (the TrainState) and `run` (JSON: where the data stands)."""
+"""Checkpoints: one Orbax composite a step.
+
+`state` is the TrainState, `run` says in JSON where the data stands, `selection` holds what a selector or an order
+remembers (NumPy arrays), where there is one.
+"""
 
 import contextlib
 import logging
@@ -52,14 +56,16 @@ class Checkpoints:
         """The newest complete checkpoint's step."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, run: dict[str, Any], selection: dict[str, Any] | None = None) -> None:
         """Starts writing; returns once the arrays are copied from the devices, so that the state may be donated.
 
         Raises:
             TrainingError: this or the previous save failed.
         """
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        self._guarded(lambda: self._manager.save(step, args=arguments))
+        items = {"state": ocp.args.StandardSave(state), "run": ocp.args.JsonSave(run)}
+        if selection:
+            items["selection"] = ocp.args.PyTreeSave(selection)
+        self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
 
     def wait(self) -> None:
         """Returns once the last save is complete.
@@ -85,17 +91,24 @@ class Checkpoints:
         """
         return self._read(step, state=ocp.args.StandardRestore(abstract))
 
-    def read_params(self, step: int, abstract: PyTree) -> PyTree:
-        """The parameters alone, in the shapes, dtypes and shardings of `abstract`.
+    def read_selection(self, step: int) -> dict[str, Any]:
+        """What a selector or an order remembers.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return self._read(step, selection=ocp.args.PyTreeRestore())
+
+    def read_parts(self, step: int, **wanted: PyTree) -> dict[str, PyTree]:
+        """Some fields of the state alone, in the shapes, dtypes and shardings that are given, e.g. of `params`.
 
         Raises:
             InputError: they cannot be read.
         """
-        wanted = {"params": abstract}
         arguments = ocp.args.PyTreeRestore(
             item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
-        return self._read(step, state=arguments)["params"]
+        return self._read(step, state=arguments)
 
     def close(self) -> None:
         """Waits and releases the manager's threads.

@@ -17,8 +17,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax.config import POLICY_KINDS
 from dataflex_jax.errors import InputError, TrainingError, is_disk_full
+from dataflex_jax.policies.registry import KINDS
 
 _PROJECT = Path(__file__).parent.parent
 
@@ -154,7 +154,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _how_to_set(section: str, value: str) -> str:
-    if section in POLICY_KINDS:
+    if section in KINDS:
         return f"choose it by variant, --config=configs/base.py:{section}={value}, then its fields exist"
     return "give it whole, or its fields one by one"
 

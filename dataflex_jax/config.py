@@ -17,15 +17,13 @@ from ml_collections import ConfigDict
 
 from dataflex_jax import __version__
 from dataflex_jax.data.chat import BUILT_IN
-from dataflex_jax.data.instruct import FORMATTINGS
+from dataflex_jax.data.sources import FORMATTINGS
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import LORA_MODULES
 from dataflex_jax.policies.proportions import normalised
-from dataflex_jax.policies.registry import check_schedule, policy_config
+from dataflex_jax.policies.registry import KINDS, check_schedule, policy_config
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.records import replace_file
-
-POLICY_KINDS = ("mixer",)
 
 
 class Check(NamedTuple):
@@ -143,6 +141,7 @@ CHECKS: dict[str, Check] = {
     "data.seq_len": _integer(2),
     "data.batch_size": _integer(1),
     "data.grad_accumulation": _integer(1),
+    "data.weigh_over": _one_of("batch", "microbatch"),
     "data.proportions": _PROPORTIONS,
     "data.valid_fraction": _number(0, 1),
     "data.draw": _one_of("systematic", "multinomial"),
@@ -156,6 +155,18 @@ CHECKS: dict[str, Check] = {
     "data.mask_history": _BOOL,
     "data.packing": _BOOL,
     "data.buckets": _optional(_LENGTHS),
+    "targets.source": _optional(_one_of("builtin", "local", "hub", "dataset_info")),
+    "targets.root": _optional(_TEXT),
+    "targets.domains": _optional(_NAMES),
+    "targets.domain_field": _optional(_TEXT),
+    "targets.domain_values": _optional(_NAMES),
+    "targets.hub_config": _optional(_TEXT),
+    "targets.hub_split": _TEXT,
+    "targets.text_field": _TEXT,
+    "targets.formatting": _optional(_one_of(*FORMATTINGS)),
+    "targets.group_field": _optional(_TEXT),
+    "targets.group_rows": _optional(_integer(1)),
+    "sweep.batch_rows": _optional(_integer(1)),
     "optim.learning_rate": _number(0),
     "optim.schedule": _one_of("linear", "cosine", "wsd", "constant"),
     "optim.warmup_ratio": _number(0, 1),
@@ -173,7 +184,7 @@ CHECKS: dict[str, Check] = {
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted names and values of all fields outside the policies' sections."""
     for name, value in config.items():
-        if not prefix and name in POLICY_KINDS:
+        if not prefix and name in KINDS:
             continue
         if isinstance(value, ConfigDict):
             yield from fields(value, f"{prefix}{name}.")
@@ -215,6 +226,10 @@ def validate(config: ConfigDict) -> None:
         )
     if data.source != "builtin" and data.root is None:
         raise InputError(f"config.data.root: needed for source {data.source!r} (a folder, or the id of a hub dataset)")
+    if config.targets.source in ("local", "hub", "dataset_info") and config.targets.root is None:
+        raise InputError(f"config.targets.root: needed for source {config.targets.source!r}")
+    if (config.selector or config.order) and data.packing:
+        raise InputError("config.data.packing = True: a selector or an order needs one example a row; set it to False")
     if data.domain_values is not None and (data.domains is None or len(data.domain_values) != len(data.domains)):
         raise InputError("config.data.domain_values: must have one value for each of config.data.domains")
     if data.domain_values is not None and data.domain_field is None:
@@ -242,6 +257,15 @@ def schedule(config: ConfigDict) -> Schedule:
 def mixer_section(config: ConfigDict) -> ConfigDict:
     """`config.mixer`, or the static mixer's where it is off."""
     return config.mixer or policy_config("mixer", "static")
+
+
+def weighter_sections(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The section of each weighter, by its dotted name without "config."."""
+    if not config.weighter:
+        return {}
+    if "name" in config.weighter:
+        return {"weighter": config.weighter}
+    return {f"weighter.{name}": section for name, section in config.weighter.items()}
 
 
 def _git_revision() -> str | None:

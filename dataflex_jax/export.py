@@ -3,9 +3,10 @@
     python -m dataflex_jax.export --checkpoint=RUN_DIR --output=HF_DIR [--dtype=bfloat16 | --adapter]
     python -m dataflex_jax.export --import_from=HF_DIR_OR_HUB_ID --output=RUN_DIR [--config=RECIPE[:variant] ...]
 
---checkpoint is a run folder (its newest step) or one step's folder; HF_DIR then holds config.json, safetensors and the
-tokenizer, as `transformers` and other tools read them. --import_from makes a run folder with the checkpoint of step 0,
-prepared for a recipe, by default configs/base.py. To train on from it:
+--checkpoint is a run folder (its newest step) or one step's folder; HF_DIR then holds config.json, safetensors, the
+tokenizer and generation_config.json, which says where a response ends, as `transformers` and other tools read them.
+--import_from makes a run folder with the checkpoint of step 0, prepared for a recipe, by default configs/base.py. To
+train on from it:
 
     python -m dataflex_jax.train --config=RECIPE[:variant] --workdir=RUN_DIR --config.model.from_scratch=False
         --config.model.name_or_path=HF_DIR_OR_HUB_ID --config.data.tokenizer=HF_DIR_OR_HUB_ID
@@ -30,7 +31,7 @@ from dataflex_jax import cli, resume, train
 from dataflex_jax import config as configuration
 from dataflex_jax.checkpoint import FOLDER, Checkpoints, locate
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import hf, lora, peft
+from dataflex_jax.models import folders, hf, lora, peft
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.weights import read_adapters, read_checkpoint
 
@@ -112,7 +113,7 @@ def import_pretrained(source: str, config: ConfigDict, run_folder: Path) -> None
         raise InputError(f"--output={run_folder}: has checkpoints already; choose another folder")
     if Path(source).is_dir():
         source = str(Path(source).absolute())
-    folder = hf.local_folder(source, [hf.CONFIG, peft.CONFIG], "--import_from")
+    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG], "--import_from")
     if (folder / peft.CONFIG).is_file():
         adapter, named = peft.read_lora_config(source, "--import_from", config.lora.base_dtype)
         config.lora.update(name_or_path=source, **dataclasses.asdict(adapter))

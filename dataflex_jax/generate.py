@@ -1,10 +1,12 @@
 """What a checkpoint writes when it is prompted.
 
-    python -m dataflex_jax.generate --checkpoint=RUN_DIR --prompt="Once upon a time" [--prompt=...]
+    python -m dataflex_jax.generate --checkpoint=RUN_DIR --prompt="Once upon a time" [--prompt=...] [--chat]
         [--max_new_tokens=128] [--temperature=0.8] [--top_k=50] [--top_p=0.95] [--seed=0]
 
 --checkpoint is a run folder (its newest step) or one step's folder. Prints each prompt with its continuation; greedy
-unless --temperature is given. The model is split over all devices.
+unless --temperature is given. With --chat each prompt is a user's question, put into the run's chat template. A
+continuation ends with the text, or with the turn where the model was tuned on conversations. The model is split over
+all devices.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from absl import flags
 from dataflex_jax import cli
 from dataflex_jax import config as configuration
 from dataflex_jax.checkpoint import Checkpoints, locate
+from dataflex_jax.data.chat import ChatEncoder
 from dataflex_jax.data.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.generate import generate_texts
@@ -23,20 +26,28 @@ from dataflex_jax.sharding import make_mesh
 from dataflex_jax.weights import read_checkpoint
 
 
-def generate_from_checkpoint(run_folder: Path, step: int, prompts: Sequence[str], **options) -> list[str]:
+def generate_from_checkpoint(
+    run_folder: Path, step: int, prompts: Sequence[str], *, chat: bool = False, **options
+) -> list[str]:
     """The continuation of every prompt.
 
     Args:
         run_folder: of the checkpoint.
         step: of the checkpoint.
         prompts: texts.
+        chat: they are questions, for the run's chat template.
         **options: those of `dataflex_jax.models.generate.generate_texts`.
 
     Raises:
-        InputError: a checkpoint that cannot be read, or an option outside its range.
+        InputError: a checkpoint that cannot be read or has no chat template, or an option outside its range.
     """
     trained = configuration.read(run_folder)
     tokenizer = load_tokenizer(str(run_folder / "tokenizer"), texts=lambda: iter(()), cache_dir=run_folder)
+    if chat:
+        if tokenizer.chat_template is None:
+            raise InputError(f"--chat: the tokenizer of {run_folder} has no chat template; leave --chat out")
+        encoder = ChatEncoder(tokenizer, tokenizer.chat_template)
+        prompts = [encoder.encode_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
     mesh = make_mesh({"fsdp": -1})
     with Checkpoints(run_folder, writable=False) as checkpoints, jax.set_mesh(mesh):
         _, graphdef, params = read_checkpoint(checkpoints, step, trained, mesh)
@@ -55,6 +66,7 @@ def main(argv: list[str]) -> None:
         run_folder,
         step,
         PROMPT.value,
+        chat=CHAT.value,
         max_new_tokens=MAX_NEW_TOKENS.value,
         seeds=range(SEED.value, SEED.value + len(PROMPT.value)),
         temperature=TEMPERATURE.value,
@@ -62,13 +74,14 @@ def main(argv: list[str]) -> None:
         top_p=TOP_P.value,
     )
     for prompt, continuation in zip(PROMPT.value, continuations, strict=True):
-        print(f"{prompt}{continuation}\n")
+        print(prompt, continuation, sep="\n" if CHAT.value else "", end="\n\n")
 
 
 if __name__ == "__main__":
     # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
     CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one step in it.")
     PROMPT = flags.DEFINE_multi_string("prompt", None, "The text to continue; may be given several times.")
+    CHAT = flags.DEFINE_bool("chat", False, "The prompts are questions, to be put into the run's chat template.")
     MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most, unless the text ends before.")
     TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: greedy; else the logits are divided by it.")
     TOP_K = flags.DEFINE_integer("top_k", None, "Draw from this many most likely tokens; default: from all.")

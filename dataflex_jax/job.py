@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 from dataflex_jax.checkpoint import Checkpoints
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.loader import Batch, Loader
-from dataflex_jax.data.sampler import Sampler
+from dataflex_jax.data.pool import Pool
+from dataflex_jax.data.sampler import Sampler, SamplerState
+from dataflex_jax.data.window import Sequences
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.resume import Identity
+from dataflex_jax.selection import Selection
 from dataflex_jax.state import PyTree, TrainState
 
 
@@ -27,10 +30,16 @@ class Job(NamedTuple):
     Attributes:
         step: the jitted train step, `(state, batch) -> (state, metrics)`, state donated.
         evaluate: parameters -> record for eval.jsonl.
+        between: what policies decide between two steps; see `Updates.between`.
+        selection: the part of it that checkpoints hold beside the state, or None.
+        stop_requested: whether to save and stop, the same answer at the same step on every host.
         sampler: draws plans.
-        loader: turns plans into batches.
+        sequences: turns plans into rows.
+        loader: turns rows into batches.
+        pool: the training rows.
         domains: the K domains.
-        mixer: the mixer's name, or None where it is off and policy.jsonl is not written.
+        mixer: the mixer's name, or None where it is off.
+        policies: whether policy.jsonl is written.
         schedule: when the mixer's weights are published.
         lag: further steps until they take effect.
         cadence: when to log, evaluate and save.
@@ -44,10 +53,16 @@ class Job(NamedTuple):
 
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, PyTree]]]
     evaluate: Callable[[PyTree], dict[str, Any]]
+    between: Callable[[int, TrainState, SamplerState], tuple[TrainState, list[dict[str, Any]]]]
+    selection: Selection | None
+    stop_requested: Callable[[int], bool]
     sampler: Sampler
+    sequences: Sequences
     loader: Loader
+    pool: Pool
     domains: Sequence[Domain]
     mixer: str | None
+    policies: bool
     schedule: Schedule
     lag: int
     cadence: Cadence

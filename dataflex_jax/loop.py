@@ -2,16 +2,20 @@
 
 The host is never more than one step behind the device and never makes it wait: while step n runs, the metrics of step
 n - 1 are read, weights that the schedule publishes are handed to the sampler, and the rows of step n + 1 are gathered.
+Selections come between two steps, after the checkpoint of the first; whatever interrupts one, it is made again.
 """
 
 import collections
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from dataflex_jax import preemption, resume
+from dataflex_jax.data.loader import Batch
+from dataflex_jax.data.sampler import Plan, SamplerState
 from dataflex_jax.errors import TrainingError, is_disk_full
 from dataflex_jax.job import Job, Outcome
 from dataflex_jax.resume import Position
@@ -44,31 +48,56 @@ def _run(job: Job, state: TrainState, position: Position, run_folder: Path) -> O
         return Outcome(done, False, position.tokens_seen, None, None)
     log = RunLog(job, run_folder, position)
     in_flight: collections.deque[Dispatched] = collections.deque()
-    with preemption.watch() as stop_requested, ThreadPoolExecutor(1) as pool, log:
-        plan, planned = job.sampler.plan(position.sampler)
-        batch = pool.submit(job.loader.load, plan)
-        for step in range(done + 1, job.cadence.train_step + 1):
-            state, metrics = job.step(state, batch.result())
-            in_flight.append(Dispatched(plan, planned.cursors, _start_fetch(metrics)))
-            preempted = stop_requested(step)
-            last = preempted or step == job.cadence.train_step
-            evaluate = step == job.cadence.train_step or (job.cadence.evaluate and step % job.cadence.evaluate == 0)
-            save = last or step % job.cadence.checkpoint == 0
-            behind = 0 if evaluate or save else min(job.lag, 1)
-            while len(in_flight) > behind:
-                planned = log.process(in_flight.popleft(), planned)
+    planned, step, saved = position.sampler, done, done
+    with ThreadPoolExecutor(1) as pool, log:
+
+        def save() -> None:
+            at = Position(planned, log.tokens_seen, log.rows_seen)
+            arrays = job.selection.arrays() if job.selection else {}
+            job.checkpoints.save(step, state, resume.to_json(job.identity, at), arrays)
+
+        def upcoming() -> tuple[TrainState, Plan, np.ndarray, SamplerState, Future[Batch]]:
             with log.paused():
-                if evaluate or save:
-                    log.check_state(step, bool(all_finite(state)))
-                if evaluate:
-                    log.evaluated(step, job.evaluate(state.params))
-                if save:
-                    at = Position(planned, log.tokens_seen)
-                    job.checkpoints.save(step, state, resume.to_json(job.identity, at))
-            if last:
-                break
-            plan, planned = job.sampler.plan(planned)
-            batch = pool.submit(job.loader.load, plan)
+                updated, records = job.between(step, state, planned)
+            for record in records:
+                log.decided(record)
+            plan, after = job.sampler.plan(planned)
+            rows = job.sequences.ids(plan)
+            drawn_with = plan.drawn_with if len(plan.drawn_with) == len(job.domains) else log.natural
+            return updated, plan, rows, after, pool.submit(job.loader.load, rows, drawn_with)
+
+        preempted = False
+        try:
+            state, plan, rows, planned, batch = upcoming()
+            while step < job.cadence.train_step:
+                step += 1
+                state, metrics = job.step(state, batch.result())
+                in_flight.append(Dispatched(plan, rows, _start_fetch(metrics)))
+                preempted = job.stop_requested(step)
+                last = preempted or step == job.cadence.train_step
+                evaluate = step == job.cadence.train_step or (job.cadence.evaluate and step % job.cadence.evaluate == 0)
+                to_save = last or step % job.cadence.checkpoint == 0
+                behind = 0 if evaluate or to_save or (job.selection and job.selection.due(step)) else min(job.lag, 1)
+                while len(in_flight) > behind:
+                    planned = log.process(in_flight.popleft(), planned)
+                with log.paused():
+                    if evaluate or to_save:
+                        log.check_state(step, bool(all_finite(state)))
+                    if evaluate:
+                        log.evaluated(step, job.evaluate(state.params))
+                    if to_save:
+                        save()
+                        saved = step
+                if last:
+                    break
+                state, plan, rows, planned, batch = upcoming()
+        except preemption.StopRequested:
+            # A later run decides again what was being decided.
+            preempted = True
+            while in_flight:
+                planned = log.process(in_flight.popleft(), planned)
+            if step > saved:
+                save()
         job.checkpoints.wait()
     return Outcome(step, preempted and step < job.cadence.train_step, log.tokens_seen, *log.rates())
 

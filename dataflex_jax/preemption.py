@@ -8,6 +8,10 @@ import jax
 from jax.experimental import multihost_utils
 
 
+class StopRequested(Exception):
+    """A request to stop in the middle of something long that a later run does again."""
+
+
 @contextlib.contextmanager
 def watch() -> Iterator[Callable[[int], bool]]:
     """Yields `requested(step)`: whether to save and stop now, the same answer at the same step on every host.
@@ -30,3 +34,16 @@ def watch() -> Iterator[Callable[[int], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def polling(requested: Callable[[int], bool]) -> Callable[[], None]:
+    """A function for long work between two steps that raises StopRequested after a request.
+
+    Several hosts agree at steps only; there it does nothing.
+    """
+
+    def poll() -> None:
+        if jax.process_count() == 1 and requested(0):
+            raise StopRequested
+
+    return poll

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +18,7 @@ import numpy as np
 from dataflex_jax.errors import InputError, TrainingError
 
 # Fields that have no value when a domain had no rows or the hardware's peak is unknown.
-NULLABLE = frozenset({"domain_loss", "mfu"})
+NULLABLE = frozenset({"domain_loss", "domain_excess", "excess", "mfu"})
 
 
 def to_jsonable(values: Mapping[str, Any], nullable: Collection[str] = NULLABLE) -> dict[str, Any]:
@@ -140,8 +140,12 @@ class JsonlWriter:
             raise TrainingError(f"{self.path.name}{step}: {error}") from error
         self._file.write(line + "\n")
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, redone: Callable[[dict[str, Any]], bool] = lambda record: False) -> None:
         """Keeps the lines whose `step` is at most `step`, byte for byte; all or nothing if the process is killed.
+
+        Args:
+          step: the last one to keep.
+          redone: lines that are not kept either.
 
         Raises:
           InputError: a line is not a JSON object with a `step`; names file and line.
@@ -153,7 +157,7 @@ class JsonlWriter:
         for number, (record, line) in enumerate(zip(records, lines, strict=True), start=1):
             if not isinstance(record.get("step"), int):
                 raise InputError(f"{self.path}:{number}: no integer `step`; every line of this file must have one")
-            if record["step"] <= step:
+            if record["step"] <= step and not redone(record):
                 kept.append(line + b"\n")
         if len(kept) < len(records):
             replace_file(self.path, b"".join(kept))

@@ -6,14 +6,14 @@ parameters or the cursors mean something else.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64
 from ml_collections import ConfigDict
 
 from dataflex_jax.checkpoint import Checkpoints
@@ -31,11 +31,21 @@ from dataflex_jax.state import TrainState
 logger = logging.getLogger(__name__)
 
 
+POOL = ("pool",)  # the one group of rows, where a selector or an order has the whole pool
+
+
 class Position(NamedTuple):
-    """Where a run stands beside its TrainState: the sampler, and the tokens trained on so far."""
+    """Where a run stands beside its TrainState.
+
+    Attributes:
+        sampler: what is drawn next.
+        tokens_seen: tokens trained on so far, those that count in the loss.
+        rows_seen: rows of each domain trained on so far, int64 [K].
+    """
 
     sampler: SamplerState
-    tokens_seen: int = 0
+    tokens_seen: int
+    rows_seen: Int64[np.ndarray, " K"]
 
 
 class Identity(NamedTuple):
@@ -46,12 +56,18 @@ class Identity(NamedTuple):
         stores: the content key of each domain's rows store, in the order of the domains.
         initial_weights: what the mixer draws with before its first update, by domain.
         base: "name" and "weights" (a fingerprint) of the frozen parameters; None where all are trained.
+        by_domain: whether the sampler draws domain by domain; otherwise from the pool as a whole.
     """
 
     fields: dict[str, Any]
     stores: dict[str, str]
     initial_weights: dict[str, float]
     base: dict[str, str] | None = None
+    by_domain: bool = True
+
+    def groups(self) -> tuple[str, ...]:
+        """Names of what the sampler draws from."""
+        return tuple(self.stores) if self.by_domain else POOL
 
 
 def identify(
@@ -60,9 +76,12 @@ def identify(
     tokenizer: Tokenizer,
     domains: Sequence[Domain],
     initial_weights: Float[Array, " K"],
+    policies: Mapping[str, str | None],
     base: dict[str, str] | None = None,
+    *,
+    by_domain: bool = True,
 ) -> Identity:
-    """The identity of the run as it is configured now."""
+    """The identity of the run as it is configured now; `policies` are names of policies by field."""
     names = [domain.name for domain in domains]
     return Identity(
         fields={
@@ -72,10 +91,12 @@ def identify(
             "data.seq_len": config.data.seq_len,
             "seed": config.seed,
             "mixer.name": config.mixer.name if config.mixer else None,
+            **policies,
         },
         stores={domain.name: domain.key for domain in domains},
         initial_weights=dict(zip(names, np.asarray(initial_weights, np.float64).tolist(), strict=True)),
         base=base,
+        by_domain=by_domain,
     )
 
 
@@ -106,16 +127,18 @@ def with_saved_tokenizer(data: ConfigDict, run_folder: Path) -> ConfigDict:
 
 def beginning(identity: Identity) -> Position:
     """The position before the first step."""
-    weights = np.array(list(identity.initial_weights.values()))
-    return Position(SamplerState(0, np.zeros(len(weights), np.int64), weights / weights.sum()))
+    weights = np.array(list(identity.initial_weights.values())) if identity.by_domain else np.ones(1)
+    cursors, rows_seen = np.zeros(len(weights), np.int64), np.zeros(len(identity.stores), np.int64)
+    return Position(SamplerState(0, cursors, weights / weights.sum()), 0, rows_seen)
 
 
 def to_json(identity: Identity, position: Position) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
     return {
         **identity._asdict(),
-        "sampler": sampler.to_json(position.sampler, tuple(identity.stores)),
+        "sampler": sampler.to_json(position.sampler, identity.groups()),
         "tokens_seen": position.tokens_seen,
+        "rows_seen": dict(zip(identity.stores, position.rows_seen.tolist(), strict=True)),
     }
 
 
@@ -180,7 +203,13 @@ def restore(
     check(saved, identity)
     check_base(saved, identity.base)
     names, saved_names = tuple(identity.stores), tuple(saved["stores"])
-    position = Position(sampler.from_json(saved["sampler"], names), saved["tokens_seen"])
+    if saved_names != names and any(identity.fields.get(f"{kind}.name") for kind in ("selector", "order")):
+        raise InputError(
+            f"config.data.domains = {names}, but the checkpoint's are {saved_names}; with a selector or an order they "
+            "must stay, or use a new --workdir"
+        )
+    rows_seen = np.array([saved["rows_seen"].get(name, 0) for name in names], np.int64)
+    position = Position(sampler.from_json(saved["sampler"], identity.groups()), saved["tokens_seen"], rows_seen)
     saved_mixer = jax.tree.map(lambda leaf: _with_domains(leaf, len(names), len(saved_names)), abstract.mixer)
     state = checkpoints.read_state(step, abstract._replace(mixer=saved_mixer))
     if saved["initial_weights"] == identity.initial_weights and saved_names == names:
@@ -190,10 +219,13 @@ def restore(
     source = np.array([saved_names.index(name) if name in saved_names else -1 for name in names])
     aligned = jax.tree.map(lambda old, new: _aligned(old, new, source), state.mixer, fresh)
     adapted = mixer.on_resume(aligned, fresh) if mixer.on_resume is not None else fresh
+    state = state._replace(mixer=jax.tree.map(_placed, adapted, abstract.mixer))
+    if not identity.by_domain:
+        return state, position
     in_effect = adapted if step >= schedule.warmup_step else fresh
     weights = np.asarray(mixer.sampling_weights(in_effect), np.float64)
     position = position._replace(sampler=position.sampler._replace(weights=weights / weights.sum(), pending=()))
-    return state._replace(mixer=jax.tree.map(_placed, adapted, abstract.mixer)), position
+    return state, position
 
 
 def _with_domains(leaf: jax.ShapeDtypeStruct, num_domains: int, saved_domains: int) -> jax.ShapeDtypeStruct:

@@ -18,12 +18,14 @@ from dataflex_jax.records import JsonlWriter
 from dataflex_jax.resume import Position
 from dataflex_jax.state import PyTree
 
+_OF_WEIGHTERS = ("example_weight_min", "example_weight_max", "example_weight_mean", "effective_sample_size")
+
 
 class Dispatched(NamedTuple):
-    """A step that the device may still be running."""
+    """A step that the device may still be running, and its rows of the pool."""
 
     plan: Plan
-    cursors: np.ndarray
+    rows: np.ndarray
     metrics: dict[str, PyTree]
 
 
@@ -40,15 +42,22 @@ class RunLog:
         self._job = job
         self._names = [domain.name for domain in job.domains]
         self._rows = np.array([domain.train.num_rows for domain in job.domains])
+        self.natural = self._rows / self._rows.sum()
         self.tokens_seen = position.tokens_seen
+        self.rows_seen = position.rows_seen.copy()
         done = position.sampler.step
         self._metrics = MetricsLogger(run_folder, tensorboard=job.tensorboard, wandb=job.wandb_project)
         self._main = jax.process_index() == 0
-        self._policy = JsonlWriter(run_folder / "policy.jsonl") if self._main and job.mixer else None
+        self._policy = JsonlWriter(run_folder / "policy.jsonl") if self._main and job.policies else None
         self._evaluations = JsonlWriter(run_folder / "eval.jsonl") if self._main else None
-        for writer in (self._metrics, self._policy, self._evaluations):
+        for writer in (self._metrics, self._evaluations):
             if writer is not None:
                 writer.truncate_after(done)
+        if self._policy is not None:
+            # What was decided after the checkpoint's step is decided again.
+            self._policy.truncate_after(done, lambda record: record["step"] == done and "observed" not in record)
+        if self._main and job.selection is not None:
+            job.selection.forget_after(done)
         self._throughput = Throughput(flops_per_token=job.flops_per_token, peak_flops=job.peak_flops)
         self._progress = Progress(job.cadence.train_step, done)
 
@@ -79,20 +88,23 @@ class RunLog:
         self._domain_rows = values["domain_rows"]
         self._check_finite(step, values)
         self.tokens_seen += int(values["tokens"])
+        self.rows_seen += np.bincount(self._job.pool.domain_of(dispatched.rows), minlength=len(self._names))
         self._throughput.update(int(values["inputs"]))
         published = self._job.schedule.is_update(step)
         effective_step = step + 1 + self._job.lag
         if published:
             planned = sampling.publish(planned, effective_step, values["sampling_weights"])
-        if self._policy is not None:
+        if self._policy is not None and self._job.mixer:
+            excess = {"excess": self._seen(values, "domain_excess")} if "domain_excess" in values else {}
             self._policy.write(
                 {
                     "step": step,
                     "policy": self._job.mixer,
                     "observed": {
-                        "domain_loss": self._domain_loss(values),
+                        "domain_loss": self._seen(values, "domain_loss"),
                         "domain_rows": self._by_name(values["domain_rows"]),
                         "drawn_with": self._by_name(values["drawn_with"]),
+                        **excess,
                     },
                     "state": _named(values["mixer"], self._names),
                     "sampling_weights": self._by_name(values["sampling_weights"]),
@@ -101,10 +113,20 @@ class RunLog:
                 }
             )
         if step % self._job.cadence.log == 0 or step == self._job.cadence.train_step:
-            self._log(step, values, dispatched.cursors)
+            self._log(step, values)
         tokens_per_second, _ = self.rates()
         self._progress.update(step, loss=values["loss"], tokens_per_second=tokens_per_second)
         return planned
+
+    def decided(self, record: dict[str, Any]) -> None:
+        """Writes what was decided between two steps."""
+        if self._policy is not None:
+            self._policy.write(record)
+        if "file" in record:
+            self._progress.message(
+                f"step {record['step']}: {record['policy']} chose {record['selected']} of {record['pool']} examples in "
+                f"{record['seconds']:.1f} s"
+            )
 
     def evaluated(self, step: int, record: dict[str, Any]) -> None:
         """Writes an evaluation."""
@@ -115,7 +137,7 @@ class RunLog:
             figures = ", ".join(f"{name} {value['nll']:.3f}" for name, value in record["domains"].items())
             self._progress.message(f"step {step}: held-out nll {record['overall']['nll']:.4f} ({figures})")
 
-    def _log(self, step: int, values: dict[str, Any], cursors: np.ndarray) -> None:
+    def _log(self, step: int, values: dict[str, Any]) -> None:
         tokens_per_second, mfu = self.rates()
         self._metrics.log(
             step,
@@ -126,8 +148,10 @@ class RunLog:
                 "tokens_seen": self.tokens_seen,
                 "tokens_per_second": tokens_per_second,
                 "mfu": mfu,
-                "domain_loss": self._domain_loss(values),
-                "domain_epochs": self._by_name(cursors / self._rows),
+                "domain_loss": self._seen(values, "domain_loss"),
+                "domain_epochs": self._by_name(self.rows_seen / self._rows),
+                **{name: values[name] for name in _OF_WEIGHTERS if name in values},
+                **({"domain_excess": self._seen(values, "domain_excess")} if "domain_excess" in values else {}),
             },
         )
 
@@ -157,9 +181,10 @@ class RunLog:
     def _by_name(self, values: np.ndarray) -> dict[str, Any]:
         return dict(zip(self._names, values, strict=True))
 
-    def _domain_loss(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _seen(self, values: dict[str, Any], name: str) -> dict[str, Any]:
+        """A figure by domain; None for the domains that are not in the batch."""
         seen = values["domain_rows"] > 0
-        return {n: x if s else None for n, x, s in zip(self._names, values["domain_loss"], seen, strict=True)}
+        return {n: x if s else None for n, x, s in zip(self._names, values[name], seen, strict=True)}
 
 
 def _named(state: PyTree, names: Sequence[str]) -> Any:

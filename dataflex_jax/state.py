@@ -2,7 +2,8 @@
 
 B rows in the global batch, T tokens a row, K domains. A batch is a dict of global arrays: tokens int32 [B, T+1], mask
 float32 [B, T] (1 where a token counts), domain int32 [B], drawn_with float32 [K]; where rows are padded, lengths int32
-[B] (inputs without padding; otherwise T); where they are packed, segment_ids and positions int32 [B, T].
+[B] (inputs without padding; otherwise T); where they are packed, segment_ids and positions int32 [B, T]; where the
+reference model's losses are cached, reference_losses float32 [B, T].
 """
 
 import dataclasses
@@ -16,8 +17,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from dataflex_jax import objective
 from dataflex_jax.models import decoder, lora
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.objective import Forward, ScheduledWeighter, Weights
 from dataflex_jax.policies.base import Mixer, Observation
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.sharding import placed
@@ -35,6 +38,7 @@ class TrainState(NamedTuple):
         params: the parameters that are trained: all of the model's, or its adapters (`models/lora.py`).
         opt_state: of the optax transformation.
         mixer: the mixer's state.
+        weighters: the weighters' states, in their order.
         key: the run's policy key, constant; steps and updates are folded in.
     """
 
@@ -42,7 +46,23 @@ class TrainState(NamedTuple):
     params: PyTree
     opt_state: PyTree
     mixer: PyTree
+    weighters: tuple[PyTree, ...]
     key: PRNGKeyArray
+
+
+class Fixed(NamedTuple):
+    """Parameters that a step reads and does not change.
+
+    Attributes:
+        frozen: those beside the trained ones (LoRA's base); None where all are trained.
+        reference: of the reference model, where its losses are computed in the step.
+    """
+
+    frozen: PyTree | None = None
+    reference: PyTree | None = None
+
+
+_NOTHING_FIXED = Fixed()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +75,13 @@ class TrainStep:
         learning_rate: the schedule inside `optimizer`, for the metrics.
         mixer: the mixing policy.
         schedule: the mixer's schedule.
+        weighters: the weighting policies.
+        reference_graphdef: of the reference model, where its losses are computed in the step.
         grad_accumulation: microbatches; row b belongs to microbatch `b % grad_accumulation`, so that every device keeps
-            its own rows. The result does not depend on it but for rounding.
+            its own rows. The result does not depend on it but for rounding, unless `weigh_microbatches`.
+        weigh_microbatches: with microbatches, policies that weight the loss see one microbatch at a time (and a mixer's
+            weights are the last step's). Otherwise a forward pass over all microbatches comes first, about a third of
+            a step more.
     """
 
     graphdef: nnx.GraphDef
@@ -64,51 +89,36 @@ class TrainStep:
     learning_rate: optax.Schedule
     mixer: Mixer
     schedule: Schedule
+    weighters: tuple[ScheduledWeighter, ...] = ()
+    reference_graphdef: nnx.GraphDef | None = None
     grad_accumulation: int = 1
+    weigh_microbatches: bool = False
+    __name__ = "train_step"
 
     def __call__(
-        self, state: TrainState, batch: Batch, frozen: PyTree | None = None
+        self, state: TrainState, batch: Batch, fixed: Fixed = _NOTHING_FIXED
     ) -> tuple[TrainState, dict[str, PyTree]]:
         """One optimizer step.
 
         Args:
             state: is replaced by the new one.
             batch: see the module.
-            frozen: the parameters beside state.params that are not trained; None where all are.
+            fixed: parameters that are not trained.
 
         Returns:
             The new state and the metrics: loss (the objective, nats a token), grad_norm, learning_rate, tokens (that
-            count in the loss), inputs (without padding), domain_loss / domain_rows [K], drawn_with [K], and the
-            mixer's state and sampling_weights after the step.
+            count in the loss), inputs (without padding), domain_loss / domain_rows [K], drawn_with [K], the mixer's
+            state and sampling_weights after the step; with weighters also example_weight_{min,max,mean} and
+            effective_sample_size; with a reference model domain_excess [K], the mean excess over it.
         """
-        num_domains = batch["drawn_with"].shape[0]
-        token_weights = batch["mask"]
-        if self.mixer.loss_weights is not None:
-            token_weights = token_weights * self.mixer.loss_weights(state.mixer)[batch["domain"], None]
-        token_weights = jax.lax.stop_gradient(token_weights / jnp.sum(token_weights))
-        inputs = {name: batch[name] for name in ("tokens", *_PACKED) if name in batch}
-        inputs["row_keys"] = dropout_keys(state.key, state.step, batch["tokens"].shape[0])
-        (loss, token_losses), gradients = self._gradients(state.params, frozen, inputs, token_weights)
-
+        row_keys = dropout_keys(state.key, state.step, batch["tokens"].shape[0])
+        (loss, (forward, weights)), gradients = self._gradients(state, fixed, batch | {"row_keys": row_keys})
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
-        step = state.step + 1
-        statistics = domain_statistics(token_losses, batch["mask"], batch["domain"], num_domains)
-        observation = Observation(
-            step=step,
-            steps_since_warmup=step - self.schedule.warmup_step,
-            update=self.schedule.update_index(step),
-            key=state.key,
-            drawn_with=batch["drawn_with"],
-            domain_loss=statistics.loss,
-            domain_rows=statistics.rows,
-            domain_tokens=statistics.tokens,
-            token_losses=token_losses,
-            mask=batch["mask"],
-            domains=batch["domain"],
-        )
-        mixer = self.mixer.update(state.mixer, observation)
+        num_domains = batch["drawn_with"].shape[0]
+        statistics = domain_statistics(forward.token_losses, batch["mask"], batch["domain"], num_domains)
+        mixer = self._observed(state, batch, forward)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
@@ -121,41 +131,105 @@ class TrainStep:
             "mixer": mixer,
             "sampling_weights": self.mixer.sampling_weights(mixer),
         }
-        return TrainState(step, params, opt_state, mixer, state.key), metrics
+        if self.weighters:
+            metrics |= objective.statistics(weights.rows)
+        if forward.reference_losses is not None:
+            excess = jnp.maximum(forward.token_losses - forward.reference_losses, 0.0)
+            metrics["domain_excess"] = domain_statistics(excess, batch["mask"], batch["domain"], num_domains).loss
+        return TrainState(state.step + 1, params, opt_state, mixer, state.weighters, state.key), metrics
 
-    def _gradients(
-        self,
-        params: PyTree,
-        frozen: PyTree | None,
-        inputs: dict[str, Array],
-        token_weights: Float[Array, "B T"],
-    ):
-        """((loss, token losses [B, T]), gradients) of the weighted sum of the token losses, summed over
-        microbatches."""
+    def _observed(self, state: TrainState, batch: Batch, forward: Forward) -> PyTree:
+        """The mixer's state after it has seen the batch's losses."""
+        step = state.step + 1
+        statistics = domain_statistics(
+            forward.token_losses, batch["mask"], batch["domain"], batch["drawn_with"].shape[0]
+        )
+        observation = Observation(
+            step=step,
+            steps_since_warmup=step - self.schedule.warmup_step,
+            update=self.schedule.update_index(step),
+            key=state.key,
+            drawn_with=batch["drawn_with"],
+            domain_loss=statistics.loss,
+            domain_rows=statistics.rows,
+            domain_tokens=statistics.tokens,
+            token_losses=forward.token_losses,
+            mask=batch["mask"],
+            domains=batch["domain"],
+            reference_losses=forward.reference_losses,
+        )
+        return self.mixer.update(state.mixer, observation)
 
-        def loss_fn(params, inputs, weights):
-            losses = _token_losses(self.graphdef, lora.combine(frozen, params), inputs)
-            return jnp.sum(weights * losses), losses
+    def _gradients(self, state: TrainState, fixed: Fixed, batch: Batch):
+        """((loss, (Forward, Weights)), gradients) of the weighted sum of the token losses."""
 
-        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        def objective_of(params, rows, weights=None):
+            forward = self._forward(params, fixed, rows)
+            if weights is None:
+                weights = self._weights(state, rows, jax.lax.stop_gradient(forward))
+            return jnp.sum(weights.tokens * forward.token_losses), (forward, weights)
+
+        gradients = jax.value_and_grad(objective_of, has_aux=True)
         if self.grad_accumulation == 1:
-            return value_and_grad(params, inputs, token_weights)
+            return gradients(state.params, batch)
 
-        def split(x):
-            return jnp.swapaxes(x.reshape(-1, self.grad_accumulation, *x.shape[1:]), 0, 1)
+        shared = {"drawn_with": batch["drawn_with"]}
+        microbatches = self._split({name: value for name, value in batch.items() if name not in shared})
+        weights = None
+        if not self.weigh_microbatches:
+            weights = self._batch_weights(state, fixed, batch, microbatches, shared)
 
         def add(total, microbatch):
-            (loss, losses), gradients = value_and_grad(params, *microbatch)
-            return jax.tree.map(jnp.add, total, (loss, gradients)), losses
+            rows, weights = microbatch
+            (loss, aux), grads = gradients(state.params, rows | shared, weights)
+            return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
-        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        (loss, gradients), losses = jax.lax.scan(add, zero, jax.tree.map(split, (inputs, token_weights)))
-        return (loss, jnp.swapaxes(losses, 0, 1).reshape(token_weights.shape)), gradients
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+        (loss, grads), aux = jax.lax.scan(add, zero, (microbatches, self._split(weights)))
+        if self.weigh_microbatches:
+            loss, grads = jax.tree.map(lambda x: x / self.grad_accumulation, (loss, grads))
+        return (loss, self._joined(aux)), grads
+
+    def _batch_weights(
+        self, state: TrainState, fixed: Fixed, batch: Batch, microbatches: Batch, shared: Batch
+    ) -> Weights:
+        """The weights of the whole batch, after a forward pass over its microbatches where they depend on losses."""
+        if not self.weighters and self.mixer.loss_weights is None:
+            return self._weights(state, batch, Forward(jnp.zeros_like(batch["mask"]), (), None))
+        forward = jax.lax.map(lambda rows: self._forward(state.params, fixed, rows | shared), microbatches)
+        return self._weights(state, batch, self._joined(forward))
+
+    def _forward(self, params: PyTree, fixed: Fixed, rows: Batch) -> Forward:
+        losses, hidden = _token_losses(self.graphdef, lora.combine(fixed.frozen, params), rows)
+        reference = rows.get("reference_losses")
+        if self.reference_graphdef is not None:
+            evaluated = {name: value for name, value in rows.items() if name != "row_keys"}
+            reference, _ = jax.lax.stop_gradient(_token_losses(self.reference_graphdef, fixed.reference, evaluated))
+        return Forward(losses, objective.embeddings(self.weighters, hidden, rows), reference)
+
+    def _weights(self, state: TrainState, rows: Batch, forward: Forward) -> Weights:
+        mixer = state.mixer
+        if self.mixer.loss_weights is not None and not (self.weigh_microbatches and self.grad_accumulation > 1):
+            mixer = self._observed(state, rows, forward)
+        return objective.weigh(
+            self.mixer, self.weighters, mixer, state.weighters, rows, forward, state.step + 1, state.key
+        )
+
+    def _split(self, rows: PyTree) -> PyTree:
+        """[B, ...] -> [microbatches, B / microbatches, ...]."""
+        parts = self.grad_accumulation
+        return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), rows)
+
+    def _joined(self, rows: PyTree) -> PyTree:
+        """The inverse of `_split`."""
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
 
 
-def _token_losses(graphdef: nnx.GraphDef, params: PyTree, inputs: dict[str, Array]) -> Float[Array, "B T"]:
+def _token_losses(
+    graphdef: nnx.GraphDef, params: PyTree, inputs: dict[str, Array]
+) -> tuple[Float[Array, "B T"], Float[Array, "B T D"]]:
     packed = {name: inputs[name] for name in _PACKED if name in inputs}
-    return decoder.token_losses(graphdef, params, inputs["tokens"], dropout_keys=inputs.get("row_keys"), **packed)[0]
+    return decoder.token_losses(graphdef, params, inputs["tokens"], dropout_keys=inputs.get("row_keys"), **packed)
 
 
 class DomainStatistics(NamedTuple):
@@ -183,6 +257,7 @@ def init_state(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
     mixer: PyTree,
+    weighters: tuple[PyTree, ...],
     key: PRNGKeyArray,
     pretrained: PyTree | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
@@ -192,6 +267,7 @@ def init_state(
         config: the model's shape; with config.lora, what is trained are the adapters.
         optimizer: the optimizer.
         mixer: the mixer's initial state.
+        weighters: the weighters' initial states.
         key: of all randomness.
         pretrained: the trained parameters to start from; None: random ones.
     """
@@ -201,7 +277,7 @@ def init_state(
         _, params = lora.split(params)
     if pretrained is not None:
         params = pretrained
-    return graphdef, TrainState(jnp.int32(0), params, optimizer.init(params), mixer, policy_key)
+    return graphdef, TrainState(jnp.int32(0), params, optimizer.init(params), mixer, weighters, policy_key)
 
 
 def initial_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
@@ -235,6 +311,6 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 def eval_step(graphdef: nnx.GraphDef, num_domains: int, params: PyTree, batch: Batch) -> tuple[Array, Array]:
     """(sum of the token losses, tokens) of each domain over one batch, float32 [K] each."""
-    losses = _token_losses(graphdef, params, batch)
+    losses, _ = _token_losses(graphdef, params, batch)
     statistics = domain_statistics(losses, batch["mask"], batch["domain"], num_domains)
     return statistics.loss * statistics.tokens, statistics.tokens

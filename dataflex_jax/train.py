@@ -14,15 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax import cli, loop, optim, resume
+from dataflex_jax import cli, loop, optim, preemption, resume
 from dataflex_jax import config as configuration
+from dataflex_jax.active import active_policies
 from dataflex_jax.checkpoint import Checkpoints
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import Loader, check_rows
+from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.sampler import Sampler
+from dataflex_jax.data.tokenizer import Tokenizer
+from dataflex_jax.data.window import Sequences
 from dataflex_jax.evaluation import make_evaluate
 from dataflex_jax.hardware import total_peak_flops
 from dataflex_jax.job import Cadence, Job, Outcome
@@ -30,10 +36,15 @@ from dataflex_jax.models import lora
 from dataflex_jax.models.resolve import model_config
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.reference import reference_losses
 from dataflex_jax.resume import Position
+from dataflex_jax.run_signals import RunSignals
+from dataflex_jax.selection import Selection
 from dataflex_jax.sharding import make_mesh, replicated
-from dataflex_jax.state import TrainState, TrainStep, abstract_state, init_state
+from dataflex_jax.signals.sweep import Sweeper
+from dataflex_jax.state import Fixed, TrainState, TrainStep, abstract_state, init_state
 from dataflex_jax.summary import write_results
+from dataflex_jax.updates import Updates
 from dataflex_jax.weights import open_base, starting_params
 
 logger = logging.getLogger(__name__)
@@ -62,62 +73,133 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     data = config.data
     mesh = make_mesh(config.mesh)
     check_rows(mesh, data.batch_size, data.grad_accumulation)
-    mixer, schedule = registry.build("mixer", configuration.mixer_section(config), configuration.schedule(config))
+    policies = active_policies(config)
 
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         latest = checkpoints.latest()
         domains, tokenizer = open_domains(data if latest is None else resume.with_saved_tokenizer(data, run_folder))
-        loader = Loader(domains, config.seed, mesh)
+        tokenizer_source = saved_tokenizer(tokenizer, data.tokenizer, run_folder, new=latest is None)
+        pool = Pool(domains)
         model = dataclasses.replace(model_config(config.model, tokenizer), lora=lora.lora_config(config.lora))
         base = open_base(config, model, mesh)
+        frozen = base and base.params
 
-        proportions = starting_proportions(data.proportions, loader.num_rows, "config.data.proportions")
-        mixer_state = registry.checked("mixer", mixer.init, proportions)
+        num_rows = np.diff(pool.offsets)
+        proportions = starting_proportions(data.proportions, num_rows, "config.data.proportions")
+        mixer_state = registry.checked("mixer", policies.mixer.init, proportions)
+        weighter_states = tuple(weighter.weighter.init(model.hidden_size) for weighter in policies.weighters)
         learning_rate = optim.learning_rate(config.optim, config.train_step)
         optimizer = optim.adamw(config.optim, learning_rate)
-        init = functools.partial(init_state, model, optimizer, mixer_state)
+        init = functools.partial(init_state, model, optimizer, mixer_state, weighter_states)
         graphdef, abstract = abstract_state(init, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-        initial_weights = mixer.sampling_weights(mixer_state)
-        identity = resume.identify(config, model, tokenizer, domains, initial_weights, base and base.identity())
+        initial_weights = policies.mixer.sampling_weights(mixer_state)
+        identity = resume.identify(
+            config,
+            model,
+            tokenizer,
+            domains,
+            initial_weights,
+            policies.names(),
+            base and base.identity(),
+            by_domain=policies.by_domain,
+        )
         if latest is None:
             pretrained = starting_params(config, model, base, abstract.params)
             start = jax.jit(lambda key, params: init(key, params)[1], out_shardings=shardings, donate_argnums=1)
             state = start(jax.random.key(config.seed), pretrained)
             position = resume.beginning(identity)
         else:
-            state, position = resume.restore(checkpoints, latest, identity, mixer, schedule, abstract, mixer_state)
+            state, position = resume.restore(
+                checkpoints, latest, identity, policies.mixer, policies.schedule, abstract, mixer_state
+            )
             logger.info("Going on from step %d of %s.", latest, run_folder)
-
         if jax.process_index() == 0:
             configuration.write(config, run_folder / "config.json")
-            if latest is None:
-                tokenizer.save(run_folder / "tokenizer")
-        step = TrainStep(graphdef, optimizer, learning_rate, mixer, schedule, data.grad_accumulation)
-        frozen = base and base.params
-        eval_rows_a_batch = data.batch_size // data.grad_accumulation
-        evaluate = make_evaluate(graphdef, domains, eval_rows_a_batch, config.eval_rows, mesh)
-        job = Job(
-            step=functools.partial(
-                jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))), frozen=frozen
-            ),
-            evaluate=lambda params: evaluate(lora.combine(frozen, params)),
-            sampler=Sampler(config.seed, data.batch_size, data.draw),
-            loader=loader,
-            domains=domains,
-            mixer=config.mixer.name if config.mixer else None,
-            schedule=schedule,
-            lag=data.lag,
-            cadence=Cadence(config.train_step, config.log_every, config.eval_every, config.checkpoint_every),
-            identity=identity,
-            checkpoints=checkpoints,
-            flops_per_token=model.flops_per_token(max(domains[0].train.buckets)),
-            peak_flops=total_peak_flops(),
-            tensorboard=config.tensorboard,
-            wandb_project=config.wandb_project,
-        )
-        yield job, state, position
+
+        with preemption.watch() as stop_requested:
+            sweeper = Sweeper(mesh, rows=config.sweep.batch_rows, poll=preemption.polling(stop_requested))
+            signals = RunSignals(config, graphdef, frozen, pool, domains, tokenizer_source, sweeper, mesh, policies)
+            reference, cached = reference_losses(
+                policies.reference, domains, tokenizer, signals.rows, sweeper, data, mesh
+            )
+            sampler, loader = Sampler(config.seed, data.batch_size, data.draw), Loader(pool, mesh, cached)
+            groups = pool.groups(by_domain=policies.by_domain)
+            sequences = Sequences(groups, config.seed)
+            selection = None
+            if policies.selecting or policies.ordering:
+                selection = Selection(
+                    policies.selecting,
+                    policies.ordering,
+                    pool,
+                    groups,
+                    sampler,
+                    sequences,
+                    signals.of,
+                    config.train_step,
+                    run_folder,
+                )
+                if latest is not None:
+                    selection.restore(checkpoints.read_selection(latest))
+            gradients = functools.partial(
+                signals.domain_gradients, learning_rate=learning_rate, rows=data.batch_size // data.grad_accumulation
+            )
+            updates = Updates(policies, selection, signals.of, gradients)
+            step = TrainStep(
+                graphdef,
+                optimizer,
+                learning_rate,
+                policies.mixer,
+                policies.schedule,
+                policies.weighters,
+                reference and reference.graphdef,
+                data.grad_accumulation,
+                data.weigh_over == "microbatch",
+            )
+            jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+            fixed = Fixed(frozen, reference and reference.params)
+            eval_rows_a_batch = data.batch_size // data.grad_accumulation
+            evaluate = make_evaluate(graphdef, domains, eval_rows_a_batch, config.eval_rows, mesh)
+            job = Job(
+                step=functools.partial(jitted, fixed=fixed),
+                evaluate=lambda params: evaluate(lora.combine(frozen, params)),
+                between=updates.between,
+                selection=selection,
+                stop_requested=stop_requested,
+                sampler=sampler,
+                sequences=sequences,
+                loader=loader,
+                pool=pool,
+                domains=domains,
+                mixer=config.mixer.name if config.mixer else None,
+                policies=any(config[kind] for kind in registry.KINDS),
+                schedule=policies.schedule,
+                lag=data.lag,
+                cadence=Cadence(config.train_step, config.log_every, config.eval_every, config.checkpoint_every),
+                identity=identity,
+                checkpoints=checkpoints,
+                flops_per_token=model.flops_per_token(max(pool.buckets)),
+                peak_flops=total_peak_flops(),
+                tensorboard=config.tensorboard,
+                wandb_project=config.wandb_project,
+            )
+            yield job, state, position
+
+
+def saved_tokenizer(tokenizer: Tokenizer, source: str, run_folder: Path, *, new: bool) -> str:
+    """Where to read the tokenizer from again: where it came from, or the run folder if the run trained it.
+
+    Args:
+        tokenizer: of the run.
+        source: `config.data.tokenizer`.
+        run_folder: it is saved there.
+        new: whether it is to be saved.
+    """
+    if new and jax.process_index() == 0:
+        tokenizer.save(run_folder / "tokenizer")
+    multihost_utils.sync_global_devices("the tokenizer is saved")
+    return str(run_folder / "tokenizer") if source.startswith("train:") else source
 
 
 def main(argv: list[str]) -> None:
@@ -130,7 +212,9 @@ def main(argv: list[str]) -> None:
         # So that a restart compiles nothing.
         jax.config.update("jax_compilation_cache_dir", str(Path(config.data.cache_dir).expanduser() / "compilations"))
     outcome = train_and_evaluate(config, run_folder)
-    if outcome.preempted:
+    if outcome.preempted and outcome.step == 0:
+        print("Stopped on request before the first step; the same command begins anew.")
+    elif outcome.preempted:
         print(f"Stopped on request after step {outcome.step}, saved; the same command goes on from there.")
     elif jax.process_index() == 0:
         write_results(run_folder, outcome)

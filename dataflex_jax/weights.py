@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from dataflex_jax import resume
+from dataflex_jax import optim, resume
 from dataflex_jax.checkpoint import Checkpoints
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder, lora, peft
@@ -99,11 +99,59 @@ def read_checkpoint(
     model = resume.saved_model(saved, trained.model)
     graphdef, shapes = jax.eval_shape(lambda key: decoder.create(model, key), jax.random.key(0))
     if model.lora is None:
-        return model, graphdef, checkpoints.read_params(step, placed(mesh, shapes))
+        return model, graphdef, checkpoints.read_parts(step, params=placed(mesh, shapes))["params"]
     base = open_base(trained, model, mesh)
     resume.check_base(saved, base.identity())
     _, adapters, _ = read_adapters(checkpoints, step, trained, mesh)
     return model, graphdef, lora.combine(base.params, adapters)
+
+
+class Trained(NamedTuple):
+    """A checkpoint's model as it was being trained.
+
+    Attributes:
+        graphdef: its static part.
+        params: the trained parameters.
+        frozen: those beside them; None where all are trained.
+        opt_state: the optimizer's state.
+    """
+
+    graphdef: nnx.GraphDef
+    params: PyTree
+    frozen: PyTree | None
+    opt_state: PyTree
+
+
+def read_trained(
+    checkpoints: Checkpoints, step: int, trained: ConfigDict, mesh: Mesh, base: Base | None = None
+) -> Trained:
+    """The trained parameters of a checkpoint apart from the frozen ones, with the optimizer's state, on the mesh.
+
+    Args:
+        checkpoints: of the run.
+        step: which one.
+        trained: the run's own configuration.
+        mesh: the devices.
+        base: the run's, where it is open already.
+
+    Raises:
+        InputError: a checkpoint that cannot be read, or a base that is missing or has changed since.
+    """
+    saved = checkpoints.read_run(step)
+    model = resume.saved_model(saved, trained.model)
+    base = base or open_base(trained, model, mesh)
+    resume.check_base(saved, base and base.identity())
+    optimizer = optim.adamw(trained.optim, optim.learning_rate(trained.optim, trained.train_step))
+
+    def shapes(key):
+        params = decoder.create(model, key)[1]
+        params = params if model.lora is None else lora.split(params)[1]
+        return {"params": params, "opt_state": optimizer.init(params)}
+
+    abstract = placed(mesh, jax.eval_shape(shapes, jax.random.key(0)))
+    graphdef, _ = jax.eval_shape(lambda key: decoder.create(model, key), jax.random.key(0))
+    parts = checkpoints.read_parts(step, **abstract)
+    return Trained(graphdef, parts["params"], base and base.params, parts["opt_state"])
 
 
 def read_adapters(
@@ -125,4 +173,4 @@ def read_adapters(
     if model.lora is None:
         raise InputError(f"{checkpoints.folder / str(step)}: has no adapters, all parameters were trained")
     shapes = jax.eval_shape(lambda key: lora.init(model, model.lora, key), jax.random.key(0))
-    return model, checkpoints.read_params(step, placed(mesh, shapes)), saved["base"]
+    return model, checkpoints.read_parts(step, params=placed(mesh, shapes))["params"], saved["base"]

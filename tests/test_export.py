@@ -18,7 +18,7 @@ from dataflex_jax.data.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
 from dataflex_jax.evaluate import evaluate_checkpoint
 from dataflex_jax.export import export_checkpoint, import_pretrained
-from dataflex_jax.models import hf
+from dataflex_jax.models import folders
 from dataflex_jax.models.resolve import model_config
 from tests import tiny
 from tests.command import PROJECT, Trainer, the_error
@@ -104,7 +104,7 @@ def test_an_imported_run_needs_its_source_no_more(root, exported, tmp_path):
     assert before.encode(text).ids == after.encode(text).ids
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "again")
     assert theirs(text)["input_ids"] == before.encode(text).ids
-    assert theirs.eos_token_id == hf.read_config(exported)["eos_token_id"]
+    assert theirs.eos_token_id == folders.read_config(exported)["eos_token_id"]
 
 
 def test_a_tokenizer_of_another_family_is_warned_of(trained, tmp_path, caplog):

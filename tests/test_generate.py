@@ -1,11 +1,14 @@
 """The command that prompts a checkpoint."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from dataflex_jax.checkpoint import locate
+from dataflex_jax.data.tokenizer import load_tokenizer
+from dataflex_jax.export import export_checkpoint
 from dataflex_jax.generate import generate_from_checkpoint
 from dataflex_jax.train import train_and_evaluate
 from tests import command, tiny
@@ -48,15 +51,57 @@ def test_continues_in_the_language_of_the_prompt(trainer, run_folder):
     assert result.stdout == "".join(f"{p}{c}\n\n" for p, c in zip(PROMPTS, continuations, strict=True))
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A run that has learnt to say "yes." to everything and then to end its turn."""
+    folder = tmp_path_factory.mktemp("tuned")
+    questions = [{"instruction": f"Is {i} a number?", "output": "yes."} for i in range(60)]
+    (folder / "data").mkdir()
+    (folder / "data" / "questions.json").write_text(json.dumps(questions))
+    fields = {"formatting": "alpaca", "cutoff_len": 160, "buckets": (160,)}
+    config = tiny.config(folder / "data", train_step=30, **{f"data__{name}": value for name, value in fields.items()})
+    train_and_evaluate(config, folder / "run")
+    return folder / "run"
+
+
+def test_a_tuned_model_ends_its_turn(trainer, tuned, tmp_path):
+    options = {"max_new_tokens": 12, "chat": True}
+    assert generate_from_checkpoint(*locate(tuned), ["Is 7 a number?", "Is 77?"], **options) == ["yes.", "yes."]
+    result = generate(trainer, f"--checkpoint={tuned}", "--prompt=Is 7 a number?", "--chat", "--max_new_tokens=12")
+    assert (result.returncode, result.stdout) == (0, "Is 7 a number?\nyes.\n\n"), result.stderr
+
+    export_checkpoint(*locate(tuned), tmp_path / "hf")
+    declared = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    tokenizer = load_tokenizer(str(tmp_path / "hf"), texts=iter, cache_dir=tmp_path)
+    assert [tokenizer.decode([i]) for i in declared["eos_token_id"]] == ["<|endoftext|>", "<|im_end|>"]
+    assert tokenizer.stop_ids == tuple(declared["eos_token_id"])
+
+
+def test_transformers_ends_the_turn_of_an_exported_model(tuned, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    export_checkpoint(*locate(tuned), tmp_path / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "hf")
+    messages = [{"role": "user", "content": "Is 7 a number?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    tokens = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
+    assert tokenizer.decode(tokens) == "yes.<|im_end|>"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--prompt=a"], "error: --checkpoint is missing: a run folder, or the folder of one step in it"),
         (["--checkpoint=RUN"], "error: --prompt is missing: the text to continue"),
+        (
+            ["--checkpoint=RUN", "--prompt=a", "--chat"],
+            "error: --chat: the tokenizer of RUN has no chat templ",
+        ),
         (["--checkpoint=RUN", "--prompt=a", "--top_p=2"], "error: top_p=2.0: must be a finite number from 0 to 1"),
     ],
 )
 def test_bad_options_are_refused(trainer, run_folder, arguments, message):
     result = generate(trainer, *(argument.replace("RUN", str(run_folder)) for argument in arguments))
     assert result.returncode == 2
-    assert command.the_error(result).startswith(message)
+    assert command.the_error(result).startswith(message.replace("RUN", str(run_folder)))

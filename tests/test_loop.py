@@ -73,7 +73,7 @@ def test_steps_follow_each_other_without_waiting_moving_or_compiling(root, tmp_p
 def test_the_guard_of_the_test_above_does_guard(root, tmp_path):
     with prepared(tiny.config(root), tmp_path) as (job, state, position):
         plan, _ = job.sampler.plan(position.sampler)
-        batch = job.loader.load(plan)
+        batch = job.loader.load(job.sequences.ids(plan), plan.drawn_with)
         state, _ = job.step(state, batch)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"), jax.transfer_guard("disallow"):
             job.step(state, batch | {"domain": np.asarray(batch["domain"])})

@@ -36,6 +36,16 @@ def test_the_bytes_of_the_arrays_are_those_of_a_run(memory, tmp_path, fields):
         assert (estimate.frozen > 0) == (config.lora.rank > 0)
         plan, _ = job.sampler.plan(position.sampler)
         batch = job.loader.load(plan)
-        assert estimate.batch == first_device({k: batch[k] for k in ("tokens", "mask", "domain", "drawn_with")})
+        assert estimate.batch == first_device(batch)
     assert estimate.temporaries > 0
     assert about["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_instruction_data_is_counted_at_its_longest_rows(memory, tmp_path, packing):
+    """Two segment rows beside the tokens of packed examples; a row of 48 tokens, not of seq_len = 32."""
+    fields = {"data__formatting": "alpaca", "data__cutoff_len": 49, "data__packing": packing, "data__buckets": (24, 48)}
+    config = tiny.config(tmp_path, data__domains=("a",), **fields)
+    estimate, _ = memory.measure(config, vocab_size=257)
+    # One of the 8 devices has 1 of the 8 rows: tokens, mask, domain and length, and the domain's proportion.
+    assert estimate.batch == 4 * (49 + 48 + 1 + 1 + 2 * 48 * packing + 1)

@@ -42,8 +42,10 @@ def make_batch(rng, rows=8, length=12):
 
 
 def take_step(batch, mixer, accumulation=1):
-    graphdef, state = init_state(MODEL, SGD, mixer.init(jnp.ones(NUM_DOMAINS) / NUM_DOMAINS), jax.random.key(0))
-    step = TrainStep(graphdef, SGD, optax.constant_schedule(0.1), mixer, Schedule(0, 1, -1), accumulation)
+    graphdef, state = init_state(MODEL, SGD, mixer.init(jnp.ones(NUM_DOMAINS) / NUM_DOMAINS), (), jax.random.key(0))
+    step = TrainStep(
+        graphdef, SGD, optax.constant_schedule(0.1), mixer, Schedule(0, 1, -1), grad_accumulation=accumulation
+    )
     return graphdef, state, *jax.jit(step)(state, batch)
 
 
@@ -145,7 +147,7 @@ def test_the_observation_counts_from_one_and_knows_the_schedule():
     mixer = Mixer(
         init=lambda natural: jnp.zeros(3, jnp.int32), update=update, sampling_weights=lambda s: jnp.ones(3) / 3
     )
-    graphdef, state = init_state(MODEL, SGD, mixer.init(None), jax.random.key(0))
+    graphdef, state = init_state(MODEL, SGD, mixer.init(None), (), jax.random.key(0))
     step = jax.jit(TrainStep(graphdef, SGD, optax.constant_schedule(0.1), mixer, Schedule(2, 3, -1)))
     trace = []
     for _ in range(6):

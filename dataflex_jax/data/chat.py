@@ -7,6 +7,7 @@ function's description is replaced by a placeholder, and the template's own are 
 which a copy of the tokenizer knows.
 """
 
+import dataclasses
 import functools
 import hashlib
 import importlib.resources
@@ -96,6 +97,18 @@ def template_text(template: str | None, tokenizer: Tokenizer) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def tuned_with(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The tokenizer of a model that is tuned with a template: it has it as its own, and stops at its end of turn.
+
+    Args:
+        tokenizer: whose ids are used.
+        template: Jinja text, from `template_text`.
+    """
+    end = ChatEncoder(tokenizer, template).turn_end_id
+    ends = (*tokenizer.turn_end_ids, *(() if end in (None, tokenizer.eos_id) else (end,)))
+    return dataclasses.replace(tokenizer, chat_template=template, turn_end_ids=tuple(dict.fromkeys(ends)))
+
+
 class ChatEncoder:
     """Encodes conversations with one template.
 
@@ -167,6 +180,32 @@ class ChatEncoder:
         texts = [r[0] for r in rendered if not isinstance(r, str)]
         encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
         return [r if isinstance(r, str) else self._encoded(*r, next(encodings)) for r in rendered]
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a conversation up to where the assistant's next turn begins.
+
+        Raises:
+            InputError: the template refuses it.
+        """
+        try:
+            text = self._render(self._hide(messages), None, generation_prompt=True)
+        except _BadConversation as problem:
+            raise InputError(str(problem)) from problem
+        return self._ids[self._backend.encode(text, add_special_tokens=False).ids].tolist()
+
+    @functools.cached_property
+    def turn_end_id(self) -> int | None:
+        """The control token with which a response ends.
+
+        None where it ends without one, or where the template has no form for a mere question and its answer.
+        """
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+        rendered = self._rendered_or_problem(Conversation(messages))
+        if isinstance(rendered, str):
+            return None
+        text, (turn,) = rendered
+        end = text[turn.content_end : turn.end]
+        return int(self._ids[self._backend.token_to_id(end)]) if end else None
 
     def _encoded(self, text: str, turns: Sequence[_Turn], encoding: tokenizers.Encoding) -> EncodedChat:
         tokens = self._ids[np.array(encoding.ids[: self._cutoff_len], np.int64)]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dataflex_jax.data.instruct import ConversationReader
 from dataflex_jax.data.parts import Part, dataset_parts, file_parts
-from dataflex_jax.data.records import INSTRUCTION_FORMATS, one_line, split_format
+from dataflex_jax.data.records import INSTRUCTION_FORMATS, check_links, one_line, split_format
 from dataflex_jax.errors import InputError
 
 NAME = "dataset_info.json"
@@ -77,7 +77,8 @@ def open_entry(entry: Entry) -> tuple[tuple[Part, ...], tuple[Part, ...], Conver
     path = entry.folder / fields["file_name"]
     files = [path]
     if path.is_dir():
-        files = sorted(child for child in path.iterdir() if child.is_file() and not child.name.startswith("."))
+        check_links(children := sorted(path.iterdir()))
+        files = [child for child in children if child.is_file() and not child.name.startswith(".")]
     if not files or not files[0].exists():
         raise InputError(f"{place}: file_name {fields['file_name']!r}: no such file or folder, or an empty one")
     for file in files:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.data.build import Event, Rejection, token_dtype
 from dataflex_jax.data.cache import StoredSplit, StoreFolder, open_folders, skipped_records
-from dataflex_jax.data.chat import ChatEncoder, chosen_template, special_tokens, template_text
+from dataflex_jax.data.chat import ChatEncoder, chosen_template, special_tokens, template_text, tuned_with
 from dataflex_jax.data.instruct import Conversation
 from dataflex_jax.data.sources import Stream
 from dataflex_jax.data.tokenizer import Tokenizer
@@ -170,7 +170,8 @@ def open_example_stores(data: ConfigDict, *, progress: bool = True) -> tuple[tup
         progress: show a bar with rate and remaining time on stderr.
 
     Returns:
-        The stores, in order of `data.domains`, and the tokenizer, whose chat template is the one that was used.
+        The stores, in order of `data.domains`, and the tokenizer, whose chat template is the one that was used and
+        which stops at its end of turn.
 
     Raises:
         InputError: bad input or options, in one line.
@@ -184,8 +185,7 @@ def open_example_stores(data: ConfigDict, *, progress: bool = True) -> tuple[tup
         special_tokens=special_tokens(template),
         progress=progress,
     )
-    tokenizer = dataclasses.replace(tokenizer, chat_template=template_text(template, tokenizer))
-    return tuple(map(_open_store, folders)), tokenizer
+    return tuple(map(_open_store, folders)), tuned_with(tokenizer, template_text(template, tokenizer))
 
 
 def _open_store(folder: StoreFolder) -> ExampleStore:

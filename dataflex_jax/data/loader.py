@@ -1,16 +1,15 @@
-"""From a plan to a batch on the devices, and the held-out rows in order."""
+"""From rows to a batch on the devices, and the held-out rows in order."""
 
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Int64
 
 from dataflex_jax.data.domains import Domain
+from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import Row, bucket_of, padded
-from dataflex_jax.data.sampler import Plan
 from dataflex_jax.errors import InputError
 from dataflex_jax.sharding import batch_sharding, replicated
 
@@ -31,51 +30,46 @@ def check_rows(mesh: Mesh, batch_size: int, grad_accumulation: int) -> None:
         )
 
 
-def shuffled_epochs(source, name: str, seed: int) -> grain.MapDataset:
-    """A domain's endless sequence: seeded shuffle, a new one each epoch; it does not depend on the other domains."""
-    return grain.MapDataset.source(source).seed((seed + zlib.crc32(name.encode())) % 2**32).shuffle().repeat()
-
-
 class Loader:
-    """Gathers the rows of a plan; every host reads only those of its own devices.
+    """Gathers rows of the pool; every host reads only those of its own devices.
 
-    All rows of a batch are padded to the smallest bucket that holds the longest one, which every host knows from the
-    plan.
+    All rows of a batch are padded to the smallest bucket that holds the longest one, which every host knows.
 
     Args:
-        domains: the K domains, with rows of one kind.
-        seed: of the domains' shuffles.
+        pool: the rows.
         mesh: the devices; rows are split over its data and fsdp axes.
+        extra: name -> function from a row's id to float32 [T] that is padded like the mask, such as cached losses.
     """
 
-    def __init__(self, domains: Sequence[Domain], seed: int, mesh: Mesh):
-        self._rows = [domain.train for domain in domains]
-        self._orders = [shuffled_epochs(range(domain.train.num_rows), domain.name, seed) for domain in domains]
-        self._mesh = mesh
-        self.num_rows = np.array([rows.num_rows for rows in self._rows])
+    def __init__(self, pool: Pool, mesh: Mesh, extra: Mapping[str, Callable[[int], np.ndarray]] | None = None):
+        self._pool, self._mesh, self._extra = pool, mesh, extra or {}
+        self._sharding = batch_sharding(mesh)
 
-    def load(self, plan: Plan) -> Batch:
-        """The plan's batch, of B rows padded to T inputs.
+    def load(self, ids: Int64[np.ndarray, " B"], drawn_with: np.ndarray) -> Batch:
+        """The batch of some rows, padded to T inputs; an id of -1 is a row of padding.
+
+        Args:
+            ids: of the rows.
+            drawn_with: the proportions that they were drawn with, [K].
 
         Returns:
             tokens int32 [B, T+1], mask float32 [B, T], lengths int32 [B] (inputs without padding), domain int32 [B],
-            drawn_with float32 [K]; of packed rows also segment_ids and positions int32 [B, T].
+            drawn_with float32 [K]; of packed rows also segment_ids and positions int32 [B, T]; `extra` float32 [B, T].
         """
-        sharding = batch_sharding(self._mesh)
-        shape = (len(plan.domains),)
-        mine = np.zeros(shape, bool)
-        for index in sharding.addressable_devices_indices_map(shape).values():
+        mine = np.zeros(ids.shape, bool)
+        for index in self._sharding.addressable_devices_indices_map(ids.shape).values():
             mine[index] = True
-        places = [
-            (self._rows[domain], self._orders[domain][int(position)])
-            for domain, position in zip(plan.domains, plan.positions, strict=True)
-        ]
-        lengths = np.array([rows.length(i) for rows, i in places], np.int32)
-        gathered = [rows.row(i) if own else None for (rows, i), own in zip(places, mine, strict=True)]
-        kind = self._rows[0]
-        batch = _host_batch(gathered, lengths, plan.domains, kind.buckets, packed=kind.packed)
-        drawn_with = _placed(plan.drawn_with.astype(np.float32), replicated(self._mesh))
-        return _on_devices(self._mesh, batch) | {"drawn_with": drawn_with}
+        lengths = np.array([self._pool.length(i) if i >= 0 else 0 for i in ids], np.int32)
+        gathered = [self._pool.row(int(i)) if own and i >= 0 else None for i, own in zip(ids, mine, strict=True)]
+        domains = self._pool.domain_of(np.maximum(ids, 0))
+        batch = _host_batch(gathered, lengths, domains, self._pool.buckets, packed=self._pool.packed)
+        for name, values_of in self._extra.items():
+            batch[name] = np.zeros(batch["mask"].shape, np.float32)
+            for row, i in enumerate(ids):
+                if mine[row] and i >= 0:
+                    batch[name][row, : lengths[row]] = values_of(int(i))
+        drawn = _placed(drawn_with.astype(np.float32), replicated(self._mesh))
+        return _on_devices(self._mesh, batch) | {"drawn_with": drawn}
 
 
 def _host_batch(

@@ -7,6 +7,7 @@ faults of one record are handed on in `Record.problem`, because `data.on_bad_rec
 
 import bisect
 import contextlib
+import csv
 import gzip
 import io
 import itertools
@@ -52,6 +53,17 @@ def split_format(name: str, formats: Sequence[str] = FORMATS) -> tuple[str, str]
     return None
 
 
+def check_links(paths: Sequence[Path]) -> None:
+    """Refuses links to nothing, which would leave out data without a word.
+
+    Raises:
+        InputError: one of `paths`, not hidden, is such a link.
+    """
+    for path in paths:
+        if path.is_symlink() and not path.exists() and not path.name.startswith((".", "_")):
+            raise InputError(f"{path}: a link to {path.readlink()}, which does not exist; repair or delete the link")
+
+
 def record_place(path: Path, index: int) -> str:
     """Where record `index` lies, for messages: `path:line`, `path: row N`, `path: record N`, or a text file's path."""
     if path.name.endswith(".parquet"):
@@ -74,7 +86,7 @@ def read_records(path: Path, columns: Sequence[str], start: int = 0, optional: S
     Raises:
         InputError: the file is missing, empty, unreadable, truncated or corrupt, or a Parquet file lacks a column.
     """
-    with _faults_named(path):
+    with faults_named(path):
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty; delete it or replace it with a complete one")
         if path.name.endswith(".parquet"):
@@ -89,12 +101,13 @@ def read_records(path: Path, columns: Sequence[str], start: int = 0, optional: S
 
 
 @contextlib.contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
+def faults_named(path: Path) -> Iterator[None]:
+    """Makes an `InputError` that names the file of what goes wrong with reading it."""
     import pyarrow as pa
 
     try:
         yield
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{path}: cannot be read, or is truncated or corrupt: {reason}") from error
 

@@ -49,6 +49,9 @@ class Rows(Protocol):
     def length(self, i: int) -> int:
         """Inputs of row `i`, found without reading it."""
 
+    def lengths(self) -> Int64[np.ndarray, " num_rows"]:
+        """Inputs of every row."""
+
     def row(self, i: int) -> Row:
         """Row `i`."""
 
@@ -74,6 +77,10 @@ class DocumentRows:
         """Inputs of row `i`."""
         return min(self._seq_len, self._tokens.num_tokens - 1 - i * self._seq_len)
 
+    def lengths(self) -> Int64[np.ndarray, " num_rows"]:
+        """Inputs of every row."""
+        return np.minimum(self._seq_len, self._tokens.num_tokens - 1 - np.arange(self.num_rows) * self._seq_len)
+
     def row(self, i: int) -> Row:
         """Row `i`."""
         start, length = i * self._seq_len, self.length(i)
@@ -94,6 +101,10 @@ class ExampleRows:
     def length(self, i: int) -> int:
         """Inputs of row `i`."""
         return int(self.examples.lengths[i]) - 1
+
+    def lengths(self) -> Int64[np.ndarray, " num_rows"]:
+        """Inputs of every row."""
+        return self.examples.lengths - 1
 
     def row(self, i: int) -> Row:
         """Row `i`."""
@@ -126,6 +137,10 @@ class PackedRows:
     def length(self, i: int) -> int:
         """Inputs of row `i`."""
         return int(self.examples.lengths[self.members(i)].sum()) - 1
+
+    def lengths(self) -> Int64[np.ndarray, " num_rows"]:
+        """Inputs of every row."""
+        return np.add.reduceat(self.examples.lengths[self._order], self._starts[:-1]) - 1
 
     def row(self, i: int) -> Row:
         """Row `i`."""

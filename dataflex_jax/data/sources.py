@@ -7,19 +7,21 @@ text of a record: a document's, or the canonical JSON of a conversation (`is_ins
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 
-from dataflex_jax.data import builtin, builtin_chat, dataset_info
+from dataflex_jax.data import builtin, builtin_chat, dataset_info, instruct, mmlu
 from dataflex_jax.data.instruct import ConversationReader
 from dataflex_jax.data.parts import HELD_OUT_NAMES, Part, RecordsPart, dataset_parts, file_parts
-from dataflex_jax.data.records import FORMATS, INSTRUCTION_FORMATS, split_format
+from dataflex_jax.data.records import FORMATS, INSTRUCTION_FORMATS, check_links, split_format
 from dataflex_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+FORMATTINGS = (*instruct.FORMATTINGS, mmlu.FORMATTING)
 
 
 class Reader(Protocol):
@@ -152,7 +154,7 @@ def open_source(data: ConfigDict) -> tuple[Stream, ...]:
     _check_domain_options(data, domains)
     if data.source == "dataset_info":
         return _dataset_info_streams(data, domains)
-    reader = TextReader(data.text_field) if data.formatting is None else ConversationReader.usual(data.formatting)
+    reader = _reader(data)
     if data.source == "builtin":
         return _builtin_streams(data, domains)
     if data.source == "local":
@@ -160,6 +162,12 @@ def open_source(data: ConfigDict) -> tuple[Stream, ...]:
     if data.source == "hub":
         return _hub_streams(data, domains, reader)
     raise InputError(f"data.source={data.source!r}: accepted are builtin, local, hub and dataset_info")
+
+
+def _reader(data: ConfigDict) -> Reader:
+    if data.formatting is None:
+        return TextReader(data.text_field)
+    return mmlu.MmluReader() if data.formatting == mmlu.FORMATTING else ConversationReader.usual(data.formatting)
 
 
 def _check_domain_options(data: ConfigDict, domains: tuple[str, ...] | None) -> None:
@@ -228,47 +236,63 @@ def _local_streams(data: ConfigDict, domains: tuple[str, ...] | None, reader: Re
     if not data.root:
         raise InputError("data.root is not set; data.source='local' needs the folder with the data files")
     root = Path(data.root).expanduser()
-    formats = INSTRUCTION_FORMATS if is_instruction(data) else FORMATS
+    kind = _file_kind(data)
     try:
         if data.domain_field is not None:
-            files = _data_files(root, formats) if root.is_dir() else [root]
-            return (_field_stream(data, root, files, domains, reader, formats),)
-        found = _local_domains(root, formats)
+            files = _data_files(root, kind.formats) if root.is_dir() else [root]
+            return (_field_stream(data, root, files, domains, reader, kind),)
+        found = _local_domains(root, kind)
     except OSError as error:
         raise InputError(f"data.root={data.root}: cannot be read: {error.strerror}") from error
     streams = []
     for name in _wanted(domains, tuple(found), f"data.root={data.root}"):
         train, valid = found[name]
-        streams.append(Stream(file_parts(train), file_parts(valid), {None: name}, reader))
+        streams.append(Stream(kind.parts(train), kind.parts(valid), {None: name}, reader))
     return tuple(streams)
 
 
+class _FileKind(NamedTuple):
+    """What local data files are like: how their names end, the domain of one by the rest of its name, how they are
+    read."""
+
+    formats: tuple[str, ...]
+    domain: Callable[[str], str]
+    parts: Callable[[Sequence[Path]], tuple[Part, ...]]
+
+
+def _file_kind(data: ConfigDict) -> _FileKind:
+    if data.formatting == mmlu.FORMATTING:
+        return _FileKind(mmlu.FORMATS, mmlu.subject_of, mmlu.mmlu_parts)
+    return _FileKind(INSTRUCTION_FORMATS if is_instruction(data) else FORMATS, str, file_parts)
+
+
 def _data_files(folder: Path, formats: Sequence[str]) -> list[Path]:
-    files = [
+    shown = [
         path
         for path in sorted(folder.rglob("*"))
-        if split_format(path.name, formats)
-        and path.name != dataset_info.NAME
-        and path.is_file()
-        and not any(parent.startswith(".") for parent in path.relative_to(folder).parts)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    return files
+    check_links(shown)
+    return [p for p in shown if split_format(p.name, formats) and p.name != dataset_info.NAME and p.is_file()]
 
 
 def _is_held_out(path: Path, formats: Sequence[str]) -> bool:
     return split_format(path.name, formats)[0].endswith(".valid")
 
 
-def _local_domains(root: Path, formats: Sequence[str]) -> dict[str, tuple[list[Path], list[Path]]]:
+def _local_domains(root: Path, kind: _FileKind) -> dict[str, tuple[list[Path], list[Path]]]:
     """{domain: (training files, held-out files)} of a folder with one file, or one sub-folder, a domain."""
     inputs: dict[str, list[Path]] = {}
     train: dict[str, list[Path]] = {}
     valid: dict[str, list[Path]] = {}
-    for entry in sorted(root.iterdir()):
+    formats = kind.formats
+    entries = sorted(root.iterdir())
+    check_links(entries)
+    for entry in entries:
         if entry.is_dir() and not entry.name.startswith((".", "_")):
             name, files = entry.name, _data_files(entry, formats)
         elif split_format(entry.name, formats) and entry.name != dataset_info.NAME and entry.is_file():
-            name, files = split_format(entry.name, formats)[0].removesuffix(".valid"), [entry]
+            name, files = kind.domain(split_format(entry.name, formats)[0].removesuffix(".valid")), [entry]
         else:
             continue
         held_out = [path for path in files if _is_held_out(path, formats)]
@@ -278,9 +302,9 @@ def _local_domains(root: Path, formats: Sequence[str]) -> dict[str, tuple[list[P
             train.setdefault(name, []).extend(training)
         if held_out:
             valid.setdefault(name, []).extend(held_out)
-    for name, entries in inputs.items():
-        if len(entries) > 1:
-            listed = ", ".join(entry.name for entry in entries)
+    for name, several in inputs.items():
+        if len(several) > 1:
+            listed = ", ".join(entry.name for entry in several)
             raise InputError(
                 f"{root}: domain {name!r} has several inputs ({listed}); keep one, or use a folder {name}/"
             )
@@ -298,16 +322,16 @@ def _field_stream(
     files: list[Path],
     domains: tuple[str, ...] | None,
     reader: Reader,
-    formats: Sequence[str],
+    kind: _FileKind,
 ) -> Stream:
     if not root.exists():
         raise InputError(f"data.root={data.root}: no such file or folder")
     train, valid, tests = [], [], 0
     for path in files:
-        if split_format(path.name, formats) is None:
-            raise InputError(f"{path}: unknown format; accepted are {', '.join(formats)}")
+        if split_format(path.name, kind.formats) is None:
+            raise InputError(f"{path}: unknown format; accepted are {', '.join(kind.formats)}")
         folders = path.relative_to(root).parts[:-1]
-        if _is_held_out(path, formats) or any(folder in HELD_OUT_NAMES for folder in folders):
+        if _is_held_out(path, kind.formats) or any(folder in HELD_OUT_NAMES for folder in folders):
             valid.append(path)
         elif "test" in folders:
             tests += 1
@@ -316,8 +340,8 @@ def _field_stream(
     if tests:
         logger.warning("%s: %d files in folders named test are left out of training", root, tests)
     if not train:
-        raise InputError(f"{root}: no data files; expected some *.EXT with EXT one of {', '.join(formats)}")
-    return Stream(file_parts(train), file_parts(valid), _field_domains(data, domains), reader, data.domain_field)
+        raise InputError(f"{root}: no data files; expected some *.EXT with EXT one of {', '.join(kind.formats)}")
+    return Stream(kind.parts(train), kind.parts(valid), _field_domains(data, domains), reader, data.domain_field)
 
 
 def _hub_streams(data: ConfigDict, domains: tuple[str, ...] | None, reader: Reader) -> tuple[Stream, ...]:

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import tokenizers
+from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dataflex_jax.data.records import one_line
@@ -24,6 +26,7 @@ from dataflex_jax.errors import InputError
 logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
+GENERATION_CONFIG = "generation_config.json"
 _KNOWN_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 _MIN_VOCABULARY = 257  # every byte and the end of text
 _MAX_VOCABULARY = 1 << 20
@@ -41,6 +44,8 @@ class Tokenizer:
         fingerprint: changes when the tokenisation, or `eos_id`, does.
         chat_template: Jinja text in Hugging Face's form, or None.
         bos_token: the token that a chat template may begin with, or None.
+        turn_end_ids: of further tokens at which generation stops: those of generation_config.json, and the one with
+            which the chat template that a model was tuned with ends a response.
     """
 
     vocab_size: int
@@ -50,6 +55,12 @@ class Tokenizer:
     _pretrained: Any = dataclasses.field(repr=False, compare=False, default=None)  # the transformers tokenizer, if any
     chat_template: str | None = dataclasses.field(repr=False, default=None)
     bos_token: str | None = None
+    turn_end_ids: tuple[int, ...] = ()
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens at which generation stops, `eos_id` first."""
+        return tuple(dict.fromkeys((self.eos_id, *self.turn_end_ids)))
 
     @property
     def eos_token(self) -> str:
@@ -100,7 +111,10 @@ class Tokenizer:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the tokenizer in Hugging Face's layout; `load_tokenizer(folder, ...)` loads it again."""
+        """Writes the tokenizer, and where generation stops, in Hugging Face's layout.
+
+        `load_tokenizer(folder, ...)` loads it again.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self._pretrained is not None:
@@ -117,6 +131,9 @@ class Tokenizer:
             config["chat_template"] = self.chat_template
             (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would win over the field
         _write_json(folder / "tokenizer_config.json", config)
+        bos = {} if self.bos_token is None else {"bos_token_id": self._backend.token_to_id(self.bos_token)}
+        stops = self.eos_id if self.stop_ids == (self.eos_id,) else list(self.stop_ids)
+        _write_json(folder / GENERATION_CONFIG, {**bos, "eos_token_id": stops})
 
 
 def load_tokenizer(
@@ -128,7 +145,7 @@ def load_tokenizer(
     texts_fingerprint: str | None = None,
     special_tokens: Sequence[str] = (),
 ) -> Tokenizer:
-    """Loads, or trains, the tokenizer that `config.data.tokenizer` names.
+    """Loads, or trains, the tokenizer that `config.data.tokenizer` names, with generation_config.json's stop tokens.
 
     Args:
         spec: a hub id, a local folder, a path to a tokenizer.json, "bytes" (ids 0-255 are the bytes, 256 ends a text),
@@ -140,7 +157,8 @@ def load_tokenizer(
         special_tokens: further control tokens for "bytes" and "train:VOCAB", with the ids after the vocabulary.
 
     Raises:
-        InputError: no such tokenizer, no access to the hub, or no end-of-text token.
+        InputError: no such tokenizer, no access to the hub, no end-of-text token, or a generation_config.json whose
+            eos_token_id is no token id and no list of them.
     """
     if not spec:
         raise InputError(f"data.tokenizer is not set; accepted: {_ACCEPTED}")
@@ -189,7 +207,12 @@ def _from_file(path: Path, spec: str, eos_token: str | None) -> Tokenizer:
     )
     template = template_path.read_text(encoding="utf-8") if template_path.is_file() else config.get("chat_template")
     tokenizer = _from_backend(backend, spec, eos_token or eos)
-    return dataclasses.replace(tokenizer, chat_template=_default_template(template), bos_token=bos)
+    return dataclasses.replace(
+        tokenizer,
+        chat_template=_default_template(template),
+        bos_token=bos,
+        turn_end_ids=_turn_end_ids(path.parent / GENERATION_CONFIG, tokenizer.eos_id),
+    )
 
 
 def _from_pretrained(name: str, spec: str, eos_token: str | None) -> Tokenizer:
@@ -217,7 +240,33 @@ def _from_pretrained(name: str, spec: str, eos_token: str | None) -> Tokenizer:
         _pretrained=pretrained,
         chat_template=_default_template(pretrained.chat_template),
         bos_token=pretrained.bos_token,
+        turn_end_ids=_turn_end_ids(_generation_config(name), tokenizer.eos_id),
     )
+
+
+def _generation_config(name: str) -> Path:
+    """Where the generation_config.json of a folder or hub id would lie."""
+    if (folder := Path(name)).is_dir():
+        return folder / GENERATION_CONFIG
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, GENERATION_CONFIG))
+    except EntryNotFoundError:  # many models have none
+        return folder / GENERATION_CONFIG
+
+
+def _turn_end_ids(path: Path, eos_id: int) -> tuple[int, ...]:
+    """The ids in a generation_config.json's eos_token_id other than `eos_id`; none without such a file."""
+    if not path.is_file():
+        return ()
+    try:
+        declared = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {one_line(error)}") from error
+    ids = declared.get("eos_token_id") if isinstance(declared, dict) else declared
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise InputError(f"{path}: eos_token_id must be a token id or a list of them but is {ids!r}")
+    return tuple(dict.fromkeys(i for i in ids if i != eos_id))
 
 
 def _default_template(template: str | dict[str, str] | list[dict[str, str]] | None) -> str | None:

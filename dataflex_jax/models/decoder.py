@@ -19,7 +19,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models.attention import causal_attention
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
 from dataflex_jax.models.embed import embed
-from dataflex_jax.models.linear import AdaptedLinear, set_dropout
+from dataflex_jax.models.linear import AdaptedLinear, Product, set_dropout, set_product
 from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
 from dataflex_jax.models.rope import apply_rope, rope_tables
 from dataflex_jax.sharding import BATCH_AXES, constrain, gather_weights
@@ -137,6 +137,7 @@ def hidden_states(
     segment_ids: Int[Array, "B T"] | None = None,
     dropout_keys: PRNGKeyArray | None = None,
     block_transform: BlockTransform | None = None,
+    product: Product | None = None,
 ) -> Float[Array, "B T D"]:
     """The last hidden states, after the final norm, in the compute dtype.
 
@@ -150,6 +151,7 @@ def hidden_states(
       dropout_keys: [B], one a row, for the dropout of adapters; None: no dropout.
       block_transform: called in the scan's body with one layer's parameters (kernels in the compute dtype and gathered,
         the rest as stored) and the layer's index; returns the parameters that the layer uses.
+      product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
     """
     cfg = nnx.merge(graphdef, params).cfg
     if positions is None:
@@ -175,6 +177,7 @@ def hidden_states(
         None,
         dropout_keys=dropout_keys,
         block_transform=block_transform,
+        product=product,
     )[0]
 
 
@@ -188,6 +191,7 @@ def run_blocks(
     *,
     dropout_keys: PRNGKeyArray | None = None,
     block_transform: BlockTransform | None = None,
+    product: Product | None = None,
 ) -> tuple[Float[Array, "B T D"], PyTree]:
     """The last hidden states as in `hidden_states`, with any attention, which may keep a memory across layers.
 
@@ -201,6 +205,7 @@ def run_blocks(
       memory: what the first layer finds, such as a cache of keys and values; updated in place where XLA can.
       dropout_keys: as in `hidden_states`.
       block_transform: as in `hidden_states`.
+      product: as in `hidden_states`.
 
     Returns:
       (hidden, memory): compute dtype [B, T, D], after the final norm; the memory that the last layer left.
@@ -218,6 +223,8 @@ def run_blocks(
             weights = block_transform(weights, index)
         module = nnx.merge(block_graphdef, weights)
         set_dropout(module, dropout_keys, index)
+        if product is not None:
+            set_product(module, product, index)
         return module(x, rope, partial(attend, memory, index)), None
 
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
@@ -244,7 +251,9 @@ def token_losses(
     segment_ids: Int[Array, "B T"] | None = None,
     dropout_keys: PRNGKeyArray | None = None,
     block_transform: BlockTransform | None = None,
+    product: Product | None = None,
     tile_tokens: int = TILE_TOKENS,
+    frozen_head: bool = False,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T D"]]:
     """Cross-entropy of every next token, and the hidden states that predicted it.
 
@@ -257,7 +266,9 @@ def token_losses(
         any other: mask it where it should not count.
       dropout_keys: as in `hidden_states`.
       block_transform: as in `hidden_states`.
+      product: as in `hidden_states`.
       tile_tokens: how many tokens of a device's rows have their logits in memory at once.
+      frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
 
     Returns:
       (losses, hidden): float32 nats [B, T]; compute dtype [B, T, D].
@@ -270,8 +281,10 @@ def token_losses(
         segment_ids=segment_ids,
         dropout_keys=dropout_keys,
         block_transform=block_transform,
+        product=product,
     )
-    losses = cross_entropy(hidden, output_weight(params), tokens_BxT1[:, 1:], tile_tokens=tile_tokens)
+    weight, labels = output_weight(params), tokens_BxT1[:, 1:]
+    losses = cross_entropy(hidden, weight, labels, tile_tokens=tile_tokens, frozen_weight=frozen_head)
     return losses, hidden
 
 

@@ -161,7 +161,7 @@ def generate_texts(
       temperature: as in `generate`.
       top_k: as in `generate`.
       top_p: as in `generate`.
-      stop_tokens: ids; None: the tokenizer's end of text.
+      stop_tokens: ids; None: the tokenizer's `stop_ids`, its end of text and of a turn.
       batch_size: prompts at a time, those of like length together; few shapes are compiled.
 
     Raises:
@@ -178,7 +178,7 @@ def generate_texts(
     seeds = range(len(ids)) if seeds is None else seeds
     if len(seeds) != len(ids):
         raise InputError(f"{len(seeds)} seeds: must be as many as prompts, {len(ids)}")
-    stops = np.array([tokenizer.eos_id] if stop_tokens is None else stop_tokens)
+    stops = np.array(tokenizer.stop_ids if stop_tokens is None else stop_tokens)
     num_rows = min(int(batch_size), _power_of_two(len(ids)))
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     texts: dict[int, str] = {}

@@ -11,16 +11,13 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
-from huggingface_hub.errors import HfHubHTTPError
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
@@ -30,10 +27,10 @@ from safetensors import SafetensorError, safe_open
 from dataflex_jax.data.records import one_line
 from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.folders import CONFIG, local_folder, make_empty, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (CONFIG, "model*.safetensors", INDEX)
@@ -79,38 +76,6 @@ def hf_tensors(params: PyTree) -> list[HFTensor]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     tensors = [tensor for path, leaf in leaves for tensor in _tensors_of(path, leaf)]
     return sorted(tensors, key=lambda tensor: -1 if tensor.layer is None else tensor.layer)
-
-
-def local_folder(name_or_path: str, patterns: Sequence[str], option: str) -> Path:
-    """The folder of a checkpoint on this machine: `name_or_path` itself, or a download of the hub's files.
-
-    Args:
-        name_or_path: a folder or a hub id.
-        patterns: the files to download, as in the shell.
-        option: what the user set to `name_or_path`, for messages.
-
-    Raises:
-        InputError: neither a folder nor an id that the hub or its cache on this machine has.
-    """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
-    try:
-        return Path(huggingface_hub.snapshot_download(name_or_path, allow_patterns=list(patterns)))
-    except (OSError, ValueError, HfHubHTTPError) as e:
-        raise InputError(
-            f"{option} = {name_or_path!r}: no such folder, and not to be had from the hub or its cache; a folder with "
-            f"{CONFIG} or a hub id is accepted ({one_line(e, 160)})"
-        ) from e
-
-
-def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
-    """The contents of a checkpoint's config.json, or of another JSON file there.
-
-    Raises:
-        InputError: there is none, or it is no JSON object.
-    """
-    return _read_json(folder / name)
 
 
 def load_params(name_or_path: str, abstract: PyTree, option: str = "config.model.name_or_path") -> PyTree[Array]:
@@ -185,11 +150,11 @@ def save_pretrained(
         if len(shards) > 1:
             files = {tensor.name: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
             size = sum(tensor.size for tensors in shards for tensor in tensors) * dtype.itemsize
-            _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
+            write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
         for file in tokenizer_folder.iterdir():
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-        _write_json(folder / CONFIG, contents)
+        write_json(folder / CONFIG, contents)
     except OSError as e:
         raise TrainingError(f"{folder}: cannot be written ({e.strerror}); what is there is incomplete") from e
 
@@ -227,7 +192,7 @@ def _stored_tensors(folder: Path) -> dict[str, _Stored]:
         return _header(folder / WEIGHTS, "")
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; other formats of weights are not read")
-    places = _read_json(folder / INDEX).get("weight_map")
+    places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise InputError(f"{folder / INDEX}: has no weight_map from tensor names to file names")
     first = {file: name for name, file in reversed(places.items())}
@@ -378,38 +343,10 @@ def _special_tokens(tokenizer_folder: Path) -> dict[str, int | None]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the tokenizer is exported with the model")
     backend = tokenizers.Tokenizer.from_file(str(path))
-    declared = _read_json(tokenizer_folder / "tokenizer_config.json")
+    declared = read_json(tokenizer_folder / "tokenizer_config.json")
     ids = {}
     for kind in ("bos", "eos"):
         token = declared.get(f"{kind}_token")
         token = token["content"] if isinstance(token, dict) else token
         ids[f"{kind}_token_id"] = None if token is None else backend.token_to_id(token)
     return ids
-
-
-def make_empty(folder: Path) -> None:
-    """Makes a folder to write to.
-
-    Raises:
-        InputError: it cannot be made, or holds something.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(f"{folder}: cannot be made as a folder ({e.strerror}); choose another") from e
-    if held := next(folder.iterdir(), None):
-        raise InputError(f"{folder}: holds {held.name!r} already; choose a new or an empty folder")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path}: cannot be read as JSON ({one_line(e)})") from e
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold a JSON object")
-    return value
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

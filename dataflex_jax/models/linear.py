@@ -1,13 +1,17 @@
 """The linear layer of the blocks, with an optional low-rank adapter beside its kernel."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dataflex_jax.models.config import LORA_MODULES, ModelConfig
+
+# (the weight's path in the block, layer index, x [B, T, I], weight [I, O]) -> [B, T, O]
+Product = Callable[[str, Int[Array, ""], Float[Array, "B T I"], Float[Array, "I O"]], Float[Array, "B T O"]]
 
 
 class AdaptedLinear(nnx.Linear):
@@ -15,6 +19,8 @@ class AdaptedLinear(nnx.Linear):
 
     Neither W + BA nor any other array of W's size is made. Both factors are used in the dtype of the layer.
     """
+
+    factor_product = None  # see `set_product`
 
     def __init__(self, cfg: ModelConfig, name: str, inputs: int, outputs: int, *, rngs: nnx.Rngs, **linear):
         super().__init__(inputs, outputs, rngs=rngs, **linear)
@@ -36,7 +42,8 @@ class AdaptedLinear(nnx.Linear):
             keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(keys)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
         x, a, b = (v.astype(self.dtype) for v in (x, self.lora_a[...], self.lora_b[...]))
-        return y + (x @ a * self.scale) @ b
+        product = self.factor_product or (lambda _, x, weight: x @ weight)
+        return y + product("lora_b", product("lora_a", x, a) * self.scale, b)
 
 
 def set_dropout(block: nnx.Module, row_keys: PRNGKeyArray | None, layer: int | Array) -> None:
@@ -54,6 +61,28 @@ def set_dropout(block: nnx.Module, row_keys: PRNGKeyArray | None, layer: int | A
     keys = _fold_in_each(row_keys, layer)
     for module in modules:
         module.dropout_keys = keys
+
+
+def set_product(block: nnx.Module, product: Product, layer: int | Array) -> None:
+    """Has `product` compute every x @ weight of a block's linear layers, adapters included.
+
+    Args:
+      block: merged for one application.
+      product: called with the weight's path in the block, such as "attention/q_proj/kernel", the layer's index, x and
+        the weight, both in the dtype of the layer.
+      layer: the block's index.
+    """
+
+    def named(prefix):
+        return lambda name, x, weight: product(f"{prefix}/{name}", layer, x, weight)
+
+    for path, module in list(nnx.iter_graph(block)):
+        if not isinstance(module, nnx.Linear):
+            continue
+        of_module = named("/".join(map(str, path)))
+        module.dot_general = lambda x, kernel, *_, of_module=of_module, **__: of_module("kernel", x, kernel)
+        if isinstance(module, AdaptedLinear):
+            module.factor_product = of_module
 
 
 def _fold_in_each(keys, number):

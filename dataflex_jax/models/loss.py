@@ -41,6 +41,7 @@ def cross_entropy(
     labels: Int[Array, "B T"],
     *,
     tile_tokens: int = TILE_TOKENS,
+    frozen_weight: bool = False,
 ) -> Float[Array, "B T"]:
     """-log softmax(hidden @ weight)[label], in nats, float32, of every position.
 
@@ -49,7 +50,11 @@ def cross_entropy(
       weight: the output head's weight, in its storage dtype, which is also its gradient's.
       labels: token ids in [0, V).
       tile_tokens: how many tokens of a device's rows have their logits in memory at once.
+      frozen_weight: the weight is a constant. Its gradient is then zero, and that of `hidden` is computed together with
+        the losses, so that the backward pass does not repeat the logits.
     """
+    if frozen_weight:
+        return _frozen_cross_entropy(hidden, weight, labels, tile_tokens)
     return _cross_entropy(hidden, weight, labels, tile_tokens)
 
 
@@ -97,24 +102,56 @@ def _cross_entropy_bwd(tile_tokens, residuals, grad):
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _frozen_cross_entropy(hidden, weight, labels, tile_tokens):
+    return _cross_entropy_fwd(hidden, weight, labels, tile_tokens)[0]
+
+
+def _frozen_fwd(hidden, weight, labels, tile_tokens):
+    rows, axes = P(BATCH_AXES), _Axes()
+    if split := rows_are_split(hidden.shape[0]):
+        axes = _weight_axes(weight)
+    forward = partial(_forward_with_gradient, tile_tokens=tile_tokens, axes=axes)
+    if split:
+        forward = map_rows(forward, (rows, P(*axes), rows), (rows, rows))
+    return forward(hidden, weight, labels)
+
+
+def _frozen_bwd(tile_tokens, d_hidden, grad):
+    return (d_hidden * grad[..., None]).astype(d_hidden.dtype), None, None
+
+
+_frozen_cross_entropy.defvjp(_frozen_fwd, _frozen_bwd)
+
+
 def _forward(hidden, weight, labels, tile_tokens, axes):
     """(losses, logsumexp), both [B, T]."""
     weight = _compute_weight(weight, hidden.dtype, axes)
 
     def tile(_, inputs):
         hidden, labels = inputs
-        logits = next_token_logits(hidden, weight)
-        highest = _over_vocab(jax.lax.pmax, jnp.max(logits, axis=-1), axes)
-        # A sum under a mask, because a gather from logits that are split over the vocabulary would collect them.
-        label_logits = jnp.sum(jnp.where(_one_hot(labels, logits, axes), logits, 0.0), axis=-1)
-        sums = jnp.stack([jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1), label_logits])
-        exp_sum, label_logits = _over_vocab(jax.lax.psum, sums, axes)
-        logsumexp = highest + jnp.log(exp_sum)
-        return None, (logsumexp - label_logits, logsumexp)
+        return None, _losses(next_token_logits(hidden, weight), labels, axes)
 
     tiles = _Tiles(*labels.shape, tile_tokens)
     _, (losses, logsumexp) = jax.lax.scan(tile, None, (tiles.split(hidden), tiles.split(labels)))
     return tiles.join(losses), tiles.join(logsumexp)
+
+
+def _forward_with_gradient(hidden, weight, labels, tile_tokens, axes):
+    """(losses [B, T], their gradients with respect to hidden [B, T, D])."""
+    weight = _compute_weight(weight, hidden.dtype, axes)
+
+    def tile(_, inputs):
+        hidden, labels = inputs
+        logits = next_token_logits(hidden, weight)
+        losses, logsumexp = _losses(logits, labels, axes)
+        d_logits = _d_logits(logits, labels, logsumexp, axes).astype(hidden.dtype)
+        d_hidden = _over_vocab(jax.lax.psum, _matmul("btv,dv->btd", d_logits, weight), axes)
+        return None, (losses, d_hidden.astype(hidden.dtype))
+
+    tiles = _Tiles(*labels.shape, tile_tokens)
+    _, (losses, d_hidden) = jax.lax.scan(tile, None, (tiles.split(hidden), tiles.split(labels)))
+    return tiles.join(losses), tiles.join(d_hidden)
 
 
 def _backward(hidden, weight, labels, logsumexp, grad, tile_tokens, axes):
@@ -124,8 +161,7 @@ def _backward(hidden, weight, labels, logsumexp, grad, tile_tokens, axes):
     def tile(d_weight, inputs):
         hidden, labels, logsumexp, grad = inputs
         logits = next_token_logits(hidden, weight)
-        probabilities = jnp.exp(logits - logsumexp[..., None])
-        d_logits = jnp.where(_one_hot(labels, logits, axes), probabilities - 1.0, probabilities) * grad[..., None]
+        d_logits = _d_logits(logits, labels, logsumexp, axes) * grad[..., None]
         d_logits = constrain(d_logits.astype(hidden.dtype), BATCH_AXES, None, "tensor")
         d_hidden = _matmul("btv,dv->btd", d_logits, weight)
         d_weight += _matmul("btd,btv->dv", hidden, d_logits)
@@ -136,6 +172,23 @@ def _backward(hidden, weight, labels, logsumexp, grad, tile_tokens, axes):
     inputs = jax.tree.map(tiles.split, (hidden, labels, logsumexp, grad))
     d_weight, d_hidden = jax.lax.scan(tile, d_weight, inputs)
     return tiles.join(d_hidden), d_weight
+
+
+def _losses(logits, labels, axes):
+    """(losses, logsumexp), both [B, tile]."""
+    highest = _over_vocab(jax.lax.pmax, jnp.max(logits, axis=-1), axes)
+    # A sum under a mask, because a gather from logits that are split over the vocabulary would collect them.
+    label_logits = jnp.sum(jnp.where(_one_hot(labels, logits, axes), logits, 0.0), axis=-1)
+    sums = jnp.stack([jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1), label_logits])
+    exp_sum, label_logits = _over_vocab(jax.lax.psum, sums, axes)
+    logsumexp = highest + jnp.log(exp_sum)
+    return logsumexp - label_logits, logsumexp
+
+
+def _d_logits(logits, labels, logsumexp, axes):
+    """The gradient of each loss with respect to its logits."""
+    probabilities = jnp.exp(logits - logsumexp[..., None])
+    return jnp.where(_one_hot(labels, logits, axes), probabilities - 1.0, probabilities)
 
 
 def _weight_axes(weight):

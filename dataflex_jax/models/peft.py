@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from dataflex_jax.data.records import one_line
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.models import hf
+from dataflex_jax.models import folders
 from dataflex_jax.models.config import LORA_MODULES, LoraConfig, ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def save_adapter(
         "init_lora_weights": True,
     }
     metadata = {"format": "pt"} | ({"base_weights": base_weights} if base_weights else {})
-    hf.make_empty(folder)
+    folders.make_empty(folder)
     try:
         (folder / WEIGHTS).write_bytes(save(tensors, metadata))
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -114,9 +114,9 @@ def read_lora_config(name_or_path: str, option: str, base_dtype: str = "bfloat16
     Raises:
         InputError: no such adapter, or one that computes something else than plain LoRA.
     """
-    folder = hf.local_folder(name_or_path, (CONFIG, WEIGHTS), option)
+    folder = folders.local_folder(name_or_path, (CONFIG, WEIGHTS), option)
     file = folder / CONFIG
-    config = hf.read_config(folder, CONFIG)
+    config = folders.read_config(folder, CONFIG)
     _check_plain(file, config)
     modules = _modules(folder / WEIGHTS)
     values = {"rank": config.get("r"), "alpha": config.get("lora_alpha"), "dropout": config.get("lora_dropout", 0.0)}
@@ -155,7 +155,7 @@ def load_adapter(
         ours, theirs = getattr(model.lora, field), getattr(found, field)
         if ours != theirs:
             raise InputError(f"config.lora.{field} = {ours!r}, but the adapter {name_or_path} has {theirs!r}")
-    file = hf.local_folder(name_or_path, (CONFIG, WEIGHTS), option) / WEIGHTS
+    file = folders.local_folder(name_or_path, (CONFIG, WEIGHTS), option) / WEIGHTS
     _check_tensors(file, model)
     with safe_open(file, framework="numpy") as opened:
         _check_base(file, (opened.metadata() or {}).get("base_weights"), base_weights)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.data.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import hf
+from dataflex_jax.models import folders
 from dataflex_jax.models.config import ModelConfig, RopeScaling
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ def model_config(model: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
     """
     given = {name: value for name, value in model.items() if name not in _ELSEWHERE and value is not None}
     if model.name_or_path is not None:
-        folder = hf.local_folder(model.name_or_path, [hf.CONFIG], "config.model.name_or_path")
-        shape = hf.read_config(folder)
+        folder = folders.local_folder(model.name_or_path, [folders.CONFIG], "config.model.name_or_path")
+        shape = folders.read_config(folder)
         if not model.from_scratch:
             given = _without_sizes(given, shape)
     else:

@@ -25,13 +25,16 @@ import ml_collections
 from ml_collections import config_dict
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import mixers
+from dataflex_jax.policies import mixers, orders, selectors, weighters
 from dataflex_jax.policies.schedule import Schedule
 
-_FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {"mixer": {}}
+_BUILTIN = {"mixer": mixers, "selector": selectors, "order": orders, "weighter": weighters}
+KINDS = tuple(_BUILTIN)
+_FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}
 _SCHEDULE_FIELDS = Schedule._fields
-_BUILTIN = {"mixer": mixers}
 _ENTRY_POINTS = "dataflex_jax.policies"
+# Fields of all policies of a kind that are the run's business, not the policy's.
+_RUN_FIELDS = {"selector": {"save_all_scores": False}}
 
 
 def _register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -44,8 +47,8 @@ def _register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[.
                 raise InputError(
                     f"{kind} {name!r}: parameter {parameter.name!r} must be keyword-only and have a default"
                 )
-            if parameter.name in ("name", *_SCHEDULE_FIELDS):
-                raise InputError(f"{kind} {name!r}: the parameter name {parameter.name!r} belongs to the schedule")
+            if parameter.name in ("name", *_SCHEDULE_FIELDS, *_RUN_FIELDS.get(kind, {})):
+                raise InputError(f"{kind} {name!r}: the parameter name {parameter.name!r} is every {kind}'s already")
         _FACTORIES[kind][name] = factory
         return factory
 
@@ -53,6 +56,9 @@ def _register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[.
 
 
 register_mixer = functools.partial(_register, "mixer")
+register_selector = functools.partial(_register, "selector")
+register_order = functools.partial(_register, "order")
+register_weighter = functools.partial(_register, "weighter")
 
 
 @functools.cache
@@ -107,38 +113,49 @@ def policy_config(kind: str, name: str) -> ml_collections.ConfigDict:
     section = ml_collections.ConfigDict({"name": name})
     for parameter in inspect.signature(_factory(kind, name)).parameters.values():
         section[parameter.name] = _field_default(parameter)
+    for field, default in _RUN_FIELDS.get(kind, {}).items():
+        section[field] = default
     for field in _SCHEDULE_FIELDS:
         section[field] = config_dict.placeholder(int)
     return section
 
 
-def build(kind: str, section: ml_collections.ConfigDict, schedule: Schedule) -> tuple[Any, Schedule]:
+def build(
+    kind: str, section: ml_collections.ConfigDict, schedule: Schedule, option: str | None = None
+) -> tuple[Any, Schedule]:
     """Builds a policy and its schedule (the global `schedule` with the section's overrides).
+
+    Args:
+        kind: the kind of policy.
+        section: its part of the configuration.
+        schedule: of policies that do not override it.
+        option: the section's dotted name without "config."; None: the kind.
 
     Raises:
         InputError: an unknown name or hyperparameter (with the accepted ones), or a value the policy refuses.
     """
-    name = section.get("name")
+    name, option = section.get("name"), option or kind
     factory = _factory(kind, name)
     accepted = tuple(inspect.signature(factory).parameters)
+    run_fields = tuple(_RUN_FIELDS.get(kind, {}))
     overrides, hyperparameters = {}, {}
     for field, value in section.items():
         if field in _SCHEDULE_FIELDS:
             overrides.update({} if value is None else {field: value})
         elif field in accepted:
             hyperparameters[field] = value
-        elif field != "name":
+        elif field not in ("name", *run_fields):
             raise InputError(
-                f"config.{kind}.{field}: {kind} {name!r} has no such hyperparameter; accepted: "
-                f"{', '.join((*accepted, *_SCHEDULE_FIELDS))} (to change the {kind}, choose it by variant: "
+                f"config.{option}.{field}: {kind} {name!r} has no such hyperparameter; accepted: "
+                f"{', '.join((*accepted, *run_fields, *_SCHEDULE_FIELDS))} (to change the {kind}, choose it by variant: "
                 f"--config=configs/base.py:{kind}={name})"
             )
     schedule = schedule._replace(**overrides)
-    check_schedule(f"config.{kind}.", schedule)
-    return checked(kind, factory, **hyperparameters), schedule
+    check_schedule(f"config.{option}.", schedule)
+    return checked(option, factory, **hyperparameters), schedule
 
 
-def checked(kind: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls a policy's factory or `init`, whose ValueErrors are about the configuration.
 
     Raises:
@@ -147,7 +164,7 @@ def checked(kind: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     try:
         return call(*args, **kwargs)
     except ValueError as e:
-        raise InputError(f"config.{kind}.{e}") from e
+        raise InputError(f"config.{option}.{e}") from e
 
 
 def check_schedule(prefix: str, schedule: Schedule) -> None:

@@ -5,8 +5,8 @@
 
 Parameters, optimizer state and batch are exact: they follow from shapes and shardings. Activations and temporaries are
 what XLA's buffer assignment for this platform (the CPU where there is no GPU) needs beside them: for GPUs an estimate,
-from above where attention is fused there. --shape takes the model's shape from a folder, so that no hub is needed. No
-data is read.
+from above where attention is fused there. Instruction data is counted at its longest rows. --shape takes the model's
+shape from a folder, so that no hub is needed. No data is read.
 """
 
 import dataclasses
@@ -64,11 +64,13 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
 
     from dataflex_jax import config as configuration
     from dataflex_jax import optim
+    from dataflex_jax.data.domains import buckets
+    from dataflex_jax.data.sources import is_instruction
     from dataflex_jax.models import decoder, lora
     from dataflex_jax.models.resolve import model_config
     from dataflex_jax.policies import registry
     from dataflex_jax.sharding import batch_sharding, make_mesh, placed, replicated
-    from dataflex_jax.state import TrainStep, abstract_state, init_state
+    from dataflex_jax.state import Fixed, TrainStep, abstract_state, init_state
 
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
@@ -79,7 +81,7 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
         rate = optim.learning_rate(config.optim, config.train_step)
         optimizer = optim.adamw(config.optim, rate)
         num_domains = len(config.data.domains or "1234567")
-        init = functools.partial(init_state, model, optimizer, mixer.init(jnp.ones(num_domains) / num_domains))
+        init = functools.partial(init_state, model, optimizer, mixer.init(jnp.ones(num_domains) / num_domains), ())
         graphdef, state = abstract_state(init, mesh)
         frozen = None
         if model.lora is not None:
@@ -87,18 +89,22 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
             dtype = jnp.dtype(model.lora.base_dtype)
             params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)
             frozen = placed(mesh, params)
-        rows, length = config.data.batch_size, config.data.seq_len
+        rows, instruction = config.data.batch_size, is_instruction(config.data)
+        length = max(buckets(config.data)) if instruction else config.data.seq_len
         shapes = {
             "tokens": ((rows, length + 1), "int32"),
             "mask": ((rows, length), "float32"),
             "domain": ((rows,), "int32"),
+            "lengths": ((rows,), "int32"),
         }
+        if instruction and config.data.packing:
+            shapes |= {name: ((rows, length), "int32") for name in ("segment_ids", "positions")}
         batch = {k: jax.ShapeDtypeStruct(s, d, sharding=batch_sharding(mesh)) for k, (s, d) in shapes.items()}
         batch["drawn_with"] = jax.ShapeDtypeStruct((num_domains,), "float32", sharding=replicated(mesh))
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = TrainStep(graphdef, optimizer, rate, mixer, schedule, config.data.grad_accumulation)
+        step = TrainStep(graphdef, optimizer, rate, mixer, schedule, grad_accumulation=config.data.grad_accumulation)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-        compiled = jitted.lower(state, batch, frozen).compile().memory_analysis()
+        compiled = jitted.lower(state, batch, Fixed(frozen)).compile().memory_analysis()
     memory = Memory(
         parameters=per_device(state.params),
         optimizer=per_device(state.opt_state),

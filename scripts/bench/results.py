@@ -66,7 +66,7 @@ def write(path: str | Path, result: Mapping[str, Any]) -> None:
 
 
 def page(folder: Path) -> str:
-    """The page of a folder of results: step*.json, resume*.json and mixing*.json, by name."""
+    """The page of a folder of results, by name: those of step.py are step*.json, and so on."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -77,7 +77,7 @@ def page(folder: Path) -> str:
     )
     found = {
         kind: {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}*.json"))}
-        for kind in ("step", "resume", "mixing")
+        for kind in ("step", "train_speed", "cross_entropy", "resume", "mixing")
     }
     return environment.get_template("README.md.jinja").render(found, comparison=comparison)
 

@@ -137,7 +137,7 @@ def loader_rate(of: Contestant, steps: int) -> float:
     start = time.perf_counter()
     for _ in range(steps):
         plan, planned = of.job.sampler.plan(planned)
-        jax.block_until_ready(of.job.loader.load(plan))
+        jax.block_until_ready(of.job.loader.load(of.job.sequences.ids(plan), plan.drawn_with))
     return steps * of.job.sampler.batch_size / (time.perf_counter() - start)
 
 
@@ -159,7 +159,7 @@ def measure(config: ConfigDict, scratch: Path, stack: contextlib.ExitStack) -> d
     # A copy: the step's state is donated.
     contestants[BARE] = contestants[ours]._replace(mixer=jax.tree.map(jnp.copy, contestants[ours].mixer))
     plan, _ = job.sampler.plan(position.sampler)
-    batch = job.loader.load(plan)
+    batch = job.loader.load(job.sequences.ids(plan), plan.drawn_with)
 
     blocks: dict[str, list[Block]] = {name: [] for name in contestants}
     # The first round compiles and is not counted.

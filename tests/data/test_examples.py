@@ -15,8 +15,10 @@ from dataflex_jax.data.domains import buckets, example_domains, open_domains
 from dataflex_jax.data.examples import open_example_stores
 from dataflex_jax.data.instruct import ConversationReader
 from dataflex_jax.data.loader import Loader, held_out_batches
+from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import ExampleRows, PackedRows, bucket_of, pack, padded
 from dataflex_jax.data.sampler import Plan
+from dataflex_jax.data.window import Sequences
 from dataflex_jax.data.writer import DomainWriter
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder
@@ -287,12 +289,13 @@ def test_batches_are_padded_to_the_smallest_bucket_and_hold_the_planned_examples
     (a, b), _ = opened(root)
     domains = example_domains((a, b), (128, 256, 512), packing=packing)
     assert (domains[0].key == a.key) != packing
-    loader = Loader(domains, seed=0, mesh=make_mesh({"fsdp": 8}))
+    pool = Pool(domains)
+    loader, sequences = Loader(pool, make_mesh({"fsdp": 8})), Sequences(pool.groups(by_domain=True), 0)
     seen = {}
     for step in range(a.train.num_documents):
         positions = np.arange(8) % 2 if packing else np.full(8, step)
         plan = Plan(1, np.zeros(8, np.int64), positions, np.array([1.0, 0.0]))
-        batch = {name: np.asarray(value) for name, value in loader.load(plan).items()}
+        batch = {name: np.asarray(value) for name, value in loader.load(sequences.ids(plan), plan.drawn_with).items()}
         length = batch["mask"].shape[1]
         assert length == bucket_of(int(batch["lengths"].max()), domains[0].train.buckets)
         assert batch["tokens"].shape == (8, length + 1)

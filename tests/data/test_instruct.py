@@ -220,6 +220,14 @@ def test_dataset_info_entries_that_are_refused(tmp_path, entry, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_link_to_nothing_in_a_datasets_folder_is_refused(tmp_path):
+    write_info(tmp_path, {"x": {"file_name": "x"}})
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.json").symlink_to(tmp_path / "gone.json")
+    with pytest.raises(InputError, match=r"x/a.json: a link to .*/gone.json, which does not exist"):
+        open_source(config(tmp_path))
+
+
 def test_dataset_info_that_is_not_there_or_lacks_the_name(tmp_path):
     with pytest.raises(InputError, match=r"data.root=.* needs a folder with dataset_info.json"):
         dataset_info.read(str(tmp_path))

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from dataflex_jax.data.domains import open_domains
-from dataflex_jax.data.loader import Loader, held_out_batches, shuffled_epochs
+from dataflex_jax.data.loader import Loader, held_out_batches
+from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.sampler import Plan
+from dataflex_jax.data.window import Sequences, shuffled_epochs
 from dataflex_jax.sharding import make_mesh
 from tests import tiny
 
@@ -24,12 +26,16 @@ def stores(domains):
     return [domain.store for domain in domains]
 
 
+def loaded(domains, mesh, plan):
+    pool = Pool(domains)
+    return Loader(pool, mesh).load(Sequences(pool.groups(by_domain=True), 0).ids(plan), plan.drawn_with)
+
+
 def test_a_batch_holds_the_planned_rows_of_the_planned_domains(domains, stores):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    loader = Loader(domains, seed=0, mesh=mesh)
     rng = np.random.default_rng(0)
     plan = Plan(1, rng.integers(0, 3, 8), rng.integers(0, 500, 8), np.array([0.2, 0.3, 0.5]))
-    batch = loader.load(plan)
+    batch = loaded(domains, mesh, plan)
     assert batch["tokens"].sharding.shard_shape((8, SEQ_LEN + 1)) == (2, SEQ_LEN + 1)
     np.testing.assert_array_equal(batch["domain"], plan.domains)
     np.testing.assert_allclose(batch["drawn_with"], plan.drawn_with, rtol=1e-6)
@@ -83,5 +89,5 @@ def test_training_and_held_out_text_are_disjoint(stores):
 def test_a_loader_of_one_device_gives_the_same_rows(domains):
     plan = Plan(1, np.arange(8) % 3, np.arange(8), np.ones(3) / 3)
     meshes = [make_mesh({"fsdp": 8}), make_mesh({}, devices=jax.devices()[:1])]
-    tokens = [np.asarray(Loader(domains, 0, mesh).load(plan)["tokens"]) for mesh in meshes]
+    tokens = [np.asarray(loaded(domains, mesh, plan)["tokens"]) for mesh in meshes]
     np.testing.assert_array_equal(*tokens)

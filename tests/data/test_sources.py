@@ -85,6 +85,25 @@ def test_missing_or_empty_folder(tmp_path, name, field):
         open_source(config(root=str(tmp_path / name), domain_field=field))
 
 
+@pytest.mark.parametrize("name", ["d.jsonl", "d", "a/4.jsonl"])
+@pytest.mark.parametrize("field", [None, "meta.set"])
+def test_a_link_to_nothing_is_refused(folder, name, field):
+    (folder / name).symlink_to(folder / "gone")
+    with pytest.raises(InputError, match=rf"{name}: a link to .*/gone, which does not exist; repair or delete") as e:
+        open_source(config(root=str(folder), domain_field=field))
+    assert "\n" not in str(e.value)
+    (folder / "gone").mkdir()
+    (folder / "gone" / "x.jsonl").write_text('{"text": "x"}\n')
+    open_source(config(root=str(folder), domain_field=field))
+
+
+def test_hidden_links_and_links_to_data_are_taken_as_they_are(folder):
+    (folder / ".#lock").symlink_to(folder / "gone")
+    (folder / "d.jsonl").symlink_to(folder / "b.jsonl")
+    stream = open_source(config(root=str(folder)))[-1]
+    assert (stream.domains, texts(stream, stream.train)) == ({None: "d"}, ["b0"])
+
+
 def test_domain_field_makes_one_stream_of_all_files(tmp_path):
     write_jsonl(tmp_path / "train" / "x.jsonl", "x", meta={"set": "X"})
     write_jsonl(tmp_path / "train" / "y.jsonl", "y", meta={"set": "Y"})

@@ -113,6 +113,27 @@ def test_file_and_folder_with_their_end_of_text(tmp_path):
     assert load(str(tmp_path / "t" / "tokenizer.json"), tmp_path).eos_id == 2
 
 
+@pytest.mark.parametrize(("declared", "stops"), [(2, (3, 2)), ([2, 3, 4], (3, 2, 4)), (None, (3,)), (3, (3,))])
+def test_generation_stops_where_the_model_says(tmp_path, declared, stops):
+    write_word_level(tmp_path / "t" / "tokenizer.json", ["[UNK]", "a", "b", "</s>", "stop"])
+    (tmp_path / "t" / "generation_config.json").write_text(json.dumps({"eos_token_id": declared, "top_p": 0.8}))
+    by_file = load(str(tmp_path / "t" / "tokenizer.json"), tmp_path)
+    assert (by_file.eos_id, by_file.stop_ids) == (3, stops)
+    by_file.save(tmp_path / "saved")
+    assert load(str(tmp_path / "saved"), tmp_path).stop_ids == stops
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert saved == {"eos_token_id": list(stops) if len(stops) > 1 else 3}
+
+
+@pytest.mark.parametrize("text", ['{"eos_token_id": "</s>"}', '{"eos_token_id": [1, -2]}', "[true]", "{"])
+def test_stop_tokens_that_are_none_are_refused(tmp_path, text):
+    write_word_level(tmp_path / "t" / "tokenizer.json", ["[UNK]", "a", "</s>"])
+    (tmp_path / "t" / "generation_config.json").write_text(text)
+    with pytest.raises(InputError, match=r"generation_config.json: (eos_token_id must be|not valid JSON)") as caught:
+        load(str(tmp_path / "t"), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_end_of_text_that_is_unknown_or_absent(tmp_path):
     path = tmp_path / "tokenizer.json"
     write_word_level(path, ["[UNK]", "a"])

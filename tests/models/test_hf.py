@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from dataflex_jax.data.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.models import decoder, hf
+from dataflex_jax.models import decoder, folders, hf
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.sharding import make_mesh, param_shardings, placed
 from tests.models.make_golden import CHECKPOINT, GOLDEN, MODELS, random_params, random_tokens
@@ -66,7 +66,7 @@ def test_names_and_shapes_are_those_of_transformers(name):
 
 def test_a_checkpoint_of_transformers_gives_its_logits():
     golden = np.load(GOLDEN / f"{CHECKPOINT}.npz")
-    cfg = ModelConfig.from_hf(hf.read_config(GOLDEN / CHECKPOINT), dtype="float32")
+    cfg = ModelConfig.from_hf(folders.read_config(GOLDEN / CHECKPOINT), dtype="float32")
     params = hf.load_params(str(GOLDEN / CHECKPOINT), abstract(cfg))
     assert_equal_params(params, random_params(cfg, int(golden["seed"])))
     graphdef, _ = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_transformers_gives_its_logits():
 @pytest.mark.parametrize("max_shard_bytes", [hf.MAX_SHARD_BYTES, 3000])
 def test_import_of_export_is_bit_exact(save, name, max_shard_bytes):
     folder, cfg, params = save(name, max_shard_bytes=max_shard_bytes)
-    assert ModelConfig.from_hf(hf.read_config(folder), dtype="float32") == cfg
+    assert ModelConfig.from_hf(folders.read_config(folder), dtype="float32") == cfg
     wanted = abstract(cfg)
     loaded = hf.load_params(str(folder), wanted)
     assert_equal_params(loaded, params)
@@ -105,7 +105,7 @@ def test_shards_hold_at_most_what_was_asked_for_and_are_indexed(save):
 
 def test_dtypes_are_cast_once(save):
     folder, cfg, params = save("qwen3", dtype="bfloat16")
-    assert hf.read_config(folder)["torch_dtype"] == "bfloat16"
+    assert folders.read_config(folder)["torch_dtype"] == "bfloat16"
     tensors = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {jnp.dtype("bfloat16")}
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
@@ -121,7 +121,7 @@ def test_dtypes_are_cast_once(save):
 
 def test_the_ends_of_texts_are_the_tokenizers(save, tokenizer):
     folder = save("llama3")[0]
-    config = hf.read_config(folder)
+    config = folders.read_config(folder)
     assert (config["bos_token_id"], config["eos_token_id"]) == (None, 256)  # Llama's defaults are 1 and 2
     for file in tokenizer.iterdir():
         assert (folder / file.name).read_bytes() == file.read_bytes()
@@ -345,6 +345,6 @@ def test_transformers_loads_an_export_and_the_logits_agree(save, tmp_path, name)
     np.testing.assert_allclose(logits[mask], expected[mask], rtol=0, atol=1e-4)
 
     model.save_pretrained(tmp_path / "theirs")
-    assert ModelConfig.from_hf(hf.read_config(tmp_path / "theirs"), dtype="float32") == cfg
+    assert ModelConfig.from_hf(folders.read_config(tmp_path / "theirs"), dtype="float32") == cfg
     assert_equal_params(hf.load_params(str(tmp_path / "theirs"), abstract(cfg)), params)
     assert model.config.eos_token_id == 256

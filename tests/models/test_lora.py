@@ -19,7 +19,7 @@ from dataflex_jax.models.config import LORA_MODULES, REMAT_POLICIES, LoraConfig,
 from dataflex_jax.models.linear import AdaptedLinear, set_dropout
 from dataflex_jax.policies.mixers.static import static
 from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.state import TrainStep, abstract_state, dropout_keys, init_state
+from dataflex_jax.state import Fixed, TrainStep, abstract_state, dropout_keys, init_state
 
 MODEL = ModelConfig(
     architecture="qwen2",
@@ -309,7 +309,7 @@ def train(cfg, axes=None, accumulation=1, optimizer=None):
     mesh = sharding.make_mesh(axes) if axes else sharding.make_mesh({}, jax.devices()[:1])
 
     def init(key):
-        return init_state(cfg, optimizer, static().init(jnp.ones(2) / 2), key)
+        return init_state(cfg, optimizer, static().init(jnp.ones(2) / 2), (), key)
 
     with jax.set_mesh(mesh):
         graphdef, abstract = abstract_state(init, mesh)
@@ -317,7 +317,7 @@ def train(cfg, axes=None, accumulation=1, optimizer=None):
         state = jax.jit(lambda key: init(key)[1], out_shardings=shardings)(jax.random.key(0))
         base = jax.device_get(lora.split(created(cfg)[1])[0])
         base = jax.device_put(base, sharding.param_shardings(mesh, base))
-        step = TrainStep(graphdef, optimizer, optax.constant_schedule(0.5), static(), Schedule(0, 1, -1), accumulation)
+        step = TrainStep(graphdef, optimizer, optax.constant_schedule(0.5), static(), Schedule(0, 1, -1), grad_accumulation=accumulation)
         step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
         for i in range(3):
             batch = {
@@ -326,7 +326,7 @@ def train(cfg, axes=None, accumulation=1, optimizer=None):
                 "domain": jnp.arange(8) % 2,
                 "drawn_with": jnp.ones(2) / 2,
             }
-            state, _ = step(state, jax.device_get(batch), frozen=base)
+            state, _ = step(state, jax.device_get(batch), Fixed(frozen=base))
     return state, base
 
 

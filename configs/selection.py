@@ -1,0 +1,43 @@
+"""What the recipes that select examples share."""
+
+from ml_collections import ConfigDict
+
+from configs import base, sft
+from dataflex_jax.errors import InputError
+
+WITH_TARGETS = ("less", "cluster_less", "icons")
+
+
+def get_config(selector: str, variant: str) -> ConfigDict:
+    """A recipe with `selector`; "quickstart" or "lora", and further policies after commas."""
+    name, *policies = variant.split(",")
+    variants = {"quickstart": quickstart, "lora": lora}
+    if name not in variants:
+        raise InputError(f"unknown variant {name!r} of the {selector} recipe; known: {', '.join(variants)}")
+    config = base.get_config(",".join([f"selector={selector}", *policies]))
+    variants[name](config)
+    if selector in WITH_TARGETS:
+        config.selector.proj_dim = 1024 if name == "quickstart" else 8192
+        if name == "lora":
+            config.targets.update(source="local", formatting="mmlu")
+    return config
+
+
+def quickstart(config: ConfigDict) -> None:
+    """Adapters on a small random Qwen2, built-in questions; the targets are held-out ones, a group a dataset."""
+    sft.quickstart(config)
+    config.train_step = 120
+    config.warmup_step = 40
+    config.update_step = 20
+    config.eval_every = 40
+    config.lora.rank = 8
+    config.lora.base_dtype = "float32"
+    config.data.valid_fraction = 0.05
+    config.targets.group_rows = 32
+
+
+def lora(config: ConfigDict) -> None:
+    """Adapters on pretrained Qwen2.5-0.5B, or on another model.name_or_path with its data.tokenizer."""
+    sft.lora(config)
+    config.warmup_step = 100
+    config.update_step = 100

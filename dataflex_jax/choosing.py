@@ -1,0 +1,122 @@
+"""From a selector's evidence to the chosen rows: non-finite candidates out, group by group, too small a pool said."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int64
+
+from dataflex_jax.data.pool import Group, Pool
+from dataflex_jax.errors import TrainingError
+from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+
+class Selecting(NamedTuple):
+    """A selector at work: its name, when it decides, and whether all scores are kept."""
+
+    name: str
+    selector: Selector
+    schedule: Schedule
+    save_all_scores: bool
+
+
+class Chosen(NamedTuple):
+    """What a selector chose in all groups.
+
+    Attributes:
+        ids: places in the pool, group by group in rank order.
+        scores: theirs.
+        all_scores: float32 [N]; NaN where something was not finite.
+        groups: places of each group's part in `ids`.
+        not_finite: candidates that were left out because their losses or gradients are not finite.
+    """
+
+    ids: Int64[np.ndarray, " num"]
+    scores: np.ndarray
+    all_scores: np.ndarray
+    groups: tuple[slice, ...]
+    not_finite: int
+
+
+class Chooser:
+    """Asks a selector for its choice.
+
+    Args:
+        selecting: the selector.
+        pool: the candidates.
+        groups: parts of the pool to choose from, each by itself.
+    """
+
+    def __init__(self, selecting: Selecting, pool: Pool, groups: Sequence[Group]):
+        self._selecting, self._pool, self._groups = selecting, pool, groups
+        self._choose = jax.jit(selecting.selector.choose, static_argnums=2)
+        self._said: set[str] = set()
+
+    def choose(
+        self, state: dict[str, Any], signals: Signals, request: Request, counts: Sequence[int]
+    ) -> tuple[Chosen, dict[str, Any]]:
+        """The selector's choice of `counts[g]` rows of each group g, and its state after it.
+
+        Raises:
+            TrainingError: a group without any finite candidate.
+        """
+        selector = self._selecting.selector
+        evidence, state = selector.score(state, signals, request)
+        finite = np.ones(self._pool.num_rows, bool)
+        for leaf in jax.tree.leaves(evidence):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                finite &= np.isfinite(leaf).reshape(len(finite), -1).all(axis=1)
+        all_scores = np.full(self._pool.num_rows, np.nan, np.float32)
+        parts, scores = [], []
+        for number, (group, count) in enumerate(zip(self._groups, counts, strict=True)):
+            members = group.start + np.flatnonzero(finite[group.start : group.stop])
+            part = jax.tree.map(lambda leaf, rows=members: np.asarray(leaf)[rows], evidence)
+            in_group = request._replace(key=jax.random.fold_in(request.key, number))
+            choice = self._chosen(part, in_group, group, len(members), count)
+            ids = members[np.asarray(choice.ids)]
+            all_scores[members] = choice.all_scores
+            repeats = np.arange(count) % len(ids)
+            parts.append(ids[repeats])
+            scores.append(np.asarray(choice.scores, np.float32)[repeats])
+        ends = np.cumsum([0, *map(len, parts)]).tolist()
+        slices = tuple(slice(*ends[i : i + 2]) for i in range(len(parts)))
+        not_finite = int((~finite).sum())
+        if not_finite:
+            self._say(f"{not_finite} of {len(finite)} candidates have losses or gradients that are not finite.")
+        return Chosen(np.concatenate(parts), np.concatenate(scores), all_scores, slices, not_finite), state
+
+    def _chosen(self, evidence: Any, request: Request, group: Group, available: int, count: int) -> Choice:
+        if available == 0:
+            raise TrainingError(f"{group.name}: no candidate has a finite loss or gradient; nothing can be selected")
+        if count > available and not self._selecting.selector.replacement:
+            self._say(
+                f"{group.name}: {count} examples wanted of {available}; each is taken once before any is taken again."
+            )
+            count = available
+        return self._choose(evidence, request, count)
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            logger.warning("%s: %s", self._selecting.name, message)
+        self._said.add(message)
+
+
+def write_selection(path: Path, pool: Pool, chosen: Chosen, *, all_scores: bool) -> None:
+    """Writes ids and scores (of the chosen, in rank order), their domains, the numbers of their records in the sources
+    (of examples), and on request all scores."""
+    arrays = {"ids": chosen.ids, "scores": chosen.scores, "domains": pool.domain_of(chosen.ids)}
+    if (records := pool.records()) is not None:
+        arrays["records"] = records[chosen.ids]
+    if all_scores:
+        arrays["all_scores"] = chosen.all_scores
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)

@@ -1,0 +1,98 @@
+"""Which row of its group each draw of the sampler is.
+
+Without a window a group's rows come in seeded shuffles, a new one each epoch. A selector or an order puts a window in
+their place: the chosen ids in the order of training, from the group's present cursor on. Used up, it begins again: the
+chosen in a new shuffle, the ordered in their order.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int64
+
+from dataflex_jax.data.pool import Group
+from dataflex_jax.data.sampler import Plan
+
+
+class Window(NamedTuple):
+    """What the groups draw from until the next update.
+
+    Attributes:
+        step: optimizer steps done when it was decided.
+        starts: each group's cursor where the window begins, int64 [G].
+        ids: each group's rows, int64.
+        ordered: whether they come as they are; otherwise in seeded shuffles.
+    """
+
+    step: int
+    starts: Int64[np.ndarray, " G"]
+    ids: tuple[Int64[np.ndarray, " n"], ...]
+    ordered: bool
+
+
+def to_arrays(window: Window | None) -> dict[str, Any]:
+    """The window for a checkpoint."""
+    if window is None:
+        return {}
+    return {
+        "step": np.int64(window.step),
+        "starts": window.starts,
+        "ordered": np.int64(window.ordered),
+        "ids": {str(group): ids for group, ids in enumerate(window.ids)},
+    }
+
+
+def from_arrays(saved: dict[str, Any]) -> Window | None:
+    """The window that `to_arrays` was given."""
+    if not saved:
+        return None
+    ids = tuple(np.asarray(saved["ids"][str(group)], np.int64) for group in range(len(saved["ids"])))
+    return Window(int(saved["step"]), np.asarray(saved["starts"], np.int64), ids, bool(saved["ordered"]))
+
+
+def shuffled_epochs(source: Sequence[int], name: str, seed: int) -> grain.MapDataset:
+    """A group's endless sequence: seeded shuffle, a new one each epoch; it does not depend on the other groups."""
+    return grain.MapDataset.source(source).seed((seed + zlib.crc32(name.encode())) % 2**32).shuffle().repeat()
+
+
+class Sequences:
+    """From the positions of a plan to rows of the pool.
+
+    Args:
+        groups: the groups that the sampler draws from.
+        seed: of all shuffles.
+    """
+
+    def __init__(self, groups: Sequence[Group], seed: int):
+        self._groups, self._seed = groups, seed
+        self._epochs = [shuffled_epochs(range(group.start, group.stop), group.name, seed) for group in groups]
+        self._window: Window | None = None
+        self._chosen: list[grain.MapDataset] = []
+
+    def open(self, window: Window | None) -> None:
+        """Draws from `window` from now on; None: from all rows."""
+        self._window, self._chosen = window, []
+        for group, ids in zip(self._groups, window.ids if window else (), strict=bool(window)):
+            if window.ordered:
+                self._chosen.append(grain.MapDataset.source(ids).repeat())
+            else:
+                self._chosen.append(shuffled_epochs(ids, f"{group.name}/{window.step}", self._seed))
+
+    def ids(self, plan: Plan) -> Int64[np.ndarray, " B"]:
+        """The row of each draw."""
+        return np.array(
+            [self.id(group, position) for group, position in zip(plan.domains, plan.positions, strict=True)], np.int64
+        )
+
+    def id(self, group: int, position: int) -> int:
+        """The row at a position of a group's sequence."""
+        if self._window is None:
+            return int(self._epochs[group][int(position)])
+        return int(self._chosen[group][int(position - self._window.starts[group])])
+
+    def upcoming(self, group: int, start: int, count: int) -> Int64[np.ndarray, " count"]:
+        """The rows that come without a window, from a cursor on."""
+        return np.array([self._epochs[group][position] for position in range(start, start + count)], np.int64)

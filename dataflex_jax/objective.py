@@ -1,0 +1,184 @@
+"""What a step minimises: the policies' weights of a batch's tokens.
+
+Without loss weights the loss is the mean over the batch's tokens. A mixer's loss weights multiply tokens by their
+domain (`Mixer.loss_mean` says how they are normalised). With a weighter the loss is `sum_b w_b l_b / B` of the rows'
+token-mean losses `l_b`, during its warm-up with ones for weights, so that nothing jumps when it starts. The scale of
+the loss depends neither on the batch size nor on the number of microbatches or devices.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from dataflex_jax.policies.base import Mixer, Reference, RowObservation, Weighter
+from dataflex_jax.policies.schedule import Schedule
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+_TINY = 1e-30
+
+
+class ScheduledWeighter(NamedTuple):
+    """A weighter, its name and when it is at work."""
+
+    name: str
+    weighter: Weighter
+    schedule: Schedule
+
+    def steps_since_warmup(self, step: Int[Array, ""]) -> tuple[Int[Array, ""], Array]:
+        """(steps since the warm-up, from 1; whether the weighter weighs step number `step`)."""
+        since = step - self.schedule.warmup_step
+        active = since >= 1
+        if self.schedule.update_times >= 0:
+            active &= since <= self.schedule.update_times * self.schedule.update_step
+        return since, active
+
+    def refreshes(self, step: int) -> bool:
+        """Whether the weighter's state is to be refreshed once `step` steps are done."""
+        since = step - self.schedule.warmup_step
+        if self.weighter.refresh is None or since < 0 or since % self.weighter.refresh_interval:
+            return False
+        return self.schedule.update_times < 0 or since < self.schedule.update_times * self.schedule.update_step
+
+
+class Forward(NamedTuple):
+    """By-products of the training forward pass, constants to the gradient; leading axes are the rows'.
+
+    Attributes:
+        token_losses: float32 [B, T].
+        embeddings: what each weighter's `embed` made of the hidden states, [B, E] or None.
+        reference_losses: float32 [B, T], or None.
+    """
+
+    token_losses: Float[Array, "B T"]
+    embeddings: tuple[Float[Array, "B E"] | None, ...]
+    reference_losses: Float[Array, "B T"] | None
+
+
+class Weights(NamedTuple):
+    """Of a batch.
+
+    Attributes:
+        tokens: factors of the token losses, whose sum is the loss, [B, T].
+        rows: the weighters' weights of the rows, [B]; ones without weighters.
+    """
+
+    tokens: Float[Array, "B T"]
+    rows: Float[Array, " B"]
+
+
+def embeddings(
+    weighters: tuple[ScheduledWeighter, ...], hidden: Float[Array, "B T D"], batch: Batch
+) -> tuple[Float[Array, "B E"] | None, ...]:
+    """What each weighter wants of the last hidden states."""
+    hidden, inputs = jax.lax.stop_gradient(hidden), real_inputs(batch)
+    return tuple(None if w.weighter.embed is None else w.weighter.embed(hidden, inputs) for w in weighters)
+
+
+def real_inputs(batch: Batch) -> Float[Array, "B T"]:
+    """1 where an input is no padding."""
+    if "lengths" not in batch:
+        return jnp.ones(batch["mask"].shape, jnp.float32)
+    return (jnp.arange(batch["mask"].shape[1]) < batch["lengths"][:, None]).astype(jnp.float32)
+
+
+def reference(mixer: Mixer, weighters: tuple[ScheduledWeighter, ...]) -> Reference | None:
+    """The reference model that the policies compare with.
+
+    Raises:
+        ValueError: they want different ones.
+    """
+    wanted = {p.reference for p in (mixer, *(w.weighter for w in weighters)) if p.reference is not None}
+    if len(wanted) > 1:
+        raise ValueError(f"reference: the policies want different reference models, {sorted(wanted)}")
+    return next(iter(wanted), None)
+
+
+def weigh(
+    mixer: Mixer,
+    weighters: tuple[ScheduledWeighter, ...],
+    mixer_state: PyTree,
+    weighter_states: tuple[PyTree, ...],
+    batch: Batch,
+    forward: Forward,
+    step: Int[Array, ""],
+    key: PRNGKeyArray,
+) -> Weights:
+    """The weights of a batch (or of a microbatch, as if it were the batch).
+
+    Args:
+        mixer: may have loss weights.
+        weighters: their weights are multiplied; the product has the product of their means.
+        mixer_state: of the mixer.
+        weighter_states: of the weighters.
+        batch: mask [B, T], domain [B], drawn_with [K].
+        forward: of these rows.
+        step: number of the step, from 1.
+        key: the run's policy key.
+    """
+    mask = batch["mask"]
+    row_tokens = jnp.sum(mask, axis=1)
+    domains = _domain_weights(mixer, mixer_state, batch, row_tokens)[batch["domain"]]
+    rows, kept = _rows_and_tokens(weighters, weighter_states, batch, forward, step, key)
+    if rows is None:
+        # The loss is a mean over tokens: over all, or over those that were kept.
+        tokens = mask if kept is None else mask * kept
+        rows = jnp.sum(tokens, axis=1) / jnp.maximum(row_tokens, 1.0)
+        tokens = tokens * domains[:, None]
+        if mixer.loss_weights is None or mixer.loss_mean == "tokens":
+            tokens = tokens / jnp.maximum(jnp.sum(tokens), _TINY)
+        return Weights(jax.lax.stop_gradient(tokens), rows)
+    tokens = mask if kept is None else mask * kept
+    means = tokens / jnp.maximum(jnp.sum(tokens, axis=1, keepdims=True), _TINY)
+    factors = rows * domains / jnp.mean(domains) / jnp.sum(row_tokens > 0)
+    return Weights(jax.lax.stop_gradient(factors[:, None] * means), rows)
+
+
+def _domain_weights(mixer: Mixer, state: PyTree, batch: Batch, row_tokens: Float[Array, " B"]) -> Float[Array, " K"]:
+    """The weight of each domain's tokens."""
+    num_domains = batch["drawn_with"].shape[0]
+    if mixer.loss_weights is None:
+        return jnp.ones(num_domains)
+    weights = mixer.loss_weights(state)
+    if mixer.loss_mean == "tokens":
+        return weights
+    member = batch["domain"][:, None] == jnp.arange(num_domains)
+    return weights / jnp.maximum(jnp.sum(member * row_tokens[:, None], axis=0), 1.0)
+
+
+def _rows_and_tokens(weighters, states, batch, forward, step, key):
+    """The weighters' weights of the rows [B] and of the tokens [B, T]; None where no weighter gives such."""
+    mask, rows, kept = batch["mask"], [], []
+    losses = jnp.sum(mask * forward.token_losses, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0)
+    for scheduled, state, embedded in zip(weighters, states, forward.embeddings, strict=True):
+        since, active = scheduled.steps_since_warmup(step)
+        seen = RowObservation(
+            step=step,
+            steps_since_warmup=since,
+            key=key,
+            losses=losses,
+            token_losses=forward.token_losses,
+            mask=mask,
+            domains=batch["domain"],
+            embeddings=embedded,
+            reference_losses=forward.reference_losses,
+        )
+        weights = jnp.where(active, scheduled.weighter.weigh(state, seen), 1.0)
+        (rows if weights.ndim == 1 else kept).append(weights)
+    product = math.prod(rows) if rows else None
+    if len(rows) > 1:
+        product = product / jnp.maximum(jnp.mean(product), _TINY) * math.prod(jnp.mean(w) for w in rows)
+    return product, math.prod(kept) if kept else None
+
+
+def statistics(rows: Float[Array, " B"]) -> dict[str, Float[Array, ""]]:
+    """Least, greatest and mean weight, and the effective sample size `(sum w)^2 / sum w^2` (Kish), of B rows."""
+    return {
+        "example_weight_min": jnp.min(rows),
+        "example_weight_max": jnp.max(rows),
+        "example_weight_mean": jnp.mean(rows),
+        "effective_sample_size": jnp.square(jnp.sum(rows)) / jnp.maximum(jnp.sum(jnp.square(rows)), 1e-30),
+    }

@@ -1,0 +1,66 @@
+"""Domain weights as a file that people read and edit: what a DoReMi proxy writes and other runs sample with."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies.proportions import normalised
+
+
+def write_weights(
+    path: str | os.PathLike, names: Sequence[str], weights: Float[np.ndarray, " K"], **facts: Any
+) -> None:
+    """Writes `{"domains": {name: weight}, ...}` as JSON; there is never half a file of that name.
+
+    Args:
+        path: of the file; its folder is made.
+        names: of the domains.
+        weights: one a domain, of any scale; written as a distribution.
+        **facts: further entries, such as where the weights come from.
+
+    Raises:
+        InputError: weights that are no distribution.
+    """
+    path = Path(path)
+    shares = normalised(np.asarray(weights, np.float64).tolist(), len(names), f"weights for {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    domains = dict(zip(names, shares.tolist(), strict=True))
+    unfinished.write_text(json.dumps({"domains": domains, **facts}, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    unfinished.replace(path)
+
+
+def read_weights(path: str | os.PathLike, names: Sequence[str]) -> tuple[float, ...]:
+    """The proportions that a weights file gives to the domains `names`, in this order, as a distribution.
+
+    Args:
+        path: of a JSON file with an object "domains" from names to weights of any scale; other entries are ignored.
+        names: of the domains of this run.
+
+    Raises:
+        InputError: no such file, not of that form, or its domains are not `names`: names missing and unexpected ones.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except OSError as e:
+        raise InputError(f"{path}: cannot read the weights file: {e.strerror}") from e
+    except ValueError as e:
+        raise InputError(f"{path}: not a JSON file of domain weights: {e}") from e
+    domains = content.get("domains") if isinstance(content, dict) else None
+    if not isinstance(domains, dict):
+        raise InputError(f'{path}: must hold {{"domains": {{NAME: WEIGHT, ...}}}}')
+    missing = [name for name in names if name not in domains]
+    unexpected = [name for name in domains if name not in names]
+    if missing or unexpected:
+        wrong = [f"{what} {', '.join(found)}" for what, found in (("no", missing), ("unexpected", unexpected)) if found]
+        raise InputError(f"{path}: domains: {'; '.join(wrong)} (the domains of this run are {', '.join(names)})")
+    for name, weight in domains.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise InputError(f"{path}: domains.{name} = {weight!r}: must be a number >= 0")
+    return tuple(normalised([domains[name] for name in names], len(names), f"{path}: domains").tolist())

@@ -1,0 +1,1 @@
+"""Orders: in which order the chosen examples come (curricula)."""

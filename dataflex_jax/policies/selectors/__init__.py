@@ -1,0 +1,1 @@
+"""Selectors: which examples come next. One file an algorithm."""

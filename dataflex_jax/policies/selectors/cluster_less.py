@@ -1,0 +1,191 @@
+"""LESS over clusters: a few gradients stand for a cluster of similar candidates."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.registry import register_selector
+from dataflex_jax.policies.selectors.influence import (
+    GROUP_AGGREGATIONS,
+    Influence,
+    aggregate,
+    check_option,
+    cosines,
+    directions,
+    influence,
+)
+from dataflex_jax.policies.selectors.kmeans import kmeans
+
+# Projected gradients that are held at a time, 128 MiB at the default proj_dim.
+_ROWS_AT_A_TIME = 4096
+_cosines = jax.jit(cosines)
+
+
+class ClusterEvidence(NamedTuple):
+    """What the choice depends on.
+
+    Attributes:
+        score: float32 [n], of each candidate's cluster; NaN where it has none.
+        cluster: int32 [n], its number.
+        distance: float32 [n], from the cluster's centroid.
+    """
+
+    score: Float[Array, " n"]
+    cluster: Int[Array, " n"]
+    distance: Float[Array, " n"]
+
+
+@register_selector("cluster_less")
+def cluster_less(
+    *,
+    cluster_size: int = 64,
+    samples_per_cluster: int = 4,
+    pooling: str = "mean",
+    kmeans_iterations: int = 50,
+    cluster_seed: int = 0,
+    proj_dim: int = 8192,
+    projection: str = "sketch",
+    gradient_type: str = "adam",
+    eps_mode: str = "outside",
+    bias_correction: bool = False,
+    target_agg: str = "mean_of_cos",
+    group_agg: str = "max",
+    projection_seed: int = 0,
+) -> Selector:
+    """Takes whole clusters of candidates, in order of the influence of their representatives.
+
+    The candidates are clustered once, before the first step, by k-means of their pooled last hidden states into about
+    N/cluster_size clusters. At each update the `samples_per_cluster` candidates nearest to a centroid represent their
+    cluster: the mean of their projected gradients is scored as one candidate of `less` is. Clusters are taken from the
+    highest score on, the last one as far as needed; inside a cluster, candidates nearer to the centroid come first.
+
+    Candidates whose embedding is not finite belong to no cluster and are never chosen, nor are those of clusters whose
+    representatives have no finite gradient. A choice's scores are the clusters'.
+
+    The state is {"cluster": int32 [N], -1 for none; "distance": float32 [N] from the centroid, NaN for none}.
+
+    Args:
+        cluster_size: candidates in a cluster on average.
+        samples_per_cluster: gradients taken of each cluster.
+        pooling: embedding of a candidate: "mean" of the hidden states of its tokens, or the "last" one.
+        kmeans_iterations: at most so many moves of the centroids.
+        cluster_seed: of the centroids' starting points.
+        proj_dim: see `less`, as the following.
+        projection: "sketch", "rademacher", "kronecker" (gradient_type "sgd" only) or "none".
+        gradient_type: "adam" or "sgd".
+        eps_mode: "outside" or "inside".
+        bias_correction: of Adam's moments.
+        target_agg: "mean_of_cos" or "cos_of_mean".
+        group_agg: "max" or "mean".
+        projection_seed: of the random map.
+
+    Raises:
+        ValueError: a hyperparameter out of its range.
+    """
+    for name, value in (
+        ("cluster_size", cluster_size),
+        ("samples_per_cluster", samples_per_cluster),
+        ("kmeans_iterations", kmeans_iterations),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} = {value}: must be >= 1")
+    check_option("pooling", pooling, tuple(_POOLINGS))
+    check_option("group_agg", group_agg, GROUP_AGGREGATIONS)
+    settings = influence(
+        proj_dim=proj_dim,
+        projection=projection,
+        gradient_type=gradient_type,
+        eps_mode=eps_mode,
+        bias_correction=bias_correction,
+        projection_seed=projection_seed,
+        target_agg=target_agg,
+    )
+
+    def init(signals: Signals) -> dict[str, Array]:
+        embeddings = np.asarray(signals.embeddings(_POOLINGS[pooling]), np.float32)
+        finite = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
+        if not len(finite):
+            raise InputError("config.selector: no candidate has a finite embedding to cluster by")
+        num_clusters = max(1, round(len(finite) / cluster_size))
+        key = jax.random.key(cluster_seed)
+        members, distances, _ = kmeans(jnp.asarray(embeddings[finite]), num_clusters, key, kmeans_iterations)
+        cluster = jnp.full((len(embeddings),), -1, jnp.int32).at[finite].set(members)
+        distance = jnp.full((len(embeddings),), jnp.nan, jnp.float32).at[finite].set(distances)
+        return {"cluster": cluster, "distance": distance}
+
+    def score(state: dict[str, Array], signals: Signals, request: Request) -> tuple[ClusterEvidence, dict[str, Array]]:
+        cluster = np.asarray(state["cluster"])
+        clusters, chosen = representatives(cluster, np.asarray(state["distance"]), samples_per_cluster)
+        influences = sum(
+            np.float32(weight) * cluster_influences(settings, checkpoint, chosen)
+            for weight, checkpoint in signals.checkpoints
+        )
+        by_cluster = np.full(max(clusters.max() + 1, 1), np.nan, np.float32)
+        by_cluster[clusters] = aggregate(influences, group_agg)
+        scores = np.where(cluster >= 0, by_cluster[cluster], np.float32(np.nan))
+        return ClusterEvidence(jnp.asarray(scores), state["cluster"], state["distance"]), state
+
+    def choose(evidence: ClusterEvidence, request: Request, num: int) -> Choice:
+        ids = jnp.lexsort((evidence.distance, evidence.cluster, -evidence.score))[:num]
+        return Choice(ids=ids, scores=evidence.score[ids], all_scores=evidence.score)
+
+    return Selector(score=score, choose=choose, init=init, needs=frozenset({"targets"}))
+
+
+def mean_pooled(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"]) -> Float[Array, "B D"]:
+    """The mean of the hidden states that are no padding, in float32; NaN where all are."""
+    weights = mask.astype(jnp.float32)[..., None]
+    return jnp.sum(weights * hidden.astype(jnp.float32), axis=1) / jnp.sum(weights, axis=1)
+
+
+def last_pooled(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"]) -> Float[Array, "B D"]:
+    """The hidden state of the last token that is no padding, in float32; NaN where all are."""
+    last = jnp.max(jnp.where(mask > 0, jnp.arange(mask.shape[1]), -1), axis=1)[:, None, None]
+    states = jnp.take_along_axis(hidden.astype(jnp.float32), jnp.maximum(last, 0), axis=1)
+    return jnp.where(last < 0, jnp.nan, states)[:, 0]
+
+
+_POOLINGS = {"mean": mean_pooled, "last": last_pooled}
+
+
+def representatives(
+    cluster: Int[np.ndarray, " N"], distance: Float[np.ndarray, " N"], samples: int
+) -> tuple[Int[np.ndarray, " C"], list[Int[np.ndarray, " s"]]]:
+    """The clusters that have members, ascending, and of each the `samples` or fewer nearest to its centroid."""
+    order = np.lexsort((distance, cluster))
+    order = order[np.searchsorted(cluster[order], 0) :]
+    clusters, starts = np.unique(cluster[order], return_index=True)
+    return clusters, [members[:samples] for members in np.split(order, starts[1:])]
+
+
+def cluster_influences(
+    influence: Influence, signals: Signals, representatives: list[Int[np.ndarray, " s"]]
+) -> Float[np.ndarray, "C G"]:
+    """The influence on each target group of the mean projected gradient of each cluster's representatives.
+
+    Representatives with a non-finite gradient are left out; NaN where none is left, or their mean is zero.
+    """
+    targets = directions(influence, signals)
+    largest = max(len(members) for members in representatives)
+    at_a_time = max(1, _ROWS_AT_A_TIME // largest)
+    rows = []
+    for start in range(0, len(representatives), at_a_time):
+        chunk = representatives[start : start + at_a_time]
+        gradients = signals.gradients(influence.projection, ids=np.concatenate(chunk), adam=influence.adam)
+        means = _finite_means(np.asarray(gradients, np.float32), [len(members) for members in chunk])
+        rows.append(np.asarray(_cosines(means, targets)))
+    return np.concatenate(rows)
+
+
+def _finite_means(rows: Float[np.ndarray, "n P"], sizes: list[int]) -> Float[np.ndarray, "C P"]:
+    """The mean of the finite rows of each run of consecutive rows; NaN where there is none."""
+    finite = np.isfinite(rows).all(axis=1, keepdims=True)
+    starts = np.cumsum([0, *sizes[:-1]])
+    counts = np.add.reduceat(finite.astype(np.float32), starts)
+    sums = np.add.reduceat(np.where(finite, rows, 0), starts)
+    return sums / np.where(counts > 0, counts, np.nan)

@@ -1,0 +1,65 @@
+"""The best of the candidates by score, and random draws of candidates, both on the device."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from dataflex_jax.policies.base import Choice
+
+
+def top(scores: Float[Array, " n"], num: int) -> Int[Array, " num"]:
+    """The places of the `num` highest scores, the highest first; ties in incoming order, NaNs after everything."""
+    # Sorting the negated scores puts NaNs last, which a descending sort would put first.
+    return jnp.argsort(-scores, stable=True)[:num]
+
+
+def best(scores: Float[Array, " n"], num: int) -> Choice:
+    """The `num` candidates with the highest scores, ties in incoming order."""
+    ids = top(scores, num)
+    return Choice(ids=ids, scores=scores[ids], all_scores=scores)
+
+
+def draw(
+    stratum: Int[Array, " n"],
+    log_weights: Float[Array, " S"],
+    key: PRNGKeyArray,
+    num: int,
+    *,
+    replacement: bool = False,
+) -> Choice:
+    """Draws `num` candidates, each with a probability proportional to the weight of its stratum.
+
+    Without replacement by Gumbel top-k, which has the distribution of sequential draws (Kool et al. 2019, arXiv
+    1903.06059). With replacement a stratum is drawn by its mass and then one of its members, which is exact for pools
+    of any size, where float32 cumulative sums over candidates would not be.
+
+    Args:
+        stratum: of each candidate, in [0, S).
+        log_weights: logarithm of the weight of each stratum's members; -inf: never drawn while there are others.
+        key: of the draw.
+        num: how many; without replacement at most n.
+        replacement: whether a candidate may be drawn several times.
+
+    Returns:
+        The candidates in the order drawn; scores are the probabilities of a first draw.
+    """
+    if replacement:
+        stratum_key, member_key = jax.random.split(key)
+        counts = jnp.bincount(stratum, length=log_weights.shape[0])
+        starts = jnp.cumsum(counts) - counts
+        drawn = jax.random.categorical(stratum_key, jnp.log(counts) + log_weights, shape=(num,))
+        members = jax.random.randint(member_key, (num,), 0, counts[drawn])
+        ids = jnp.argsort(stratum, stable=True)[starts[drawn] + members]
+    else:
+        # The default mode has 24 random bits, too few for the best of millions.
+        gumbel = jax.random.gumbel(key, stratum.shape, jnp.float32, mode="high")
+        ids = top(log_weights[stratum] + gumbel, num)
+    p = probabilities(stratum, log_weights)
+    return Choice(ids=ids, scores=p[ids], all_scores=p)
+
+
+def probabilities(stratum: Int[Array, " n"], log_weights: Float[Array, " S"]) -> Float[Array, " n"]:
+    """The probability of each candidate in a first draw; zeros where no candidate may be drawn."""
+    weights = jnp.exp(log_weights - jnp.max(log_weights))[stratum]
+    total = jnp.sum(weights)
+    return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)

@@ -1,0 +1,33 @@
+"""The target set's embeddings under the current model, which several weighters compare their rows with."""
+
+import numpy as np
+from jaxtyping import Float
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies.base import Embed, Signals
+
+
+def mean_target(weighter: str, embed: Embed, signals: Signals) -> Float[np.ndarray, " E"]:
+    """Mean of `embed` over the whole target set, float32.
+
+    Args:
+        weighter: its name, for the error.
+        embed: of one row's last hidden states.
+        signals: of the current model.
+
+    Raises:
+        InputError: there is no target set.
+    """
+    if signals.num_targets == 0:
+        raise InputError(f"config.targets: weighter {weighter!r} needs a target set to compare the rows with")
+    return np.mean(signals.embeddings(embed, "targets"), axis=0, dtype=np.float64).astype(np.float32)
+
+
+def check_interval(refresh_interval: int) -> None:
+    """Refuses an impossible number of steps between two refreshes.
+
+    Raises:
+        ValueError: begins with "refresh_interval".
+    """
+    if refresh_interval < 1:
+        raise ValueError(f"refresh_interval = {refresh_interval}: must be >= 1")

@@ -1,0 +1,104 @@
+"""Weights from alignment with a target set minus redundancy within the batch: rows that move the model alike share.
+
+The formulas are those of the weighter of this name in the PyTorch peer, DataFlex 1.1.0.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dataflex_jax.policies.base import RowObservation, Signals, Weighter
+from dataflex_jax.policies.registry import register_weighter
+from dataflex_jax.policies.weighters import pooling
+from dataflex_jax.policies.weighters.anchors import check_interval, mean_target
+
+OBJECTIVES = ("full", "align_only", "diverse_only", "uniform")
+POOLINGS = {"last": pooling.last_token, "mean": pooling.mean}
+
+
+class JointUpdateAwareState(NamedTuple):
+    """target: direction of the target set's mean embedding, float32 [D]; 0 before the first refresh."""
+
+    target: Float[Array, " D"]
+
+
+@register_weighter("joint_update_aware")
+def joint_update_aware(
+    *,
+    beta: float = 0.1,
+    tau: float = 0.05,
+    iterations: int = 5,
+    damping: float = 1.0,
+    objective: str = "full",
+    pooling: str = "last",
+    refresh_interval: int = 50,
+) -> Weighter:
+    """Weighs the B rows of a batch by `B w`, w a distribution that favours rows near the targets, far from each other.
+
+    With z_b the rows' unit embeddings and u the direction of the mean of the target set's (whose lengths count), `s_b =
+    <z_b, u>` and `S_bc = <z_b, z_c>`. w is sought by `iterations` steps from the uniform distribution of
+
+        w <- (1 - damping) w + damping softmax((s - beta S w) / tau)
+
+    Args:
+        beta: weight of the redundancy S w, >= 0.
+        tau: temperature, > 0; the smaller, the fewer rows count.
+        iterations: number of steps, >= 1.
+        damping: share of each step that is taken, in (0, 1]; below 1 it calms oscillation where beta / tau is large.
+        objective: "full"; "align_only" leaves S out, "diverse_only" s; "uniform": all rows count the same.
+        pooling: "last" real token's hidden state, or "mean" over the real tokens (the peer's: over the response's).
+        refresh_interval: steps between two embeddings of the target set.
+
+    Raises:
+        ValueError: a hyperparameter out of its range.
+        InputError: from `refresh`, without a target set that the objective needs.
+    """
+    if beta < 0:
+        raise ValueError(f"beta = {beta}: must be >= 0")
+    if tau <= 0:
+        raise ValueError(f"tau = {tau}: must be > 0")
+    if iterations < 1:
+        raise ValueError(f"iterations = {iterations}: must be >= 1")
+    if not 0 < damping <= 1:
+        raise ValueError(f"damping = {damping}: must be in (0, 1]")
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective = {objective!r}: must be one of {', '.join(OBJECTIVES)}")
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling = {pooling!r}: must be one of {', '.join(POOLINGS)}")
+    check_interval(refresh_interval)
+    embed = POOLINGS[pooling]
+    aligns = objective in ("full", "align_only")
+    embed_target = functools.partial(embed, normalised=False)
+
+    def weigh(state: JointUpdateAwareState, observation: RowObservation) -> Float[Array, " B"]:
+        z, rows = observation.embeddings, observation.losses.shape[0]
+        uniform = jnp.full((rows,), 1 / rows, jnp.float32)
+        if objective == "uniform":
+            return rows * uniform
+        aligned, redundancy = jnp.zeros((rows,), jnp.float32), jnp.zeros((rows, rows), jnp.float32)
+        if objective != "diverse_only":
+            aligned = jnp.dot(z, state.target, precision="highest")
+        if objective != "align_only":
+            redundancy = beta * jnp.dot(z, z.T, precision="highest")
+
+        def improved(_: int, w: Float[Array, " B"]) -> Float[Array, " B"]:
+            score = aligned - jnp.dot(redundancy, w, precision="highest")
+            return (1 - damping) * w + damping * jax.nn.softmax(score / tau)
+
+        return rows * jax.lax.fori_loop(0, iterations, improved, uniform)
+
+    def refresh(state: JointUpdateAwareState, signals: Signals) -> JointUpdateAwareState:
+        target = jnp.asarray(mean_target("joint_update_aware", embed_target, signals))
+        return JointUpdateAwareState(target / jnp.maximum(jnp.linalg.norm(target), 1e-8))
+
+    return Weighter(
+        init=lambda width: JointUpdateAwareState(jnp.zeros((width,), jnp.float32)),
+        weigh=weigh,
+        embed=embed if objective != "uniform" else None,
+        refresh=refresh if aligns else None,
+        refresh_interval=refresh_interval,
+        needs=frozenset({"targets"}) if aligns else frozenset(),
+    )

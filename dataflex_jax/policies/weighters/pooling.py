@@ -1,0 +1,70 @@
+"""One vector a row from its last hidden states: what a weighter asks of the forward pass."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_EPS = 1e-8
+
+
+def _unit(vectors: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), _EPS)
+
+
+def _weighted_sum(weights: Float[Array, "B T"], hidden: Float[Array, "B T D"]) -> Float[Array, "B D"]:
+    # A fused product and sum, not a matrix product, which GPUs would round to TF32.
+    return jnp.sum(weights[..., None] * hidden, axis=1)
+
+
+def position_weighted_mean(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"]) -> Float[Array, "B D"]:
+    """Mean of the hidden states in which the j-th real token weighs j: under causal attention later tokens know more.
+
+    Muennighoff 2022, "SGPT: GPT Sentence Embeddings for Semantic Search", arXiv 2202.08904.
+
+    Args:
+        hidden: last hidden states, any float dtype.
+        mask: 1 where an input is no padding, on whichever side.
+
+    Returns:
+        float32, L2-normalised; 0 for a row of padding only.
+    """
+    mask = mask.astype(jnp.float32)
+    places = jnp.cumsum(mask, axis=1) * mask
+    weights = places / jnp.maximum(jnp.sum(places, axis=1, keepdims=True), 1.0)
+    return _unit(_weighted_sum(weights, hidden))
+
+
+def mean(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"], *, normalised: bool = True) -> Float[Array, "B D"]:
+    """Mean of the hidden states of the real tokens.
+
+    Args:
+        hidden: last hidden states, any float dtype.
+        mask: 1 where an input is no padding.
+        normalised: whether each vector is L2-normalised.
+
+    Returns:
+        float32; 0 for a row of padding only.
+    """
+    mask = mask.astype(jnp.float32)
+    weights = mask / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
+    pooled = _weighted_sum(weights, hidden)
+    return _unit(pooled) if normalised else pooled
+
+
+def last_token(
+    hidden: Float[Array, "B T D"], mask: Float[Array, "B T"], *, normalised: bool = True
+) -> Float[Array, "B D"]:
+    """The hidden state of the last real token, on whichever side the padding is.
+
+    Args:
+        hidden: last hidden states, any float dtype.
+        mask: 1 where an input is no padding.
+        normalised: whether each vector is L2-normalised.
+
+    Returns:
+        float32; 0 for a row of padding only.
+    """
+    real = mask > 0
+    last = mask.shape[1] - 1 - jnp.argmax(jnp.flip(real, axis=1), axis=1)
+    states = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+    states = jnp.where(jnp.any(real, axis=1)[:, None], states, 0.0)
+    return _unit(states) if normalised else states

@@ -1,0 +1,79 @@
+"""The scores that an order goes by."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from dataflex_jax.data.pool import Pool
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies.base import Signals
+from dataflex_jax.records import read_jsonl
+
+_FIELD = "field:"
+_ACCEPTED = '"loss", "selector", "field:NAME", or a .npy or .jsonl file with one score a candidate'
+
+
+def order_scores(
+    source: str, pool: Pool, signals: Signals, ids: Int64[np.ndarray, " n"] | None = None
+) -> Float[np.ndarray, " n"]:
+    """The scores of some candidates, float32.
+
+    Args:
+        source: what `Order.scores` says, other than "selector"; "": none are wanted.
+        pool: the candidates.
+        signals: of the current model.
+        ids: places in the pool; None: all.
+
+    Raises:
+        InputError: a field or file that does not give one number a candidate.
+    """
+    if not source:
+        return np.zeros(pool.num_rows if ids is None else len(ids), np.float32)
+    if source == "loss":
+        return signals.losses("candidates", ids)
+    values = _field(source, pool) if source.startswith(_FIELD) else _file(Path(source), pool.num_rows)
+    return values if ids is None else values[ids]
+
+
+def _field(source: str, pool: Pool) -> Float[np.ndarray, " N"]:
+    name = source.removeprefix(_FIELD)
+    if pool.records() is None:
+        raise InputError(f"config.order.scores = {source!r}: rows of documents are no records; instruction data are")
+    values = [value for domain in pool.domains for value in domain.store.values("train", name)]
+    for number, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"config.order.scores = {source!r}: candidate {number} has {value!r}, not a number")
+    return np.array(values, np.float32)
+
+
+def _file(path: Path, num_rows: int) -> Float[np.ndarray, " N"]:
+    if not path.is_file():
+        raise InputError(f"config.order.scores = {str(path)!r}: no such file; accepted: {_ACCEPTED}")
+    if path.suffix == ".npy":
+        values = np.load(path, allow_pickle=False)
+    elif path.suffix == ".jsonl":
+        values = np.array([_score(path, i, record) for i, record in enumerate(_records(path), start=1)])
+    else:
+        raise InputError(f"config.order.scores = {str(path)!r}: accepted: {_ACCEPTED}")
+    if values.shape != (num_rows,) or values.dtype.kind not in "fiu":
+        raise InputError(
+            f"{path}: {values.dtype} {list(values.shape)}; one number for each of {num_rows} candidates is expected"
+        )
+    return values.astype(np.float32)
+
+
+def _records(path: Path) -> list[Any]:
+    lines = path.read_text().splitlines()
+    if lines and not lines[0].lstrip().startswith("{"):
+        return [json.loads(line) for line in lines]
+    return read_jsonl(path)
+
+
+def _score(path: Path, number: int, record: Any) -> float:
+    value = record.get("score") if isinstance(record, dict) else record
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{path}:{number}: a number, or an object with a number `score`, is expected")
+    return float(value)

@@ -1,0 +1,1 @@
+"""What a policy may observe of a model: losses, per-example gradients, embeddings, and sweeps over whole datasets."""

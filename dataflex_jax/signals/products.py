@@ -1,0 +1,130 @@
+"""Signals of per-example gradients that never form one: of the linear layers' inputs a_t and output gradients d_t alone.
+
+The gradient of a matrix is sum_t a_t d_t^T. Both factors are there in the backward pass of the layer's product, so that
+is where a summary of them is taken, as the gradient of a `tap` [B, ...] of zeros. Rows do not meet in the model, so the
+whole batch runs as in training, without `jax.vmap`.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dataflex_jax.models import decoder, lora
+from dataflex_jax.sharding import BATCH_AXES, constrain
+from dataflex_jax.signals.projections import Projection, kronecker_signs
+from dataflex_jax.signals.rows import LAYERS, ExampleLoss
+
+PyTree = Any
+
+
+def kronecker_features(
+    graphdef: nnx.GraphDef,
+    projection: Projection,
+    paths: tuple[str, ...],
+    loss: ExampleLoss,
+    params: PyTree,
+    frozen: PyTree | None,
+    rows: dict[str, Array],
+) -> Float[Array, "B dim"]:
+    """sum over matrices of P_in^T (sum_t a_t d_t^T) P_out, flattened; every matrix and layer has factors of its own.
+
+    All matrices add to the same `dim` numbers: apart, each would have a share only, and the error would be no smaller.
+
+    Args:
+        graphdef: the model's static part.
+        projection: `dim` and `seed` of the map.
+        paths: of the matrices.
+        loss: of a row.
+        params: those that are trained.
+        frozen: the others.
+        rows: what `loss` reads.
+
+    Raises:
+        ValueError: a path that is not a linear layer's in the blocks.
+    """
+
+    def summarize(path, inputs, gradients, layer):
+        p_in, p_out = kronecker_signs(projection, path, layer, inputs.shape[-1], gradients.shape[-1])
+        image = _matmul("btk,btl->bkl", _matmul("bti,ik->btk", inputs, p_in), _matmul("bto,ol->btl", gradients, p_out))
+        image = image.reshape(image.shape[0], -1) / math.sqrt(p_in.shape[1] * p_out.shape[1])
+        return jnp.pad(image, ((0, 0), (0, projection.dim - image.shape[1])))
+
+    return _summed(graphdef, paths, summarize, (projection.dim,), loss, params, frozen, rows)
+
+
+def squared_norms(
+    graphdef: nnx.GraphDef,
+    paths: tuple[str, ...],
+    loss: ExampleLoss,
+    params: PyTree,
+    frozen: PyTree | None,
+    rows: dict[str, Array],
+) -> Float[Array, " B"]:
+    """|sum_t a_t d_t^T|^2 = sum_{s,t} <a_s, a_t> <d_s, d_t>, summed over the matrices (Goodfellow 2015,
+    https://arxiv.org/abs/1510.01799; Li et al. 2022, https://arxiv.org/abs/2110.05679, for sequences).
+
+    Args and Raises as in `kronecker_features`.
+    """
+
+    def summarize(path, inputs, gradients, layer):
+        return jnp.sum(_matmul("bti,bsi->bts", inputs, inputs) * _matmul("bto,bso->bts", gradients, gradients), (1, 2))
+
+    return _summed(graphdef, paths, summarize, (), loss, params, frozen, rows)
+
+
+def _summed(graphdef, paths, summarize, shape, loss, params, frozen, rows):
+    """The sum over `paths` and layers of summarize(path, inputs, output gradients, layer): [B, *shape]."""
+    for path in paths:
+        if not (path.startswith(LAYERS) and path.endswith(("/kernel", *lora.FACTORS))):
+            raise ValueError(f"parameters: {path} is not a matrix of the blocks' linear layers; must be one here")
+
+    def summed_loss(tap):
+        def product(path, layer, x, weight):
+            path = f"{LAYERS}{path}"
+            return _observed(partial(summarize, path), x, weight, tap, layer) if path in paths else x @ weight
+
+        model = lora.combine(frozen, params)
+        token_losses, _ = decoder.token_losses(graphdef, model, rows["tokens"], product=product, frozen_head=True)
+        return jnp.sum(jax.vmap(loss)(token_losses, rows))
+
+    tap = jnp.zeros((rows["tokens"].shape[0], *shape), jnp.float32)
+    return jax.grad(summed_loss)(constrain(tap, BATCH_AXES, *(None,) * len(shape)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _observed(
+    summarize: Callable[..., Float[Array, "B ..."]],
+    x: Float[Array, "B T I"],
+    weight: Float[Array, "I O"],
+    tap: Float[Array, "B ..."],
+    layer: Int[Array, ""],
+) -> Float[Array, "B T O"]:
+    """x @ weight; `tap` has the summary as gradient, the weight none."""
+    return x @ weight
+
+
+def _observed_fwd(summarize, x, weight, tap, layer):
+    return x @ weight, (x, weight, layer)
+
+
+def _observed_bwd(summarize, residuals, gradient):
+    x, weight, layer = residuals
+    return gradient @ weight.T, None, summarize(x, gradient, layer), None
+
+
+_observed.defvjp(_observed_fwd, _observed_bwd)
+
+
+def _matmul(subscripts, x, y):
+    """In the dtype of x, where signs are exact; accumulated and returned in float32."""
+    # The CPU backend lacks some products of bfloat16 that are float32.
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else x.dtype
+    return jnp.einsum(
+        subscripts, x.astype(dtype), y.astype(dtype), precision="highest", preferred_element_type=jnp.float32
+    )

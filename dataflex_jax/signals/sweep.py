@@ -1,0 +1,174 @@
+"""A function of rows over a whole set of rows: in length buckets, sharded, as fast as the devices take them.
+
+A row's result depends neither on its batch nor on its place, so results are the same at every batch size, on every mesh
+and in every order; they come back by row.
+"""
+
+import collections
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Int64
+from tqdm import tqdm
+
+from dataflex_jax.data.loader import Batch, Loader
+from dataflex_jax.data.pool import Pool
+from dataflex_jax.data.rows import bucket_of
+from dataflex_jax.sharding import replicated
+
+PyTree = Any
+RowFunction = Callable[[PyTree, Batch], PyTree]
+
+_GIB = 2**30
+_HOST_MEMORY = _GIB  # where the backend does not say what it has
+_SHARE = 0.8  # of the free memory of a device
+_MOST_ROWS = 256  # a device; more do not run faster
+_IN_FLIGHT = 2
+
+
+class Source(NamedTuple):
+    """Rows, how long they are, and what makes batches of them."""
+
+    pool: Pool
+    lengths: Int64[np.ndarray, " N"]
+    loader: Loader
+
+
+def source(pool: Pool, mesh: Mesh) -> Source:
+    """The rows of `pool` for sweeps."""
+    return Source(pool, pool.lengths(), Loader(pool, mesh))
+
+
+class Sweeper:
+    """Runs functions over sets of rows; compiles each once for each length.
+
+    Args:
+        mesh: the devices.
+        rows: of a batch, over all devices; None: as many as fit into the free memory of a device.
+        memory: bytes of a device that a batch may take; None: most of what is free.
+        poll: called between two batches; what it raises ends the sweep.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        *,
+        rows: int | None = None,
+        memory: int | None = None,
+        poll: Callable[[], None] = lambda: None,
+    ):
+        self._mesh, self._rows, self._memory, self._poll = mesh, rows, memory, poll
+        self._shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._jitted: dict[RowFunction, Any] = {}
+        self._compiled: dict[tuple, Any] = {}
+        self._tokens: dict[tuple, int] = {}
+
+    def run(
+        self,
+        function: RowFunction,
+        operands: PyTree,
+        rows: Source,
+        ids: Int64[np.ndarray, " n"],
+        description: str,
+    ) -> PyTree:
+        """`function(operands, batch)` of the rows `ids`.
+
+        Args:
+            function: pure; its results have the batch's rows as leading axis. Traced anew only if it is another object.
+            operands: its arrays, such as parameters.
+            rows: where they come from.
+            ids: which ones.
+            description: for the progress bar.
+
+        Returns:
+            NumPy arrays, entry `i` of row `ids[i]`.
+        """
+        results: list[np.ndarray] | None = None
+        structure = None
+        bar = tqdm(total=len(ids), desc=description, unit="rows", disable=jax.process_index() > 0, leave=False)
+        pending: collections.deque = collections.deque()
+
+        def collect() -> None:
+            nonlocal results, structure
+            places, output = pending.popleft()
+            leaves, structure = jax.tree.flatten(jax.device_get(output))
+            if results is None:
+                results = [np.zeros((len(ids), *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
+            for whole, leaf in zip(results, leaves, strict=True):
+                # Later batches are shorter, of tokens too.
+                whole[(places, *(slice(n) for n in leaf.shape[1:]))] = leaf[: len(places)]
+            bar.update(len(places))
+
+        with bar, ThreadPoolExecutor(1) as pool:
+            parts = self._parts(function, operands, rows, ids)
+            upcoming = [pool.submit(_load, rows, ids, *part) for part in parts[:1]]
+            for number, (places, _) in enumerate(parts):
+                self._poll()
+                batch = upcoming.pop().result()
+                upcoming = [pool.submit(_load, rows, ids, *part) for part in parts[number + 1 : number + 2]]
+                output = self._executable(function, operands, batch)(operands, batch)
+                for leaf in jax.tree.leaves(output):
+                    leaf.copy_to_host_async()
+                pending.append((places, output))
+                if len(pending) > _IN_FLIGHT:
+                    collect()
+            while pending:
+                collect()
+        if results is None:
+            raise ValueError(f"{description}: a sweep over no rows")
+        return jax.tree.unflatten(structure, results)
+
+    def _parts(self, function, operands, rows: Source, ids) -> list[tuple[np.ndarray, int]]:
+        """The batches: places in `ids` of rows of one length, and how many rows the batch is filled up to."""
+        buckets = np.array([bucket_of(int(n), rows.pool.buckets) for n in rows.lengths[ids]])
+        parts = []
+        for length in sorted(set(buckets.tolist()), reverse=True):
+            places = np.flatnonzero(buckets == length)
+            size = self._batch_rows(function, operands, rows, places, ids, length)
+            parts += [(places[first : first + size], size) for first in range(0, len(places), size)]
+        return parts
+
+    def _batch_rows(self, function, operands, rows: Source, places, ids, length: int) -> int:
+        """Rows of a batch of this length, a multiple of the number of shards."""
+        most = -(-len(places) // self._shards)
+        if self._rows is not None:
+            return self._shards * min(most, -(-self._rows // self._shards))
+        key = (function, tuple(rows.pool.buckets))
+        if key not in self._tokens:
+            few = min(most, 2)
+            batch = _load(rows, ids, np.resize(places, few * self._shards), few * self._shards)
+            analysis = self._executable(function, operands, batch).memory_analysis()
+            used = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+            fitting = max(1, int(self._free() / max(used / few, 1) * length))
+            # Every host must run the same batches.
+            self._tokens[key] = int(multihost_utils.broadcast_one_to_all(np.int64(fitting)))
+        fit = max(1, min(self._tokens[key] // length, _MOST_ROWS, most))
+        return self._shards * (most if fit >= most else 2 ** (fit.bit_length() - 1))
+
+    def _executable(self, function, operands, batch):
+        shapes = tuple((name, value.shape) for name, value in sorted(batch.items()))
+        key = (function, shapes)
+        if key not in self._compiled:
+            if function not in self._jitted:
+                self._jitted[function] = jax.jit(function, out_shardings=replicated(self._mesh))
+            self._compiled[key] = self._jitted[function].lower(operands, batch).compile()
+        return self._compiled[key]
+
+    def _free(self) -> int:
+        if self._memory is not None:
+            return self._memory
+        statistics = jax.local_devices()[0].memory_stats() or {}
+        if "bytes_limit" not in statistics:
+            return _HOST_MEMORY
+        return int(_SHARE * (statistics["bytes_limit"] - statistics["bytes_in_use"]))
+
+
+def _load(rows: Source, ids: np.ndarray, places: np.ndarray, size: int) -> Batch:
+    padded = np.full(size, -1, np.int64)
+    padded[: len(places)] = ids[places]
+    return rows.loader.load(padded, np.ones(1, np.float32))

@@ -1,0 +1,69 @@
+"""What happens between two steps: selections, and the refreshes of mixers and weighters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dataflex_jax.active import ActivePolicies
+from dataflex_jax.data.sampler import SamplerState
+from dataflex_jax.policies.base import DomainGradients, Signals
+from dataflex_jax.selection import Selection
+from dataflex_jax.state import TrainState
+
+
+class Updates:
+    """Asks the policies, between two steps, what they decide there.
+
+    Args:
+        policies: of the run.
+        selection: the selector and the order; None: neither.
+        signals_of: the signals of a state's model.
+        gradients: (state, step) -> DomainGradients, for mixers that want them.
+    """
+
+    def __init__(
+        self,
+        policies: ActivePolicies,
+        selection: Selection | None,
+        signals_of: Callable[[TrainState], Signals],
+        gradients: Callable[[TrainState, int], DomainGradients],
+    ):
+        self._policies, self._selection = policies, selection
+        self._signals_of, self._gradients = signals_of, gradients
+        refresh = policies.mixer.refresh
+        self._refresh_mixer = jax.jit(refresh) if refresh else None
+
+    def between(self, step: int, state: TrainState, planned: SamplerState) -> tuple[TrainState, list[dict[str, Any]]]:
+        """Once `step` steps are done and before the next one is planned.
+
+        Returns:
+            The state for the next step, and lines for policy.jsonl.
+        """
+        records = []
+        if self._selection is not None:
+            record = self._selection.between(step, state, planned)
+            records += [record] if record else []
+        due = [scheduled.refreshes(step) for scheduled in self._policies.weighters]
+        if any(due):
+            signals = self._signals_of(state)
+            weighters = tuple(
+                scheduled.weighter.refresh(old, signals) if now else old
+                for scheduled, old, now in zip(self._policies.weighters, state.weighters, due, strict=True)
+            )
+            state = state._replace(weighters=jax.tree.map(_like, weighters, state.weighters))
+            records += [
+                {"step": step, "policy": scheduled.name, "refreshed": signals.num_targets}
+                for scheduled, now in zip(self._policies.weighters, due, strict=True)
+                if now
+            ]
+        if self._refresh_mixer is not None and self._policies.schedule.is_update(step + 1):
+            wanted = "domain_gradients" in self._policies.mixer.needs
+            gradients = self._gradients(state, step) if wanted else None
+            state = state._replace(mixer=jax.tree.map(_like, self._refresh_mixer(state.mixer, gradients), state.mixer))
+        return state, records
+
+
+def _like(new: jax.Array, old: jax.Array) -> jax.Array:
+    return jax.device_put(jnp.asarray(new, old.dtype), old.sharding)

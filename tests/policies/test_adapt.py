@@ -1,0 +1,120 @@
+"""ADAPT and the pooling of hidden states, against float64 transcriptions and the peer's recorded weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies.weighters import pooling
+from dataflex_jax.policies.weighters.adapt import NORMALIZATIONS, adapt
+from tests.policies.observations import FakeTargets, of_rows, recorded
+
+
+def random_hidden(seed, rows=5, tokens=7, width=6):
+    """Hidden states and masks: padded on the right, on the left, not at all, to one token."""
+    hidden = np.random.default_rng(seed).normal(size=(rows, tokens, width))
+    mask = np.ones((rows, tokens))
+    mask[0, 4:] = 0
+    mask[1, :3] = 0
+    mask[2, 1:] = 0
+    return hidden, mask
+
+
+def pooled(hidden, mask, how):
+    """One row at a time, over its real tokens alone."""
+    rows = []
+    for states, real in zip(hidden, mask, strict=True):
+        states = states[real > 0]
+        places = np.arange(1, len(states) + 1)
+        vector = {
+            "position_weighted_mean": (places[:, None] * states).sum(0) / places.sum(),
+            "mean": states.mean(0),
+            "last_token": states[-1],
+        }[how]
+        rows.append(vector / np.linalg.norm(vector))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("how", ["position_weighted_mean", "mean", "last_token"])
+def test_pooling_equals_the_transcription_whichever_side_is_padded(how):
+    hidden, mask = random_hidden(0)
+    embed = jax.jit(getattr(pooling, how))
+    np.testing.assert_allclose(embed(jnp.asarray(hidden), jnp.asarray(mask)), pooled(hidden, mask, how), atol=1e-6)
+    half = embed(jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(mask))
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, pooled(hidden, mask, how), atol=2e-2)
+    np.testing.assert_array_equal(embed(jnp.asarray(hidden), jnp.zeros_like(mask)), np.zeros((5, 6)))
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize(("tau", "clip"), [(1.0, None), (0.2, 0.6)])
+def test_equals_the_transcription(normalize, tau, clip):
+    targets = FakeTargets(*random_hidden(1))
+    hidden, mask = random_hidden(2)
+    weighter = adapt(tau=tau, clip=clip, normalize=normalize)
+    assert not np.asarray(weighter.init(6).anchor).any()
+    state = weighter.refresh(weighter.init(6), targets)
+    embeddings = weighter.embed(jnp.asarray(hidden), jnp.asarray(mask))
+    weights = jax.jit(weighter.weigh)(state, of_rows(np.ones(5), embeddings=embeddings))
+
+    phi = pooled(hidden, mask, "position_weighted_mean")
+    anchors = pooled(targets.hidden, targets.mask, "position_weighted_mean")
+    expected = 1 / (1 + np.exp(-(phi @ anchors.T).mean(1) / tau))
+    if clip is not None:
+        assert (expected > clip).any()
+        expected = np.minimum(expected, clip)
+    expected = {"batch": expected, "sum": 5 * expected, "mean": expected / expected.mean()}[normalize]
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+
+
+def test_rows_like_the_targets_weigh_more_than_others():
+    rng = np.random.default_rng(3)
+    direction, other = np.eye(6)[0], np.eye(6)[1]
+
+    def rows(about):
+        return 3 * about + 0.3 * rng.normal(size=(8, 4, 6))
+
+    weighter = adapt(tau=0.1)
+    state = weighter.refresh(weighter.init(6), FakeTargets(rows(direction), np.ones((8, 4))))
+    hidden = np.concatenate([rows(direction), rows(other)])
+    embeddings = weighter.embed(jnp.asarray(hidden), jnp.ones((16, 4)))
+    weights = weighter.weigh(state, of_rows(np.ones(16), embeddings=embeddings))
+    assert weights[:8].min() > weights[8:].max()
+
+
+def test_no_target_set_is_refused():
+    weighter = adapt()
+    empty = FakeTargets(np.zeros((0, 4, 6)), np.zeros((0, 4)))
+    with pytest.raises(InputError, match=r"^config.targets: weighter 'adapt' needs a target set"):
+        weighter.refresh(weighter.init(6), empty)
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.25])
+def test_the_peers_recorded_weights(tau):
+    numbers = recorded("weighters_core.npz")
+    table = numbers["embed_table"]
+    targets = FakeTargets(table[numbers["eval_input_ids"]], numbers["eval_attention_mask"])
+    weighter = adapt(tau=tau, normalize="sum")
+    state = weighter.refresh(weighter.init(table.shape[1]), targets)
+    mask = jnp.asarray(numbers["train_attention_mask"])
+    embeddings = weighter.embed(jnp.asarray(table[numbers["train_input_ids"]]), mask)
+    np.testing.assert_allclose(embeddings, numbers["adapt/train_emb"], atol=1e-6)
+    losses = numbers["emb_losses"]
+    weights = weighter.weigh(state, of_rows(losses, embeddings=embeddings))
+    np.testing.assert_allclose(weights / len(losses), numbers[f"adapt_tau{tau}/weights"], rtol=1e-5)
+    np.testing.assert_allclose((weights * losses).mean(), numbers[f"adapt_tau{tau}/weighted"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tau": 0.0}, "^tau = 0.0: must be > 0"),
+        ({"clip": 0.0}, "^clip = 0.0: must be > 0"),
+        ({"normalize": "max"}, "^normalize = 'max': must be one of batch, mean, sum"),
+        ({"refresh_interval": 0}, "^refresh_interval = 0: must be >= 1"),
+    ],
+)
+def test_impossible_hyperparameters_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        adapt(**options)

@@ -1,0 +1,105 @@
+"""The selectors without a criterion, and the draws that several selectors share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dataflex_jax.policies import registry
+from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.policies.selectors import ranking
+from dataflex_jax.policies.selectors.full import full
+from dataflex_jax.policies.selectors.random import random
+from tests.policies.fake_signals import FakeSignals, request
+
+SIGNALS = FakeSignals(losses={"candidates": np.arange(50.0)})
+
+
+def test_every_selector_builds_from_its_default_section():
+    assert {"random", "full", "loss", "delta_loss", "less", "icons", "cluster_less"} <= set(registry.names("selector"))
+    for name in ("random", "full", "loss", "delta_loss", "less", "icons", "cluster_less"):
+        selector, _ = registry.build("selector", registry.policy_config("selector", name), Schedule(0, 1, -1))
+        assert not selector.replacement
+
+
+def test_full_has_nothing_to_choose():
+    assert full().score is None
+    assert full().choose is None
+
+
+def test_random_draws_distinct_candidates_by_the_key_alone():
+    selector = random()
+    evidence, state = selector.score({}, SIGNALS, request())
+    assert SIGNALS.calls == []
+    assert state == {}
+    choose = jax.jit(selector.choose, static_argnums=2)
+    draws = [np.asarray(choose(evidence, request(seed=seed), 20).ids) for seed in (1, 1, 2)]
+    assert len(set(draws[0])) == 20
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert set(draws[0]) != set(draws[2])
+    np.testing.assert_array_equal(np.sort(choose(evidence, request(), 50).ids), np.arange(50))
+
+
+def test_random_is_uniform():
+    ids = jax.vmap(lambda key: random().choose(jnp.zeros(10), request()._replace(key=key), 3).ids)(
+        jax.random.split(jax.random.key(0), 4000)
+    )
+    counts = np.bincount(np.asarray(ids).ravel(), minlength=10)
+    assert np.abs(counts / 4000 - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 4000)
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 300])
+def test_top_is_a_stable_sort_with_nans_last(n):
+    rng = np.random.default_rng(n)
+    scores = rng.integers(-3, 3, n).astype(np.float32) * rng.choice([1.0, -0.0], n).astype(np.float32)
+    scores[rng.random(n) < 0.2] = np.nan
+    expected = sorted(range(n), key=lambda i: (np.isnan(scores[i]), -scores[i] if scores[i] == scores[i] else 0, i))
+    for num in {1, n // 2, n}:
+        np.testing.assert_array_equal(jax.jit(ranking.top, static_argnums=1)(scores, num), expected[:num])
+
+
+STRATA = np.array([2, 0, 1, 1, 0, 2, 0, 0])
+WEIGHTS = np.array([1.0, 4.0, 0.0])
+
+
+def sequential_inclusion(p, num):
+    """How often each candidate is among `num` sequential draws without replacement, by recursion over all of them."""
+    total = np.zeros(len(p))
+
+    def extend(taken, chance):
+        if len(taken) == num:
+            total[list(taken)] += chance
+            return
+        rest = 1 - p[list(taken)].sum()
+        for i in np.flatnonzero(p):
+            if i not in taken:
+                extend((*taken, i), chance * p[i] / rest)
+
+    extend((), 1.0)
+    return total
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_draws_have_the_distribution_of_their_weights(replacement):
+    p = WEIGHTS[STRATA] / WEIGHTS[STRATA].sum()
+
+    @jax.jit
+    @jax.vmap
+    def draws(key):
+        return ranking.draw(jnp.asarray(STRATA), jnp.log(WEIGHTS), key, 3, replacement=replacement)
+
+    trials = 20_000
+    choice = draws(jax.random.split(jax.random.key(3), trials))
+    ids = np.asarray(choice.ids)
+    expected = 3 * p if replacement else sequential_inclusion(p, 3)
+    np.testing.assert_allclose(np.bincount(ids.ravel(), minlength=8) / trials, expected, atol=0.02)
+    np.testing.assert_allclose(np.bincount(ids[:, 0], minlength=8) / trials, p, atol=0.015)
+    assert not np.isin(ids, [0, 5]).any()
+    repeated = (np.diff(np.sort(ids, axis=1)) == 0).any(axis=1)
+    assert repeated.any() == replacement
+    np.testing.assert_allclose(choice.all_scores[0], p, rtol=1e-6)
+    np.testing.assert_array_equal(choice.scores, np.asarray(choice.all_scores[0])[ids])
+
+
+def test_no_candidate_at_all_has_probability_zero_everywhere():
+    np.testing.assert_array_equal(ranking.probabilities(jnp.array([0, 0]), jnp.array([-jnp.inf])), [0, 0])

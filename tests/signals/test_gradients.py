@@ -1,0 +1,270 @@
+"""Every form of per-example gradients against materialised ones and float64 algebra."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dataflex_jax.models import decoder
+from dataflex_jax.models.config import REMAT_POLICIES
+from dataflex_jax.signals.gradients import (
+    METHODS,
+    Projection,
+    adam_moments,
+    directional_derivatives,
+    gradient_features,
+    gradient_norms,
+)
+from tests.signals.model import (
+    ADAPTED,
+    BETAS,
+    MODEL,
+    adam_by_hand,
+    assert_same,
+    batch_of,
+    build,
+    expected_features,
+    materialised,
+    named,
+    random_moments,
+)
+
+KERNELS = {f"layers/attention/{name}_proj/kernel" for name in "qkvo"} | {
+    f"layers/mlp/{name}_proj/kernel" for name in ("gate", "up", "down")
+}
+# A size that no width divides, and less than a layer has.
+DIM = 60
+
+
+def compute(cfg, projection, batch, moments=None, **options):
+    graphdef, params, frozen = build(cfg)
+    return jax.jit(gradient_features(graphdef, projection, **options))(params, frozen, batch, moments)
+
+
+@functools.cache
+def reference(cfg):
+    """Materialised gradients of what is projected by default."""
+    gradients = materialised(*build(cfg), batch_of())
+    return gradients if cfg.lora else {path: gradients[path] for path in gradients if path in KERNELS}
+
+
+@pytest.mark.parametrize("cfg", [MODEL, ADAPTED], ids=["full", "lora"])
+@pytest.mark.parametrize("method", ["sketch", "rademacher", "kronecker"])
+def test_features_are_the_projections_of_the_gradients(cfg, method):
+    projection = Projection(method, DIM, seed=5)
+    got = compute(cfg, projection, batch_of())
+    assert (got.shape, got.dtype) == ((4, DIM), jnp.float32)
+    assert_same(got, expected_features(projection, reference(cfg)))
+    assert not np.any(got[-1])  # a row without targets
+
+
+@pytest.mark.parametrize("cfg", [MODEL, ADAPTED], ids=["full", "lora"])
+@pytest.mark.parametrize("method", ["sketch", "rademacher"])
+def test_features_with_adam_are_the_projections_of_its_steps(cfg, method):
+    projection = Projection(method, DIM)
+    moments = random_moments(build(cfg)[1])
+    assert_same(compute(cfg, projection, batch_of(), moments), expected_features(projection, reference(cfg), moments))
+
+
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("eps_mode", ["outside", "inside"])
+def test_nothing_is_lost_without_a_projection(eps_mode, bias_correction):
+    moments = random_moments(build(ADAPTED)[1], eps_mode=eps_mode, bias_correction=bias_correction, eps=1e-3)
+    got = compute(ADAPTED, Projection("none"), batch_of(), moments)
+    gradients = reference(ADAPTED)
+    expected = [adam_by_hand(np.asarray(gradients[path], np.float64), moments, path) for path in gradients]
+    assert_same(got, np.concatenate([part.reshape(4, -1) for part in expected], axis=1))
+    assert got.shape[1] == ADAPTED.num_lora_params()
+
+
+def test_any_parameter_can_be_chosen():
+    """Among them one outside the layers that is used twice, vectors, and those of single modules."""
+    cfg = dataclasses.replace(MODEL, tie_word_embeddings=True, vocab_size=64)
+    chosen = {"embed_tokens/embedding", "norm/scale", "layers/input_layernorm/scale", "layers/attention/q_proj/bias"}
+    gradients = materialised(*build(cfg), batch_of())
+    gradients = {path: gradients[path] for path in gradients if path in chosen}
+    assert gradients.keys() == chosen
+    moments = random_moments(build(cfg)[1])
+    for projection in (Projection("sketch", DIM), Projection("rademacher", DIM)):
+        got = compute(cfg, projection, batch_of(), moments, parameters=chosen.__contains__)
+        assert_same(got, expected_features(projection, gradients, moments))
+    got = compute(cfg, Projection("none"), batch_of(), parameters=chosen.__contains__)
+    assert_same(got, np.concatenate([np.asarray(g).reshape(4, -1) for g in gradients.values()], axis=1))
+
+    one = "layers/mlp/up_proj/kernel"
+    got = compute(MODEL, Projection("kronecker", DIM), batch_of(), parameters=one.__eq__)
+    assert_same(got, expected_features(Projection("kronecker", DIM), {one: reference(MODEL)[one]}))
+
+
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+@pytest.mark.parametrize("method", ["sketch", "kronecker"])
+def test_remat_changes_nothing(method, remat):
+    cfg, projection = dataclasses.replace(MODEL, remat=remat), Projection(method, DIM)
+    moments = random_moments(build(cfg)[1]) if method == "sketch" else None
+    assert_same(compute(cfg, projection, batch_of(), moments), expected_features(projection, reference(MODEL), moments))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_compute_stays_near_float32(method):
+    projection = Projection(method, DIM)
+    expected = compute(MODEL, projection, batch_of())
+    got = compute(dataclasses.replace(MODEL, dtype="bfloat16"), projection, batch_of())
+    assert got.dtype == jnp.float32
+    error = np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1).max()
+    assert 0 < error.max() < 0.06
+
+
+@pytest.mark.parametrize("method", ["sketch", "kronecker", "rademacher"])
+def test_neither_the_batch_nor_the_padding_changes_a_row(method):
+    projection, batch = Projection(method, DIM), batch_of()
+    moments = None if method == "kronecker" else random_moments(build(MODEL)[1])
+    expected = compute(MODEL, projection, batch, moments)
+    order = np.array([2, 0])
+    assert_same(compute(MODEL, projection, {k: v[order] for k, v in batch.items()}, moments), expected[order])
+    longer = {k: jnp.pad(v, ((0, 0), (0, 7))) for k, v in batch.items()}
+    assert_same(compute(MODEL, projection, longer, moments), expected)
+    junk = {**longer, "tokens": longer["tokens"].at[:, 13:].set(9)}
+    assert_same(compute(MODEL, projection, junk, moments), expected)
+
+
+@pytest.mark.parametrize("method", ["sketch", "kronecker", "none"])
+def test_token_weights_and_losses_of_ones_own(method):
+    projection, batch = Projection(method, DIM), batch_of()
+    expected = compute(MODEL, projection, batch)
+    # REINFORCE: a reward for the sum of the log-probabilities.
+    rewards, counts = np.array([2.0, -0.5, 0.0, 1.0])[:, None], np.asarray(batch["mask"].sum(axis=1, keepdims=True))
+    weighted = {"tokens": batch["tokens"], "token_weights": jnp.asarray(rewards * batch["mask"])}
+    assert_same(compute(MODEL, projection, weighted), rewards * counts * expected)
+
+    def own(losses, row):
+        return row["reward"] * jnp.sum(losses * row["mask"])
+
+    with_rewards = batch | {"reward": jnp.asarray(rewards[:, 0])}
+    assert_same(compute(MODEL, projection, with_rewards, example_loss=own), rewards * counts * expected)
+
+
+@pytest.mark.parametrize("cfg", [MODEL, ADAPTED], ids=["full", "lora"])
+def test_norms_are_those_of_the_gradients(cfg):
+    graphdef, params, frozen = build(cfg)
+    got = jax.jit(gradient_norms(graphdef))(params, frozen, batch_of())
+    parts = [np.asarray(part, np.float64).reshape(4, -1) for part in reference(cfg).values()]
+    np.testing.assert_allclose(got, np.linalg.norm(np.concatenate(parts, axis=1), axis=1), rtol=1e-5)
+    assert got.shape == (4,)
+    one = next(iter(reference(cfg)))
+    got = jax.jit(gradient_norms(graphdef, parameters=one.__eq__))(params, frozen, batch_of())
+    np.testing.assert_allclose(got, np.linalg.norm(parts[0], axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [MODEL, ADAPTED, dataclasses.replace(MODEL, tie_word_embeddings=True, remat="dots")],
+    ids=["full", "lora", "tied"],
+)
+def test_directional_derivatives_are_inner_products(cfg):
+    """With all trained parameters, those outside the layers too."""
+    graphdef, params, frozen = build(cfg)
+    rng = np.random.default_rng(2)
+    direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    got = jax.jit(directional_derivatives(graphdef))(params, frozen, batch_of(), direction)
+    gradients = materialised(*build(cfg), batch_of())
+    of_direction = named(direction)
+    products = [
+        np.asarray(gradients[path], np.float64).reshape(4, -1) * np.asarray(of_direction[path], np.float64).ravel()
+        for path in gradients
+    ]
+    expected = np.concatenate(products, axis=1).sum(axis=1)
+    assert_same(got, expected)
+    assert np.abs(expected[:-1]).min() > 0
+
+
+# What is alive, and what is computed.
+
+
+def shapes(cfg, rows, length):
+    graphdef, params = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((rows, length + 1), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((rows, length), jnp.float32),
+    }
+    return graphdef, params, batch, adam_moments(jax.eval_shape(optax.adam(0.1).init, params), **BETAS)
+
+
+def compiled(cfg, method, rows=8, length=16, moments=True):
+    graphdef, params, batch, state = shapes(cfg, rows, length)
+    features = jax.jit(gradient_features(graphdef, Projection(method, 128)))
+    moments = state if moments and method != "kronecker" else None
+    return features.lower(params, None, batch, moments).compile()
+
+
+@pytest.mark.parametrize("remat", ["full", "none"])
+@pytest.mark.parametrize("method", ["sketch", "rademacher", "kronecker"])
+def test_one_layers_gradients_are_alive_at_a_time(method, remat):
+    """More layers cost activations, but neither gradients nor moments nor weights of more than one layer."""
+    wide = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=128, remat=remat)
+    few, many = (
+        compiled(dataclasses.replace(wide, num_hidden_layers=n), method).memory_analysis().temp_size_in_bytes
+        for n in (2, 12)
+    )
+    kernels = 4 * sum(a * b for a, b in wide.linear_widths().values())
+    kept = {"full": 64, "none": 2000}[remat]  # numbers of activations a token
+    assert (many - few) / 10 < 4 * 8 * 16 * kept + 0.2 * kernels
+    if method == "sketch":
+        assert few < 3 * 8 * kernels
+
+
+def test_the_kronecker_form_makes_no_weight_gradient():
+    cfg = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=136, vocab_size=320)
+    text = compiled(cfg, "kronecker", rows=8, length=40).as_text()
+    for name, per_example in ((r"f32[64,136]{", r"f32[8,64,136]{"), (r"f32[64,320]{", r"f32[8,64,320]{")):
+        made = [line for line in text.splitlines() if f"= {name}" in line and " dot(" in line]
+        assert not made
+        assert per_example not in text
+
+
+def test_the_heads_gradient_is_not_computed():
+    cfg = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=136, vocab_size=320)
+    for method in ("sketch", "kronecker"):
+        text = compiled(cfg, method, rows=8, length=40).as_text()
+        assert "64,320]" in text  # the weight itself
+        assert "8,64,320]" not in text
+        assert "8,320,64]" not in text
+
+
+# What is refused.
+
+
+def test_moments_are_found_in_a_chain_and_asked_for_where_there_are_none():
+    params = {"w": jnp.ones(3)}
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(0.1)))
+    state = adam.init(params)
+    _, state = adam.update({"w": jnp.arange(3.0)}, state, params)
+    moments = adam_moments(state, b1=0.9, b2=0.999, eps=1e-8)
+    clipped = np.arange(3) / np.sqrt(5)
+    np.testing.assert_allclose(moments.mu["w"], 0.1 * clipped, rtol=1e-6)
+    np.testing.assert_allclose(moments.nu["w"], 0.001 * clipped**2, rtol=1e-5)
+    assert moments.count == 1
+    with pytest.raises(ValueError, match=r"^opt_state: has no Adam state"):
+        adam_moments(optax.sgd(0.1, momentum=0.9).init(params), **BETAS)
+    with pytest.raises(ValueError, match=r"^opt_state: has more than one Adam state"):
+        adam_moments((state, state), **BETAS)
+    with pytest.raises(ValueError, match=r"^eps_mode = 'under': must be one of 'outside', 'inside'"):
+        adam_moments(state, **BETAS, eps_mode="under")
+
+
+def test_what_cannot_be_served_is_refused():
+    graphdef, params, frozen = build(MODEL)
+    with pytest.raises(ValueError, match=r"^moments: .*'kronecker'"):
+        gradient_features(graphdef, Projection("kronecker", DIM))(params, frozen, batch_of(), random_moments(params))
+    with pytest.raises(ValueError, match=r"^parameters: layers/input_layernorm/scale is not a matrix"):
+        gradient_norms(graphdef, parameters=lambda path: path.endswith("scale"))(params, frozen, batch_of())
+    with pytest.raises(ValueError, match=r"^parameters: select none"):
+        gradient_features(graphdef, Projection(), parameters=lambda _: False)(params, frozen, batch_of())
+    with pytest.raises(ValueError, match=r"^method = 'dense'"):
+        gradient_features(graphdef, Projection("dense"))
+    _, adapters, _ = build(ADAPTED)
+    with pytest.raises(ValueError, match=r"^moments: has none of layers/"):
+        gradient_features(graphdef, Projection("sketch", DIM))(params, frozen, batch_of(), random_moments(adapters))

@@ -97,7 +97,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # What policies that weight the loss look at: the whole batch (with microbatches, one more forward pass) or
     # "microbatch".
     data.weigh_over = "batch"
-    data.proportions = placeholder(object)  # K numbers, "uniform", or None: natural, by number of rows
+    # K numbers, "uniform", a file that a mixer left (domain_weights.json), or None: natural, by number of rows
+    data.proportions = placeholder(object)
     data.valid_fraction = 0.02  # of the documents, held out by hash (unless a domain has its own held-out files)
     data.draw = "systematic"  # rows of a domain in a batch: within 1 of B*w ("systematic") or "multinomial"
     data.lag = 1  # weights decided after step s are drawn from at step s + 1 + lag

@@ -84,8 +84,13 @@ _LENGTHS = Check(
 )
 _MESH_AXIS = Check("an integer >= 1, or -1 for the rest", lambda x: _is_int(x) and (x >= 1 or x == -1))
 _PROPORTIONS = Check(
-    'a tuple of numbers, "uniform", or None for the natural ones',
-    lambda x: x is None or x == "uniform" or (isinstance(x, (tuple, list)) and len(x) > 0 and all(map(_is_number, x))),
+    'a tuple of numbers, "uniform", a weights file (.json), or None for the natural ones',
+    lambda x: (
+        x is None
+        or x == "uniform"
+        or (isinstance(x, str) and x.endswith(".json"))
+        or (isinstance(x, (tuple, list)) and len(x) > 0 and all(map(_is_number, x)))
+    ),
 )
 
 CHECKS: dict[str, Check] = {

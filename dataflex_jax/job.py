@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from jaxtyping import Array, Float
+
 from dataflex_jax.checkpoint import Checkpoints
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.loader import Batch, Loader
@@ -40,6 +42,7 @@ class Job(NamedTuple):
         domains: the K domains.
         mixer: the mixer's name, or None where it is off.
         policies: whether policy.jsonl is written.
+        average: the mixer's state -> proportions for later runs, or None.
         schedule: when the mixer's weights are published.
         lag: further steps until they take effect.
         cadence: when to log, evaluate and save.
@@ -63,6 +66,7 @@ class Job(NamedTuple):
     domains: Sequence[Domain]
     mixer: str | None
     policies: bool
+    average: Callable[[PyTree], Float[Array, " K"]] | None
     schedule: Schedule
     lag: int
     cadence: Cadence

@@ -55,6 +55,7 @@ def _run(job: Job, state: TrainState, position: Position, run_folder: Path) -> O
             at = Position(planned, log.tokens_seen, log.rows_seen)
             arrays = job.selection.arrays() if job.selection else {}
             job.checkpoints.save(step, state, resume.to_json(job.identity, at), arrays)
+            log.saved(step, state.mixer)
 
         def upcoming() -> tuple[TrainState, Plan, np.ndarray, SamplerState, Future[Batch]]:
             with log.paused():

@@ -14,10 +14,12 @@ from dataflex_jax.data.sampler import Plan
 from dataflex_jax.errors import TrainingError
 from dataflex_jax.job import Job
 from dataflex_jax.metrics import MetricsLogger, Progress, Throughput
+from dataflex_jax.policies.mixture_file import write_weights
 from dataflex_jax.records import JsonlWriter
 from dataflex_jax.resume import Position
 from dataflex_jax.state import PyTree
 
+WEIGHTS_FILE = "domain_weights.json"
 _OF_WEIGHTERS = ("example_weight_min", "example_weight_max", "example_weight_mean", "effective_sample_size")
 
 
@@ -39,7 +41,7 @@ class RunLog:
     """
 
     def __init__(self, job: Job, run_folder: Path, position: Position):
-        self._job = job
+        self._job, self._folder = job, run_folder
         self._names = [domain.name for domain in job.domains]
         self._rows = np.array([domain.train.num_rows for domain in job.domains])
         self.natural = self._rows / self._rows.sum()
@@ -137,6 +139,12 @@ class RunLog:
             figures = ", ".join(f"{name} {value['nll']:.3f}" for name, value in record["domains"].items())
             self._progress.message(f"step {step}: held-out nll {record['overall']['nll']:.4f} ({figures})")
 
+    def saved(self, step: int, mixer: PyTree) -> None:
+        """Writes what later runs may sample with, where the mixer has such a thing."""
+        if self._main and self._job.average is not None:
+            weights = np.asarray(self._job.average(jax.device_get(mixer)), np.float64)
+            write_weights(self._folder / WEIGHTS_FILE, self._names, weights, mixer=self._job.mixer, step=step)
+
     def _log(self, step: int, values: dict[str, Any]) -> None:
         tokens_per_second, mfu = self.rates()
         self._metrics.log(
@@ -188,11 +196,11 @@ class RunLog:
 
 
 def _named(state: PyTree, names: Sequence[str]) -> Any:
-    """A policy's state for the log: arrays over the domains by name, others as lists."""
+    """A policy's state for the log: arrays over the domains by name, others as lists; histories are left out."""
     if hasattr(state, "_asdict"):
         state = state._asdict()
     if isinstance(state, dict):
-        return {key: _named(value, names) for key, value in state.items()}
+        return {key: _named(value, names) for key, value in state.items() if np.ndim(value) < 2}
     if np.ndim(state) and len(state) == len(names):
         return {name: np.asarray(value).tolist() for name, value in zip(names, state, strict=True)}
     return np.asarray(state).tolist()

@@ -35,6 +35,7 @@ from dataflex_jax.job import Cadence, Job, Outcome
 from dataflex_jax.models import lora
 from dataflex_jax.models.resolve import model_config
 from dataflex_jax.policies import registry
+from dataflex_jax.policies.mixture_file import with_weights_files
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.reference import reference_losses
 from dataflex_jax.resume import Position
@@ -70,7 +71,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     """
     configuration.validate(config)
     registry.load_plugins(config.plugins)
-    data = config.data
+    given, data = config, config.data
     mesh = make_mesh(config.mesh)
     check_rows(mesh, data.batch_size, data.grad_accumulation)
     policies = active_policies(config)
@@ -80,6 +81,8 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         domains, tokenizer = open_domains(data if latest is None else resume.with_saved_tokenizer(data, run_folder))
         tokenizer_source = saved_tokenizer(tokenizer, data.tokenizer, run_folder, new=latest is None)
         pool = Pool(domains)
+        config = with_weights_files(config, [domain.name for domain in domains])
+        policies, data = active_policies(config), config.data
         model = dataclasses.replace(model_config(config.model, tokenizer), lora=lora.lora_config(config.lora))
         base = open_base(config, model, mesh)
         frozen = base and base.params
@@ -116,7 +119,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
             )
             logger.info("Going on from step %d of %s.", latest, run_folder)
         if jax.process_index() == 0:
-            configuration.write(config, run_folder / "config.json")
+            configuration.write(given, run_folder / "config.json")
 
         with preemption.watch() as stop_requested:
             sweeper = Sweeper(mesh, rows=config.sweep.batch_rows, poll=preemption.polling(stop_requested))
@@ -173,6 +176,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
                 pool=pool,
                 domains=domains,
                 mixer=config.mixer.name if config.mixer else None,
+                average=policies.mixer.average,
                 policies=any(config[kind] for kind in registry.KINDS),
                 schedule=policies.schedule,
                 lag=data.lag,

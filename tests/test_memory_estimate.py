@@ -35,7 +35,7 @@ def test_the_bytes_of_the_arrays_are_those_of_a_run(memory, tmp_path, fields):
         assert estimate.optimizer == first_device(state.opt_state)
         assert (estimate.frozen > 0) == (config.lora.rank > 0)
         plan, _ = job.sampler.plan(position.sampler)
-        batch = job.loader.load(plan)
+        batch = job.loader.load(job.sequences.ids(plan), plan.drawn_with)
         assert estimate.batch == first_device(batch)
     assert estimate.temporaries > 0
     assert about["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}

@@ -86,6 +86,8 @@ class Mixer(NamedTuple):
         loss_weights: state -> [K], the weight of each domain in the loss, constant to the gradient; None for ones.
         loss_mean: "tokens": `loss_weights` multiply each token, and are normalised over the batch's tokens; "domains":
             they multiply the token-mean loss of each domain in the batch, and are not normalised.
+        average: state -> [K], the proportions for later runs to sample with; the run leaves them in
+            domain_weights.json. None: it leaves none.
         on_resume: (old state, fresh state) -> state, called where a run resumes with other proportions or further
             domains. Leaves of the old state whose leading axis is K arrive aligned with the new domains, with the fresh
             state's values where a domain is new. None: the fresh state.
@@ -100,6 +102,7 @@ class Mixer(NamedTuple):
     sampling_weights: Callable[[PyTree], Float[Array, " K"]]
     loss_weights: Callable[[PyTree], Float[Array, " K"]] | None = None
     loss_mean: str = "tokens"
+    average: Callable[[PyTree], Float[Array, " K"]] | None = None
     on_resume: Callable[[PyTree, PyTree], PyTree] | None = None
     refresh: Callable[[PyTree, DomainGradients | None], PyTree] | None = None
     needs: frozenset[str] = frozenset()

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.proportions import normalised
+
+FIELDS = ("proportions", "initial_proportions", "sampling", "prior")
 
 
 def write_weights(
@@ -34,6 +37,26 @@ def write_weights(
     domains = dict(zip(names, shares.tolist(), strict=True))
     unfinished.write_text(json.dumps({"domains": domains, **facts}, indent=2, ensure_ascii=False) + "\n", "utf-8")
     unfinished.replace(path)
+
+
+def with_weights_files(config: ConfigDict, names: Sequence[str]) -> ConfigDict:
+    """The configuration with numbers in place of weights files (`FIELDS` that end in .json).
+
+    Args:
+        config: the whole configuration.
+        names: of the domains.
+
+    Raises:
+        InputError: see `read_weights`.
+    """
+    config = config.copy_and_resolve_references()
+    for section in filter(None, (config.data, config.mixer)):
+        for field in FIELDS:
+            value = section.get(field)
+            if isinstance(value, str) and value.endswith(".json"):
+                with section.ignore_type():
+                    section[field] = read_weights(value, names)
+    return config
 
 
 def read_weights(path: str | os.PathLike, names: Sequence[str]) -> tuple[float, ...]:

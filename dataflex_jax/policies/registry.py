@@ -147,8 +147,8 @@ def build(
         elif field not in ("name", *run_fields):
             raise InputError(
                 f"config.{option}.{field}: {kind} {name!r} has no such hyperparameter; accepted: "
-                f"{', '.join((*accepted, *run_fields, *_SCHEDULE_FIELDS))} (to change the {kind}, choose it by variant: "
-                f"--config=configs/base.py:{kind}={name})"
+                f"{', '.join((*accepted, *run_fields, *_SCHEDULE_FIELDS))} (to change the {kind}, choose it by "
+                f"variant: --config=configs/base.py:{kind}={name})"
             )
     schedule = schedule._replace(**overrides)
     check_schedule(f"config.{option}.", schedule)

@@ -25,7 +25,17 @@ from dataflex_jax.sharding import gather_weights
 from dataflex_jax.signals import products
 from dataflex_jax.signals.moments import Moments, adam_moments, preconditioned
 from dataflex_jax.signals.projections import METHODS, Projection, check, project
-from dataflex_jax.signals.rows import LAYERS, ExampleLoss, Select, map_named, row_arrays, row_loss, selected_paths
+from dataflex_jax.signals.rows import (
+    LAYERS,
+    ExampleLoss,
+    Select,
+    map_named,
+    named_leaves,
+    row_arrays,
+    row_loss,
+    selected_paths,
+    tile_tokens,
+)
 
 __all__ = [
     "METHODS",
@@ -155,7 +165,12 @@ def _projected(graphdef, projection, paths, loss, params, frozen, rows, moments)
 
         model = map_named(outside, lora.combine(frozen, params))
         losses, _ = decoder.token_losses(
-            graphdef, model, row["tokens"][None], block_transform=transform, frozen_head=frozen_head
+            graphdef,
+            model,
+            row["tokens"][None],
+            block_transform=transform,
+            tile_tokens=tile_tokens(rows["tokens"].shape[0]),
+            frozen_head=frozen_head,
         )
         return loss(losses[0], row)
 
@@ -203,24 +218,21 @@ def _of_layer(path, leaf, layer):
 
 
 def _by_path(moments, paths):
-    mu, nu = ({path: leaf for path, leaf in _named_leaves(tree)} for tree in (moments.mu, moments.nu))
+    mu, nu = (named_leaves(tree) for tree in (moments.mu, moments.nu))
     if missing := sorted(set(paths) - (mu.keys() & nu.keys())):
         raise ValueError(f"moments: has none of {missing[0]}; must be those of the trained parameters")
     return {path: dataclasses.replace(moments, mu=mu[path], nu=nu[path]) for path in paths}
 
 
-def _named_leaves(tree):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
 def _every_number(graphdef, projection, paths, loss, params, frozen, rows, moments):
-    chosen = {path: leaf for path, leaf in _named_leaves(params) if path in paths}
+    chosen = {path: leaf for path, leaf in named_leaves(params).items() if path in paths}
     of_parameter = {} if moments is None else _by_path(moments, paths)
 
     def of_row(chosen, row):
         model = map_named(lambda path, leaf: chosen.get(path, leaf), lora.combine(frozen, params))
-        losses, _ = decoder.token_losses(graphdef, model, row["tokens"][None])
+        losses, _ = decoder.token_losses(
+            graphdef, model, row["tokens"][None], tile_tokens=tile_tokens(rows["tokens"].shape[0])
+        )
         return loss(losses[0], row)
 
     def flat(row):

@@ -1,5 +1,6 @@
 """What the signals that differentiate share: a row's loss, and parameters by path."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dataflex_jax.models.lora import FACTORS
+from dataflex_jax.models.loss import TILE_TOKENS
+from dataflex_jax.sharding import BATCH_AXES
 
 PyTree = Any
 Select = Callable[[str], bool]
@@ -39,7 +42,7 @@ def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, .
     Raises:
         ValueError: there are none.
     """
-    paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = list(named_leaves(params))
     if select is None:
         factors = tuple(path for path in paths if path.endswith(FACTORS))
         return factors or tuple(path for path in paths if path.startswith(LAYERS) and path.endswith("/kernel"))
@@ -47,6 +50,18 @@ def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, .
     if not chosen:
         raise ValueError(f"parameters: select none of the trained ones, such as {paths[0]}; must select at least one")
     return chosen
+
+
+def tile_tokens(rows: int) -> int:
+    """The tile of the loss for each of `rows` examples under `jax.vmap`, so that a device's tiles are as in training."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.axis_names)
+    return max(1, TILE_TOKENS // math.ceil(rows / devices))
+
+
+def named_leaves(tree: PyTree) -> dict[str, Array]:
+    """The leaves by "/"-joined path, in their order."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def map_named(fn: Callable[[str, Array], Array], tree: PyTree) -> PyTree:

@@ -7,6 +7,7 @@ what else is to be known into task["about"].
 
 import contextlib
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -32,6 +33,8 @@ class Contestant:
     """
 
     def __init__(self, make: Rival, task: dict[str, Any]):
+        # Or the first JAX process would take most of a GPU's memory from the others.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(make, task, theirs), daemon=True)

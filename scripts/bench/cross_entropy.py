@@ -1,6 +1,6 @@
 """Time and memory of the tiled cross-entropy's loss and gradients against logits that are held in float32 all at once.
 
-    python scripts/bench/cross_entropy.py [--tile_tokens=256,512,1024] [--rounds=3]
+    python scripts/bench/cross_entropy.py [--tile_tokens=512,1024,2048] [--rounds=3]
     python scripts/bench/cross_entropy.py --tokens=16384 --hidden=896 --tile_tokens=1024,2048,4096   # a GPU's defaults
 
 Each form runs in a process of its own, in turns. Memory is given twice: what XLA's buffer assignment needs beside the

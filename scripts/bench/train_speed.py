@@ -10,15 +10,14 @@ it: float32 weights, bfloat16 autocast (on a CPU float32, on both sides), SDPA a
 and, where asked for, gradient checkpointing. Both have the same shape, random weights and random tokens. Each has a
 process of its own, so that memory is counted apart; while one measures the other waits. Where several values of an
 option are given, every combination runs alone first, and the fastest of each side go on to the rounds; those that run
-out of memory are written down. Environment variables such as XLA_FLAGS reach the processes. --trace=DIR also writes a
-profile of a block of ours.
+out of memory are written down. Environment variables such as XLA_FLAGS reach the processes; of several GPUs choose one
+by CUDA_VISIBLE_DEVICES. --trace=DIR also writes a profile of a block of ours.
 """
 
 import contextlib
 import itertools
 import json
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -186,8 +185,6 @@ def main(argv: list[str]) -> None:
         ),
         "peer": _options(batch=("peer_batch", "integer"), checkpointing=("peer_checkpointing", "truth")),
     }
-    # The other side's process takes memory of the same device.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401

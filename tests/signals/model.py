@@ -98,9 +98,19 @@ def map_matrix(projection, path, layer, shape):
         dense = np.einsum("ik,ol->klio", p_in, p_out) / np.sqrt(p_in.shape[1] * p_out.shape[1])
         dense = dense.reshape(-1, np.prod(shape))
         return np.pad(dense, ((0, projection.dim - len(dense)), (0, 0)))
+    return _images_of_basis(projection, path, tuple(shape))[layer].astype(np.float64).T
+
+
+@functools.cache
+def _images_of_basis(projection, path, shape):
+    """[layers, numbers, dim]; the basis in one call for all layers, as it is compiled for each path."""
     numbers = int(np.prod(shape))
     basis = jnp.eye(numbers).reshape(numbers, *shape)
-    return np.asarray(jax.jit(jax.vmap(functools.partial(project, projection, path, layer)))(basis), np.float64).T
+
+    def of_layer(layer):
+        return jax.vmap(functools.partial(project, projection, path, layer))(basis)
+
+    return np.asarray(jax.jit(jax.vmap(of_layer))(jnp.arange(MODEL.num_hidden_layers)))
 
 
 def expected_features(projection, gradients, moments=None):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ import pytest
 from dataflex_jax.models import decoder
 from dataflex_jax.models.config import REMAT_POLICIES
 from dataflex_jax.signals.gradients import (
-    METHODS,
     Projection,
     adam_moments,
     directional_derivatives,
@@ -40,9 +40,15 @@ KERNELS = {f"layers/attention/{name}_proj/kernel" for name in "qkvo"} | {
 DIM = 60
 
 
+@functools.cache
+def jitted(cfg, projection, parameters=None, example_loss=None):
+    features = gradient_features(build(cfg)[0], projection, parameters=parameters, example_loss=example_loss)
+    return jax.jit(features)
+
+
 def compute(cfg, projection, batch, moments=None, **options):
-    graphdef, params, frozen = build(cfg)
-    return jax.jit(gradient_features(graphdef, projection, **options))(params, frozen, batch, moments)
+    _, params, frozen = build(cfg)
+    return jitted(cfg, projection, **options)(params, frozen, batch, moments)
 
 
 @functools.cache
@@ -52,18 +58,24 @@ def reference(cfg):
     return gradients if cfg.lora else {path: gradients[path] for path in gradients if path in KERNELS}
 
 
-@pytest.mark.parametrize("cfg", [MODEL, ADAPTED], ids=["full", "lora"])
-@pytest.mark.parametrize("method", ["sketch", "rademacher", "kronecker"])
+@pytest.mark.parametrize(
+    ("cfg", "method"),
+    [(MODEL, "sketch"), (MODEL, "kronecker"), (ADAPTED, "kronecker"), (ADAPTED, "rademacher")],
+    ids=["full-sketch", "full-kronecker", "lora-kronecker", "lora-rademacher"],
+)
 def test_features_are_the_projections_of_the_gradients(cfg, method):
-    projection = Projection(method, DIM, seed=5)
+    projection = Projection(method, DIM)
     got = compute(cfg, projection, batch_of())
     assert (got.shape, got.dtype) == ((4, DIM), jnp.float32)
     assert_same(got, expected_features(projection, reference(cfg)))
     assert not np.any(got[-1])  # a row without targets
 
 
-@pytest.mark.parametrize("cfg", [MODEL, ADAPTED], ids=["full", "lora"])
-@pytest.mark.parametrize("method", ["sketch", "rademacher"])
+@pytest.mark.parametrize(
+    ("cfg", "method"),
+    [(MODEL, "sketch"), (ADAPTED, "sketch"), (MODEL, "rademacher")],
+    ids=["full-sketch", "lora-sketch", "full-rademacher"],
+)
 def test_features_with_adam_are_the_projections_of_its_steps(cfg, method):
     projection = Projection(method, DIM)
     moments = random_moments(build(cfg)[1])
@@ -88,10 +100,9 @@ def test_any_parameter_can_be_chosen():
     gradients = materialised(*build(cfg), batch_of())
     gradients = {path: gradients[path] for path in gradients if path in chosen}
     assert gradients.keys() == chosen
-    moments = random_moments(build(cfg)[1])
-    for projection in (Projection("sketch", DIM), Projection("rademacher", DIM)):
-        got = compute(cfg, projection, batch_of(), moments, parameters=chosen.__contains__)
-        assert_same(got, expected_features(projection, gradients, moments))
+    moments, projection = random_moments(build(cfg)[1]), Projection("sketch", DIM)
+    got = compute(cfg, projection, batch_of(), moments, parameters=chosen.__contains__)
+    assert_same(got, expected_features(projection, gradients, moments))
     got = compute(cfg, Projection("none"), batch_of(), parameters=chosen.__contains__)
     assert_same(got, np.concatenate([np.asarray(g).reshape(4, -1) for g in gradients.values()], axis=1))
 
@@ -100,38 +111,38 @@ def test_any_parameter_can_be_chosen():
     assert_same(got, expected_features(Projection("kronecker", DIM), {one: reference(MODEL)[one]}))
 
 
-@pytest.mark.parametrize("remat", REMAT_POLICIES)
-@pytest.mark.parametrize("method", ["sketch", "kronecker"])
+@pytest.mark.parametrize(
+    ("method", "remat"),
+    [("sketch", remat) for remat in REMAT_POLICIES if remat != MODEL.remat] + [("kronecker", "none")],
+)
 def test_remat_changes_nothing(method, remat):
     cfg, projection = dataclasses.replace(MODEL, remat=remat), Projection(method, DIM)
     moments = random_moments(build(cfg)[1]) if method == "sketch" else None
     assert_same(compute(cfg, projection, batch_of(), moments), expected_features(projection, reference(MODEL), moments))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["sketch", "kronecker"])
 def test_bfloat16_compute_stays_near_float32(method):
     projection = Projection(method, DIM)
     expected = compute(MODEL, projection, batch_of())
     got = compute(dataclasses.replace(MODEL, dtype="bfloat16"), projection, batch_of())
     assert got.dtype == jnp.float32
     error = np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1).max()
-    assert 0 < error.max() < 0.06
+    assert 0 < error.max() < 0.1
 
 
-@pytest.mark.parametrize("method", ["sketch", "kronecker", "rademacher"])
+@pytest.mark.parametrize("method", ["sketch", "kronecker"])
 def test_neither_the_batch_nor_the_padding_changes_a_row(method):
     projection, batch = Projection(method, DIM), batch_of()
     moments = None if method == "kronecker" else random_moments(build(MODEL)[1])
     expected = compute(MODEL, projection, batch, moments)
     order = np.array([2, 0])
-    assert_same(compute(MODEL, projection, {k: v[order] for k, v in batch.items()}, moments), expected[order])
-    longer = {k: jnp.pad(v, ((0, 0), (0, 7))) for k, v in batch.items()}
-    assert_same(compute(MODEL, projection, longer, moments), expected)
-    junk = {**longer, "tokens": longer["tokens"].at[:, 13:].set(9)}
-    assert_same(compute(MODEL, projection, junk, moments), expected)
+    longer = {k: jnp.pad(v[order], ((0, 0), (0, 7))) for k, v in batch.items()}
+    longer["tokens"] = longer["tokens"].at[:, 13:].set(9)
+    assert_same(compute(MODEL, projection, longer, moments), expected[order])
 
 
-@pytest.mark.parametrize("method", ["sketch", "kronecker", "none"])
+@pytest.mark.parametrize("method", ["sketch", "kronecker"])
 def test_token_weights_and_losses_of_ones_own(method):
     projection, batch = Projection(method, DIM), batch_of()
     expected = compute(MODEL, projection, batch)
@@ -161,8 +172,8 @@ def test_norms_are_those_of_the_gradients(cfg):
 
 @pytest.mark.parametrize(
     "cfg",
-    [MODEL, ADAPTED, dataclasses.replace(MODEL, tie_word_embeddings=True, remat="dots")],
-    ids=["full", "lora", "tied"],
+    [ADAPTED, dataclasses.replace(MODEL, tie_word_embeddings=True, remat="dots")],
+    ids=["lora", "tied"],
 )
 def test_directional_derivatives_are_inner_products(cfg):
     """With all trained parameters, those outside the layers too."""
@@ -201,37 +212,35 @@ def compiled(cfg, method, rows=8, length=16, moments=True):
 
 
 @pytest.mark.parametrize("remat", ["full", "none"])
-@pytest.mark.parametrize("method", ["sketch", "rademacher", "kronecker"])
-def test_one_layers_gradients_are_alive_at_a_time(method, remat):
+def test_one_layers_gradients_are_alive_at_a_time(remat):
     """More layers cost activations, but neither gradients nor moments nor weights of more than one layer."""
     wide = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=128, remat=remat)
     few, many = (
-        compiled(dataclasses.replace(wide, num_hidden_layers=n), method).memory_analysis().temp_size_in_bytes
+        compiled(dataclasses.replace(wide, num_hidden_layers=n), "sketch").memory_analysis().temp_size_in_bytes
         for n in (2, 12)
     )
     kernels = 4 * sum(a * b for a, b in wide.linear_widths().values())
     kept = {"full": 64, "none": 2000}[remat]  # numbers of activations a token
     assert (many - few) / 10 < 4 * 8 * 16 * kept + 0.2 * kernels
-    if method == "sketch":
-        assert few < 3 * 8 * kernels
+    assert few < {"full": 3.5, "none": 5}[remat] * 8 * kernels
 
 
-def test_the_kronecker_form_makes_no_weight_gradient():
+@pytest.mark.parametrize("method", ["sketch", "kronecker"])
+def test_no_gradient_is_computed_that_nobody_reads(method):
+    """Not the head's; in the kronecker form not the blocks' either, neither the rows' nor their sum."""
     cfg = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=136, vocab_size=320)
-    text = compiled(cfg, "kronecker", rows=8, length=40).as_text()
-    for name, per_example in ((r"f32[64,136]{", r"f32[8,64,136]{"), (r"f32[64,320]{", r"f32[8,64,320]{")):
-        made = [line for line in text.splitlines() if f"= {name}" in line and " dot(" in line]
-        assert not made
-        assert per_example not in text
+    text = compiled(cfg, method, rows=8, length=40).as_text()
+    made = {
+        tuple(map(int, match[1].split(",")))
+        for match in re.finditer(r"= [a-z]+\d+\[([\d,]+)\]\S* (?:dot|custom-call)\(", text)
+    }
 
+    def any_made(inputs, outputs):
+        return any({inputs, outputs} == set(shape[-2:]) for shape in made if len(shape) > 1)
 
-def test_the_heads_gradient_is_not_computed():
-    cfg = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=136, vocab_size=320)
-    for method in ("sketch", "kronecker"):
-        text = compiled(cfg, method, rows=8, length=40).as_text()
-        assert "64,320]" in text  # the weight itself
-        assert "8,64,320]" not in text
-        assert "8,320,64]" not in text
+    assert made
+    assert not any_made(64, 320)
+    assert any_made(64, 136) == (method == "sketch")
 
 
 # What is refused.

@@ -115,6 +115,7 @@ def doge(
         init=init,
         update=lambda state, observation: state,
         sampling_weights=lambda state: state.smoothed,
+        average=average,
         on_resume=on_resume,
         refresh=refresh,
         needs=frozenset({"domain_gradients", "targets"} if targets == "targets" else {"domain_gradients"}),

@@ -159,6 +159,7 @@ def doremi(
         sampling_weights=lambda state: state.sampling,
         loss_weights=loss_weights,
         loss_mean="tokens" if loss_norm == "official" else "domains",
+        average=average,
         on_resume=on_resume,
         reference=model,
     )

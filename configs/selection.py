@@ -32,6 +32,7 @@ def quickstart(config: ConfigDict) -> None:
     config.eval_every = 40
     config.lora.rank = 8
     config.lora.base_dtype = "float32"
+    config.data.domains = ("purposes", "topics")
     config.data.valid_fraction = 0.05
     config.targets.group_rows = 32
 

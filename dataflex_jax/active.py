@@ -69,12 +69,21 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
         ordering = Ordering(config.order.name, *registry.build("order", config.order, schedule))
         if ordering.order.scores == "selector" and selecting is None:
             raise InputError('config.order.scores = "selector": needs a config.selector that scores')
+        given = [field for field in Schedule._fields if config.order.get(field) is not None]
+        if given and (selecting or not ordering.order.dynamic):
+            when = "each of the selector's choices" if selecting else "all rows, before the first step"
+            raise InputError(f"config.order.{given[0]}: not used, the order arranges {when}; leave it None")
     weighters = tuple(
         ScheduledWeighter(section.name, *registry.build("weighter", section, schedule, option))
         for option, section in configuration.weighter_sections(config).items()
     )
     by_domain = config.mixer is not None or not (selecting or ordering)
     if not by_domain:
+        if config.data.proportions is not None:
+            raise InputError(
+                "config.data.proportions: without a mixer a selector or an order has the pool as a whole; leave it "
+                "None, or name a mixer too, such as mixer=static"
+            )
         # The static mixer that stands in has nothing to publish to a sampler that draws from the pool as a whole.
         mixer_schedule = mixer_schedule._replace(update_times=0)
     reference = registry.checked("", objective.reference, mixer, weighters)

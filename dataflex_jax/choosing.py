@@ -89,7 +89,8 @@ class Chooser:
         slices = tuple(slice(*ends[i : i + 2]) for i in range(len(parts)))
         not_finite = int((~finite).sum())
         if not_finite:
-            self._say(f"{not_finite} of {len(finite)} candidates have losses or gradients that are not finite.")
+            message = f"{not_finite} of {len(finite)} candidates have losses or gradients that are not finite."
+            self._say("not finite", message)
         return Chosen(np.concatenate(parts), np.concatenate(scores), all_scores, slices, not_finite), state
 
     def _chosen(self, evidence: Any, request: Request, group: Group, available: int, count: int) -> Choice:
@@ -97,15 +98,17 @@ class Chooser:
             raise TrainingError(f"{group.name}: no candidate has a finite loss or gradient; nothing can be selected")
         if count > available and not self._selecting.selector.replacement:
             self._say(
-                f"{group.name}: {count} examples wanted of {available}; each is taken once before any is taken again."
+                group.name,
+                f"{group.name}: {count} examples wanted of {available}; each is taken once before any is taken again.",
             )
             count = available
         return self._choose(evidence, request, count)
 
-    def _say(self, message: str) -> None:
-        if message not in self._said:
+    def _say(self, about: str, message: str) -> None:
+        """Once: the figures change from update to update, and policy.jsonl has them."""
+        if about not in self._said:
             logger.warning("%s: %s", self._selecting.name, message)
-        self._said.add(message)
+        self._said.add(about)
 
 
 def write_selection(path: Path, pool: Pool, chosen: Chosen, *, all_scores: bool) -> None:

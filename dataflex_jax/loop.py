@@ -98,6 +98,7 @@ def _run(job: Job, state: TrainState, position: Position, run_folder: Path) -> O
             while in_flight:
                 planned = log.process(in_flight.popleft(), planned)
             if step > saved:
+                log.check_state(step, bool(all_finite(state)))
                 save()
         job.checkpoints.wait()
     return Outcome(step, preempted and step < job.cadence.train_step, log.tokens_seen, *log.rates())

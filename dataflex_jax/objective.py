@@ -133,7 +133,8 @@ def weigh(
         return Weights(jax.lax.stop_gradient(tokens), rows)
     tokens = mask if kept is None else mask * kept
     means = tokens / jnp.maximum(jnp.sum(tokens, axis=1, keepdims=True), _TINY)
-    factors = rows * domains / jnp.mean(domains) / jnp.sum(row_tokens > 0)
+    counted = row_tokens > 0
+    factors = rows * domains / jnp.mean(domains, where=counted) / jnp.sum(counted)
     return Weights(jax.lax.stop_gradient(factors[:, None] * means), rows)
 
 
@@ -170,7 +171,9 @@ def _rows_and_tokens(weighters, states, batch, forward, step, key):
         (rows if weights.ndim == 1 else kept).append(weights)
     product = math.prod(rows) if rows else None
     if len(rows) > 1:
-        product = product / jnp.maximum(jnp.mean(product), _TINY) * math.prod(jnp.mean(w) for w in rows)
+        counted = jnp.any(mask > 0, axis=1)
+        means = [jnp.mean(w, where=counted) for w in (product, *rows)]
+        product = product / jnp.maximum(means[0], _TINY) * math.prod(means[1:])
     return product, math.prod(kept) if kept else None
 
 

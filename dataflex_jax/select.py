@@ -44,7 +44,7 @@ DEFAULT_SHARE = 0.05  # of the pool, as in LESS
 
 
 class OpenedCheckpoints(Sequence):
-    """(weight, signals) of each checkpoint; each is read when it is its turn, so that one is in memory at a time.
+    """(weight, signals) of each checkpoint; these are read when they are used, and one is in memory at a time.
 
     Args:
         places: run folder and step of each.
@@ -59,32 +59,39 @@ class OpenedCheckpoints(Sequence):
     ):
         self._places, self._weights, self._mesh, self._sweeper, self._data = places, weights, mesh, sweeper, data
         self._functions: dict[Path, SignalFunctions] = {}
+        self._opened: tuple[int, ModelSignals] | None = None
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, number: int) -> tuple[float, ModelSignals]:
-        run_folder, step = self._places[number]
+    def __getitem__(self, number: int) -> tuple[float, "CheckpointSignals"]:
+        return self._weights[number], CheckpointSignals(self, range(len(self))[number])
+
+    def signals(self, number: int) -> ModelSignals:
+        """Those of one checkpoint, to be let go of before another one is asked for."""
+        if self._opened is None or self._opened[0] != number:
+            self._opened = None
+            self._opened = number, self._read(*self._places[number])
+        return self._opened[1]
+
+    def _read(self, run_folder: Path, step: int) -> ModelSignals:
         trained = configuration.read(run_folder)
         with Checkpoints(run_folder, writable=False) as checkpoints:
             model = read_trained(checkpoints, step, trained, self._mesh)
         if run_folder not in self._functions:
             self._functions[run_folder] = SignalFunctions(model.graphdef, trained.optim)
         functions = self._functions[run_folder]
-        return self._weights[number], ModelSignals(
-            functions, self._sweeper, model.params, model.frozen, model.opt_state, *self._data
-        )
+        return ModelSignals(functions, self._sweeper, model.params, model.frozen, model.opt_state, *self._data)
 
 
-class SeveralSignals:
-    """The last checkpoint's signals, and all of them as `checkpoints`; see `policies.base.Signals`."""
+class CheckpointSignals:
+    """The signals of one checkpoint, and all checkpoints as `checkpoints`; see `policies.base.Signals`."""
 
-    def __init__(self, checkpoints: OpenedCheckpoints):
-        self.checkpoints = checkpoints
-        self._last = checkpoints[len(checkpoints) - 1][1]
+    def __init__(self, checkpoints: OpenedCheckpoints, number: int):
+        self.checkpoints, self._number = checkpoints, number
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._last, name)
+        return getattr(self.checkpoints.signals(self._number), name)
 
 
 def select(
@@ -119,7 +126,7 @@ def select(
         checkpoints = OpenedCheckpoints(
             places, weights or learning_rates(places), mesh, sweeper, (source(pool, mesh), targets)
         )
-        signals = SeveralSignals(checkpoints)
+        signals = checkpoints[-1][1]
         selector = policies.selecting.selector
         state = selector.init(checkpoints[0][1]) if selector.init else {}
         chooser = Chooser(policies.selecting, pool, pool.groups(by_domain=False))

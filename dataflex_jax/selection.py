@@ -161,7 +161,8 @@ class Selection:
                 scores = np.full(self._pool.num_rows, np.nan, np.float32)
                 scores[ids] = order_scores(order.scores, self._pool, signals, ids)
         self._state = selector_state
-        self._open(Window(step, planned.cursors.copy(), self._arranged(parts, scores, key), ordered=True))
+        arranged, repeats = self._arranged(parts, scores, key), self._selecting is not None
+        self._open(Window(step, planned.cursors.copy(), arranged, ordered=True, repeats=repeats))
         return record | {"order": self._ordering.name}
 
     def _upcoming_rows(self, planned: SamplerState, steps: int) -> list[int]:

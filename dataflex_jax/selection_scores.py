@@ -10,7 +10,6 @@ from jaxtyping import Float, Int64
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.base import Signals
-from dataflex_jax.records import read_jsonl
 
 _FIELD = "field:"
 _ACCEPTED = '"loss", "selector", "field:NAME", or a .npy or .jsonl file with one score a candidate'
@@ -42,7 +41,10 @@ def _field(source: str, pool: Pool) -> Float[np.ndarray, " N"]:
     name = source.removeprefix(_FIELD)
     if pool.records() is None:
         raise InputError(f"config.order.scores = {source!r}: rows of documents are no records; instruction data are")
-    values = [value for domain in pool.domains for value in domain.store.values("train", name)]
+    try:
+        values = [value for domain in pool.domains for value in domain.store.values("train", name)]
+    except InputError as e:
+        raise InputError(f"config.order.scores = {source!r}: {e}") from e
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(f"config.order.scores = {source!r}: candidate {number} has {value!r}, not a number")
@@ -53,7 +55,10 @@ def _file(path: Path, num_rows: int) -> Float[np.ndarray, " N"]:
     if not path.is_file():
         raise InputError(f"config.order.scores = {str(path)!r}: no such file; accepted: {_ACCEPTED}")
     if path.suffix == ".npy":
-        values = np.load(path, allow_pickle=False)
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (OSError, EOFError, ValueError) as e:
+            raise InputError(f"{path}: not an .npy file of numbers ({e})") from e
     elif path.suffix == ".jsonl":
         values = np.array([_score(path, i, record) for i, record in enumerate(_records(path), start=1)])
     else:
@@ -66,10 +71,13 @@ def _file(path: Path, num_rows: int) -> Float[np.ndarray, " N"]:
 
 
 def _records(path: Path) -> list[Any]:
-    lines = path.read_text().splitlines()
-    if lines and not lines[0].lstrip().startswith("{"):
-        return [json.loads(line) for line in lines]
-    return read_jsonl(path)
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as e:
+            raise InputError(f"{path}:{number}: not valid JSON ({e}); one score a line is expected") from e
+    return records
 
 
 def _score(path: Path, number: int, record: Any) -> float:

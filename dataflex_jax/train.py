@@ -132,22 +132,14 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
             sequences = Sequences(groups, config.seed)
             selection = None
             if policies.selecting or policies.ordering:
+                choosers = (policies.selecting, policies.ordering)
                 selection = Selection(
-                    policies.selecting,
-                    policies.ordering,
-                    pool,
-                    groups,
-                    sampler,
-                    sequences,
-                    signals.of,
-                    config.train_step,
-                    run_folder,
+                    *choosers, pool, groups, sampler, sequences, signals.of, config.train_step, run_folder
                 )
                 if latest is not None:
                     selection.restore(checkpoints.read_selection(latest))
-            gradients = functools.partial(
-                signals.domain_gradients, learning_rate=learning_rate, rows=data.batch_size // data.grad_accumulation
-            )
+            rows_a_batch = data.batch_size // data.grad_accumulation
+            gradients = functools.partial(signals.domain_gradients, learning_rate=learning_rate, rows=rows_a_batch)
             updates = Updates(policies, selection, signals.of, gradients)
             step = TrainStep(
                 graphdef,
@@ -155,15 +147,14 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
                 learning_rate,
                 policies.mixer,
                 policies.schedule,
-                policies.weighters,
-                reference and reference.graphdef,
-                data.grad_accumulation,
-                data.weigh_over == "microbatch",
+                weighters=policies.weighters,
+                reference_graphdef=reference and reference.graphdef,
+                grad_accumulation=data.grad_accumulation,
+                weigh_microbatches=data.weigh_over == "microbatch",
             )
             jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
             fixed = Fixed(frozen, reference and reference.params)
-            eval_rows_a_batch = data.batch_size // data.grad_accumulation
-            evaluate = make_evaluate(graphdef, domains, eval_rows_a_batch, config.eval_rows, mesh)
+            evaluate = make_evaluate(graphdef, domains, rows_a_batch, config.eval_rows, mesh)
             job = Job(
                 step=functools.partial(jitted, fixed=fixed),
                 evaluate=lambda params: evaluate(lora.combine(frozen, params)),

@@ -42,9 +42,6 @@ class Updates:
             The state for the next step, and lines for policy.jsonl.
         """
         records = []
-        if self._selection is not None:
-            record = self._selection.between(step, state, planned)
-            records += [record] if record else []
         due = [scheduled.refreshes(step) for scheduled in self._policies.weighters]
         if any(due):
             signals = self._signals_of(state)
@@ -58,6 +55,10 @@ class Updates:
                 for scheduled, now in zip(self._policies.weighters, due, strict=True)
                 if now
             ]
+        if self._selection is not None:
+            # Last of what a request to stop can interrupt: once made, its state must not be saved without its line.
+            record = self._selection.between(step, state, planned)
+            records += [record] if record else []
         if self._refresh_mixer is not None and self._policies.schedule.is_update(step + 1):
             wanted = "domain_gradients" in self._policies.mixer.needs
             gradients = self._gradients(state, step) if wanted else None

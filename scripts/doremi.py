@@ -6,8 +6,8 @@
 Every run is the real command, `python -m dataflex_jax.train --config=configs/doremi.py:ROLE,SCALE`, with what stands
 after `--`. What is done is skipped, what was interrupted goes on. The reference run is the target's baseline where
 both have the same model. With several rounds, the next reference trains on the weights of the last proxy, until no
-weight moves by more than the threshold. Options for one role alone, repeatable: --target=--config.model.hidden_size=512,
---reference=..., --proxy=....
+weight moves by more than the threshold. Options for one role alone, repeatable: --reference=..., --proxy=... and
+--target=--config.model.hidden_size=512.
 
 At the end: a table of the weights and of the held-out losses of target and baseline, also in WORKDIR/doremi.json.
 """

@@ -60,4 +60,4 @@ def config(root: Path, mixer: str = "odm", **fields) -> ConfigDict:
 def records(run_folder: Path, name: str) -> list[dict]:
     """The lines of a run's file without what depends on the clock."""
     lines = [json.loads(line) for line in (run_folder / name).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "mfu")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "mfu", "seconds")} for line in lines]

@@ -2,7 +2,7 @@
 
 Without a window a group's rows come in seeded shuffles, a new one each epoch. A selector or an order puts a window in
 their place: the chosen ids in the order of training, from the group's present cursor on. Used up, it begins again: the
-chosen in a new shuffle, the ordered in their order.
+chosen in a new shuffle, the ordered in their order; what only rearranges the rows that come anyway ends instead.
 """
 
 import zlib
@@ -25,12 +25,14 @@ class Window(NamedTuple):
         starts: each group's cursor where the window begins, int64 [G].
         ids: each group's rows, int64.
         ordered: whether they come as they are; otherwise in seeded shuffles.
+        repeats: whether it begins again when it is used up; otherwise the rows come that come without a window.
     """
 
     step: int
     starts: Int64[np.ndarray, " G"]
     ids: tuple[Int64[np.ndarray, " n"], ...]
     ordered: bool
+    repeats: bool = True
 
 
 def to_arrays(window: Window | None) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def to_arrays(window: Window | None) -> dict[str, Any]:
         "step": np.int64(window.step),
         "starts": window.starts,
         "ordered": np.int64(window.ordered),
+        "repeats": np.int64(window.repeats),
         "ids": {str(group): ids for group, ids in enumerate(window.ids)},
     }
 
@@ -50,7 +53,8 @@ def from_arrays(saved: dict[str, Any]) -> Window | None:
     if not saved:
         return None
     ids = tuple(np.asarray(saved["ids"][str(group)], np.int64) for group in range(len(saved["ids"])))
-    return Window(int(saved["step"]), np.asarray(saved["starts"], np.int64), ids, bool(saved["ordered"]))
+    starts = np.asarray(saved["starts"], np.int64)
+    return Window(int(saved["step"]), starts, ids, bool(saved["ordered"]), bool(saved["repeats"]))
 
 
 def shuffled_epochs(source: Sequence[int], name: str, seed: int) -> grain.MapDataset:
@@ -89,9 +93,11 @@ class Sequences:
 
     def id(self, group: int, position: int) -> int:
         """The row at a position of a group's sequence."""
-        if self._window is None:
-            return int(self._epochs[group][int(position)])
-        return int(self._chosen[group][int(position - self._window.starts[group])])
+        if self._window is not None:
+            place = int(position - self._window.starts[group])
+            if self._window.repeats or place < len(self._window.ids[group]):
+                return int(self._chosen[group][place])
+        return int(self._epochs[group][int(position)])
 
     def upcoming(self, group: int, start: int, count: int) -> Int64[np.ndarray, " count"]:
         """The rows that come without a window, from a cursor on."""

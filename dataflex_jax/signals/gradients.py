@@ -5,8 +5,8 @@ an identity whose backward pass turns the parameter's gradient (one example's, u
 preconditioned projection, hands that back as the tap's gradient and drops the rest. The scan over layers sums the taps:
 `vmap(grad)` with respect to the tap is [B, dim], and one layer's per-example gradients are alive at a time.
 
-B rows, T tokens a row. A batch is a dict of tokens int32 [B, T+1] and mask float32 [B, T] (rows padded on the right), or
-token_weights float32 [B, T] in place of the mask. The loss of a row is sum(mask * l) / sum(mask), or
+B rows, T tokens a row. A batch is a dict of tokens int32 [B, T+1] and mask float32 [B, T] (rows padded on the right),
+or token_weights float32 [B, T] in place of the mask. The loss of a row is sum(mask * l) / sum(mask), or
 sum(token_weights * l), of its token losses l, without dropout. All functions here are pure; jit them.
 """
 
@@ -63,9 +63,9 @@ def gradient_features(
     Args:
         graphdef: the model's static part.
         projection: the map. "none" keeps every number, in the order of the parameters' leaves.
-        parameters: which trained parameters, by path such as "layers/mlp/up_proj/kernel". None: the adapters where there
-            are any, else the kernels of the blocks' linear layers. What is outside the layers has its per-example
-            gradients in memory whole.
+        parameters: which trained parameters, by path such as "layers/mlp/up_proj/kernel". None: the adapters where
+            there are any, else the kernels of the blocks' linear layers. What is outside the layers has its
+            per-example gradients in memory whole.
         example_loss: of (token losses float32 [T], a dict of the row's arrays) in place of the module's.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Signals of per-example gradients that never form one: of the linear layers' inputs a_t and output gradients d_t alone.
+"""Signals of per-example gradients that never form one: of the linear layers' inputs a_t and output gradients d_t.
 
 The gradient of a matrix is sum_t a_t d_t^T. Both factors are there in the backward pass of the layer's product, so that
 is where a summary of them is taken, as the gradient of a `tap` [B, ...] of zeros. Rows do not meet in the model, so the

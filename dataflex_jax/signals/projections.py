@@ -4,15 +4,17 @@ A gradient is many arrays (one a parameter and layer); each has a map of its own
 depend on the seed, the parameter's path and the layer alone, so they are the same for every batch, mesh and side of a
 comparison. Variances below are over the maps, for x and y as vectors of all selected parameters; k stands for `dim`.
 
-  sketch      Random signs and a hash: coordinate i is added to bucket h(i) with sign s(i). Chunks of at most k neighbours
-              are shifted in a circle of k buckets, so neighbours never meet, and coordinates of different chunks
-              meet with probability 1/k exactly. Var = (1/k) sum over pairs (i, j) of different chunks of
-              x_i^2 y_j^2 + x_i y_i x_j y_j, at most (|x|^2 |y|^2 + <x,y>^2) / k. As a count sketch (Charikar et al. 2002;
-              Weinberger et al. 2009, https://arxiv.org/abs/0902.2206), but shifts move memory in runs.
-  rademacher  Independent entries +-1/sqrt(k) (Achlioptas 2003). Var = (1/k) (|x|^2 |y|^2 + <x,y>^2 - 2 sum_i x_i^2 y_i^2).
+  sketch      Random signs and a hash: coordinate i is added to bucket h(i) with sign s(i). Chunks of at most k
+              neighbours are shifted in a circle of k buckets, so neighbours never meet, and coordinates of different
+              chunks meet with probability 1/k. Var = (1/k) sum over pairs (i, j) of different chunks of
+              x_i^2 y_j^2 + x_i y_i x_j y_j, at most (|x|^2 |y|^2 + <x,y>^2) / k. As a count sketch (Charikar et al.
+              2002; Weinberger et al. 2009, https://arxiv.org/abs/0902.2206), but shifts move memory in runs.
+  rademacher  Independent entries +-1/sqrt(k) (Achlioptas 2003).
+              Var = (1/k) (|x|^2 |y|^2 + <x,y>^2 - 2 sum_i x_i^2 y_i^2).
   kronecker   P_in^T X P_out of each matrix X, entries +-1/sqrt(k_in) and +-1/sqrt(k_out), k_in k_out <= k; so
-              sum_t a_t d_t^T needs only P_in^T a_t and P_out^T d_t. Var <= (2/k_in + 2/k_out + 4/(k_in k_out)) |x|^2 |y|^2
-              from a single matrix, which one of rank one reaches (nearly); different matrices add as in rademacher.
+              sum_t a_t d_t^T needs only P_in^T a_t and P_out^T d_t. From a single matrix,
+              Var <= (2/k_in + 2/k_out + 4/(k_in k_out)) |x|^2 |y|^2, which rank one nearly reaches; different matrices
+              add as in rademacher.
 """
 
 import math

@@ -229,7 +229,7 @@ def test_one_layers_gradients_are_alive_at_a_time(remat):
 def test_no_gradient_is_computed_that_nobody_reads(method):
     """Not the head's; in the kronecker form not the blocks' either, neither the rows' nor their sum."""
     cfg = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=136, vocab_size=320)
-    text = compiled(cfg, method, rows=8, length=40).as_text()
+    text = compiled(cfg, method, rows=8, length=30).as_text()
     made = {
         tuple(map(int, match[1].split(",")))
         for match in re.finditer(r"= [a-z]+\d+\[([\d,]+)\]\S* (?:dot|custom-call)\(", text)

@@ -18,16 +18,14 @@ from tests.signals.model import ADAPTED, MODEL, assert_same, batch_of, build, ra
 from tests.test_sharding import MESHES, collectives
 
 WIDE = dataclasses.replace(MODEL, hidden_size=32, intermediate_size=72, vocab_size=64, num_hidden_layers=3)
-LAYER_SHAPES = {(32, 32), (32, 16), (32, 72), (72, 32)}
+LAYER_SHAPES = {(32, 16), (32, 8), (16, 32), (32, 72), (72, 32)}
 HEAD_SHAPES = {(32, 64), (64, 32)}
 
 
 def compile_on_mesh(function, mesh, cfg, batch, moments=None):
     """(compiled, its sharded arguments)"""
     _, params, frozen = build(cfg)
-    params, frozen, moments = (
-        jax.device_put(tree, param_shardings(mesh, tree)) for tree in (params, frozen, moments)
-    )
+    params, frozen, moments = (jax.device_put(tree, param_shardings(mesh, tree)) for tree in (params, frozen, moments))
     batch = jax.device_put(batch, batch_sharding(mesh))
     arguments = (params, frozen, batch, *([] if moments is None else [moments]))
     return jax.jit(function).lower(*arguments).compile(), arguments

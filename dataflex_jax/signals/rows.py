@@ -53,7 +53,7 @@ def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, .
 
 
 def tile_tokens(rows: int) -> int:
-    """The loss's tile for each of `rows` examples under `jax.vmap`, so that a device has as many logits as in training."""
+    """The loss's tile for each of `rows` examples under `jax.vmap`: a device has as many logits as in training."""
     mesh = jax.sharding.get_abstract_mesh()
     devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.axis_names)
     return max(1, TILE_TOKENS // math.ceil(rows / devices))

@@ -43,6 +43,7 @@ from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from dataflex_jax.signals.sweep import Sweeper, source
 
+LANGUAGES = 4  # of the candidates; the targets are in the first
 NU = 1e-8  # Adam's second moment of every parameter, about the square of its gradient
 
 _PEER = flags.DEFINE_string("peer_python", None, "The Python of DataFlex's environment.")
@@ -79,12 +80,17 @@ class ArrayRows(NamedTuple):
         return Row(self.tokens[i, : self.length(i) + 1], self.counted[i])
 
 
-def random_rows(count: int, vocab_size: int, seed: int) -> ArrayRows:
-    """Instruction-like rows: a third of each is prompt, which does not count; lengths differ by up to four times."""
+def random_rows(count: int, vocab_size: int, seed: int, languages: int = LANGUAGES) -> ArrayRows:
+    """Instruction-like rows: a third of each is prompt, which does not count; lengths differ by up to four times.
+
+    Each row is in one of `languages` languages, which share no tokens.
+    """
     rng, length = np.random.default_rng(seed), _LENGTH.value
     lengths = rng.integers(length // 4, length, count)
     lengths[0] = length - 1
-    tokens = rng.integers(1, vocab_size, (count, length)).astype(np.int32)
+    words = vocab_size // LANGUAGES
+    tokens = rng.integers(1, words, (count, length)) + words * rng.integers(0, languages, (count, 1))
+    tokens = tokens.astype(np.int32)
     return ArrayRows(tokens, [np.arange(n) >= n // 3 for n in lengths], (length // 4, length // 2, length))
 
 
@@ -181,7 +187,7 @@ def main(argv: list[str]) -> None:
     frozen, adapters = lora.split(params)
     # Away from B = 0, where half of the gradients vanish.
     adapters = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(1), x.shape), adapters)
-    rows, wanted = random_rows(_CANDIDATES.value, 4096, 0), random_rows(_TARGETS.value, 4096, 1)
+    rows, wanted = random_rows(_CANDIDATES.value, 4096, 0), random_rows(_TARGETS.value, 4096, 1, languages=1)
 
     config = base.get_config()
     config.optim.update(b2=0.999)

@@ -1,9 +1,10 @@
-"""Does online mixing help? Static against ODM on seven domains: held-out loss by domain, same seed and tokens.
+"""Does mixing help? Static, ODM, ADO and DoReMi on seven domains: held-out loss by domain, same seeds and tokens.
 
     nice python scripts/bench/mixing.py [--root=DIR] [--steps=300] [--seeds=0,1,2] [-- --config.field=value ...]
 
 Every run is the real command, `python -m dataflex_jax.train --config=configs/MIXER.py:local`, with what stands after
-`--`; its folder is under --runs. A finished run is not repeated and an interrupted one goes on, so the command may be
+`--`; its folder is under --runs. DoReMi's reference is the static run of the same seed, and its proxy has the same model
+and tokens, so it costs two runs in place of one. A finished run is not repeated and an interrupted one goes on, so the command may be
 stopped and started at will. Writes docs/benchmarks/mixing.json and mixing.png.
 """
 
@@ -26,12 +27,12 @@ from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.plot_style import LIGHT, LineStyle, label, legend, line_styles, new_figure
 from dataflex_jax.records import RunRecords
 
-MIXERS = ("static", "odm")
+MIXERS = {"static": "static", "odm": "ODM", "ado": "ADO", "doremi": "DoReMi"}
 _DATA = results.REPOSITORY.parent / "shared/data/slimpajama_mini"
 
 _ROOT = flags.DEFINE_string("root", None, "Folder of NAME.jsonl files; by default ../shared/data/slimpajama_mini.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Optimizer steps of each run.", lower_bound=1)
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; each one is a static and an ODM run.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; each one is a run of every mixer.")
 _RUNS = flags.DEFINE_string("runs", "runs/bench-mixing", "Where the run folders are.")
 _OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/mixing.json", "The result; the plot lies beside it.")
 
@@ -52,7 +53,22 @@ def data_folder() -> Path:
     return folder
 
 
-def finished_run(mixer: str, seed: int, root: Path, overrides: Sequence[str]) -> RunRecords:
+def run_of_seed(mixer: str, seed: int, root: Path, overrides: Sequence[str]) -> RunRecords:
+    """The run whose held-out loss counts, after those that it reads from; see `finished_run`."""
+    if mixer != "doremi":
+        return finished_run(mixer, f"{mixer}.py:local", seed, root, overrides)
+    reference = f"--config.mixer.reference={run_folder('static', seed)}"
+    finished_run("doremi-proxy", "doremi.py:proxy,local", seed, root, [*overrides, reference])
+    weights = f"--config.mixer.proportions={run_folder('doremi-proxy', seed) / 'domain_weights.json'}"
+    return finished_run("doremi", "doremi.py:target,local", seed, root, [*overrides, weights])
+
+
+def run_folder(name: str, seed: int) -> Path:
+    """Where a run is."""
+    return (Path(_RUNS.value) / f"{name}-seed{seed}").resolve()
+
+
+def finished_run(name: str, recipe: str, seed: int, root: Path, overrides: Sequence[str]) -> RunRecords:
     """Runs the training command unless its run folder is finished, and reads the folder.
 
     Raises:
@@ -60,9 +76,9 @@ def finished_run(mixer: str, seed: int, root: Path, overrides: Sequence[str]) ->
         TrainingError: the run was asked to stop.
         subprocess.CalledProcessError: the command failed; its own message is on stderr.
     """
-    folder = (Path(_RUNS.value) / f"{mixer}-seed{seed}").resolve()
+    folder = run_folder(name, seed)
     settings = [
-        f"--config=configs/{mixer}.py:local",
+        f"--config=configs/{recipe}",
         f"--config.data.root={root}",
         f"--config.seed={seed}",
         f"--config.train_step={_STEPS.value}",
@@ -94,12 +110,13 @@ def losses(evaluation: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(runs: dict[str, list[RunRecords]]) -> dict[str, dict[str, Any]]:
-    """For each row of `losses`: mean and standard deviation over seeds of each mixer, and of ODM - static by seed."""
+    """For each row of `losses` and each mixer: mean and standard deviation over seeds; of all but static also those of
+    the difference from static by seed."""
     final = {mixer: [losses(run.evals[-1]) for run in of_mixer] for mixer, of_mixer in runs.items()}
     rows = {}
     for name in final["static"][0]:
         values = {mixer: np.array([figures[name] for figures in final[mixer]]) for mixer in MIXERS}
-        values["difference"] = values["odm"] - values["static"]
+        values |= {f"{mixer} - static": values[mixer] - values["static"] for mixer in MIXERS if mixer != "static"}
         rows[name] = {
             column: {"mean": v.mean(), "std": v.std(ddof=1) if len(v) > 1 else None, "values": v.tolist()}
             for column, v in values.items()
@@ -108,11 +125,14 @@ def compare(runs: dict[str, list[RunRecords]]) -> dict[str, dict[str, Any]]:
 
 
 def picture(runs: dict[str, list[RunRecords]]) -> Figure:
-    """ODM's sampling weights of every seed over time, and the held-out nll by domain, mean over seeds."""
-    styles = line_styles(list(runs["odm"][0].evals[-1]["domains"]))
-    figure, (mixture, held_out) = new_figure(LIGHT, 11.0, 4.2, columns=2)
-    _draw_mixture(mixture, runs["odm"], styles)
-    looks = {"static": (0, (1, 1)), "odm": "-"}
+    """The mixers' sampling weights of every seed over time, and the held-out nll by domain, mean over seeds."""
+    styles = line_styles(list(runs["static"][0].evals[-1]["domains"]))
+    dynamic = [mixer for mixer in MIXERS if mixer != "static"]
+    figure, axes = new_figure(LIGHT, 4.2 * (len(dynamic) + 1), 4.2, columns=len(dynamic) + 1)
+    for ax, mixer in zip(axes[:-1], dynamic, strict=True):
+        _draw_mixture(ax, MIXERS[mixer], runs[mixer], styles)
+    held_out = axes[-1]
+    looks = dict(zip(MIXERS, ((0, (1, 1)), "-", (0, (5, 2)), (0, (3, 1, 1, 1))), strict=True))
     for mixer, dashes in looks.items():
         evaluations = [run.evals for run in runs[mixer]]
         steps = [evaluation["step"] for evaluation in evaluations[0]]
@@ -120,23 +140,23 @@ def picture(runs: dict[str, list[RunRecords]]) -> Figure:
             nll = np.mean([[e["domains"][name]["nll"] for e in of_seed] for of_seed in evaluations], axis=0)
             held_out.plot(steps, nll, color=style.color, linestyle=dashes, linewidth=1.3)
     label(held_out, LIGHT, x="step", y="held-out nll [nats/token], mean over seeds")
-    entries = [(Line2D([], [], color=LIGHT.text, linestyle=d, linewidth=1.3), m) for m, d in looks.items()]
+    entries = [(Line2D([], [], color=LIGHT.text, linestyle=d, linewidth=1.3), MIXERS[m]) for m, d in looks.items()]
     legend(held_out, LIGHT, entries + [(Line2D([], [], color=s.color, linewidth=2), n) for n, s in styles.items()])
     return figure
 
 
-def _draw_mixture(ax: Axes, runs: Sequence[RunRecords], styles: dict[str, LineStyle]) -> None:
+def _draw_mixture(ax: Axes, title: str, runs: Sequence[RunRecords], styles: dict[str, LineStyle]) -> None:
     for run in runs:
         steps = [record["step"] for record in run.policy]
         for name, style in styles.items():
             weights = [record["observed"]["drawn_with"][name] for record in run.policy]
             ax.plot(steps, weights, color=style.color, linewidth=0.9, alpha=0.8)
     ax.set_ylim(bottom=0)
-    label(ax, LIGHT, x="step", y="ODM: proportion drawn with, one line a seed")
+    label(ax, LIGHT, x="step", y=f"{title}: proportion drawn with, one line a seed")
 
 
 def setting(run: RunRecords) -> dict[str, Any]:
-    """What both mixers share."""
+    """What all mixers share."""
     config = run.config["config"]
     return {
         "steps": config["train_step"],
@@ -151,9 +171,9 @@ def setting(run: RunRecords) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     root, seeds = data_folder(), [int(seed) for seed in _SEEDS.value]
-    # A static and an ODM run in turn, so that a study stopped early has whole pairs.
-    pairs = [{mixer: finished_run(mixer, seed, root, argv[1:]) for mixer in MIXERS} for seed in seeds]
-    runs = {mixer: [pair[mixer] for pair in pairs] for mixer in MIXERS}
+    # Seed by seed, so that a study stopped early has whole comparisons.
+    of_seeds = [{mixer: run_of_seed(mixer, seed, root, argv[1:]) for mixer in MIXERS} for seed in seeds]
+    runs = {mixer: [of_seed[mixer] for of_seed in of_seeds] for mixer in MIXERS}
     rows = compare(runs)
     example = runs["odm"][0]
     result = {

@@ -16,6 +16,8 @@ import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = "docs/benchmarks"
+# The benchmarks, whose results are files that begin with their names.
+KINDS = ("step", "policies", "train_speed", "cross_entropy", "per_example_gradients", "less", "resume", "mixing")
 
 
 def describe(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def page(folder: Path) -> str:
     )
     found = {
         kind: {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}*.json"))}
-        for kind in ("step", "train_speed", "cross_entropy", "resume", "mixing")
+        for kind in KINDS
     }
     return environment.get_template("README.md.jinja").render(found, comparison=comparison)
 
@@ -89,8 +91,9 @@ def comparison(rows: Mapping[str, Mapping[str, Any]]) -> str:
         plus_minus = "" if column["std"] is None else f" ± {column['std']:.4f}"
         return f"{column['mean']:{form}}{plus_minus}"
 
-    lines = ["| held-out nll [nats/token] | static | ODM | ODM - static |", "|---|---|---|---|"]
-    for name, columns in rows.items():
-        cells = [cell(columns["static"], ".4f"), cell(columns["odm"], ".4f"), cell(columns["difference"], "+.4f")]
+    columns = list(next(iter(rows.values())))
+    lines = [f"| held-out nll [nats/token] | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = [cell(row[column], "+.4f" if "-" in column else ".4f") for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,8 +1,6 @@
 """LESS's scores without a projection against those recorded with the PyTorch peer's model and gradients."""
 
-import dataclasses
 import functools
-import os
 from pathlib import Path
 
 import jax
@@ -15,7 +13,7 @@ from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.signals.gradients import Moments, Projection, gradient_features
 from dataflex_jax.signals.rows import map_named
 
-RECORDED = Path(os.environ.get("DATAFLEX_REFERENCE", Path(__file__).parents[3] / "shared/reference")) / "less_micro.npz"
+RECORDED = Path(__file__).parents[3] / "shared/reference/less_micro.npz"
 pytestmark = pytest.mark.skipif(not RECORDED.exists(), reason="the peer's recorded numbers are not here")
 
 MODEL = ModelConfig(
@@ -32,17 +30,20 @@ MODEL = ModelConfig(
 )
 
 
+KINDS = {"lora_a": "lora_A.default.weight", "lora_b": "lora_B.default.weight", "bias": "bias"}
+
+
 def of_peer(arrays, path, leaf):
     """The parameter of that path, stacked over layers and [in, out]."""
     *modules, kind = path.split("/")
-    module = ".".join(modules).replace("attention", "self_attn") if modules[0] == "layers" else modules[0]
-    kinds = {"lora_a": "lora_A.default.weight", "lora_b": "lora_B.default.weight", "bias": "bias"}
-    name = f"{module}.{kinds.get(kind, 'weight')}".replace("post_attention", "post_attention")
-    module_prefix = "lora/base_model.model.model." if kind in lora.FACTORS else "base/model."
-    names = [name]
+    owner = "lora/base_model.model.model" if kind in lora.FACTORS else "base/model"
+    end = ".".join("self_attn" if module == "attention" else module for module in modules)
+    end = f"{end}.{KINDS.get(kind, 'weight')}"
     if modules[0] == "layers":
-        names = [name.replace("layers.", f"layers.{i}.", 1) for i in range(MODEL.num_hidden_layers)]
-    found = [arrays[module_prefix + n.replace("post_self_attn", "post_attention")] for n in names]
+        end = end.removeprefix("layers.")
+        found = [arrays[f"{owner}.layers.{i}.{end}"] for i in range(MODEL.num_hidden_layers)]
+    else:
+        found = [arrays[f"{owner}.{end}"]]
     found = [x.T if kind in ("kernel", *lora.FACTORS) else x for x in found]
     value = np.stack(found) if modules[0] == "layers" else found[0]
     assert value.shape == leaf.shape, path

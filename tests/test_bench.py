@@ -109,7 +109,7 @@ def test_mixing(root, tmp_path):
     rows = result["held_out_nll"]
     final = {
         mixer: json.loads((runs / f"{mixer}-seed3/eval.jsonl").read_text().splitlines()[-1])
-        for mixer in ("static", "odm")
+        for mixer in ("static", "odm", "ado", "doremi")
     }
     for mixer, evaluation in final.items():
         nll = {name: figures["nll"] for name, figures in evaluation["domains"].items()}
@@ -140,13 +140,13 @@ def test_comparison_has_means_deviations_and_signed_differences(bench):
     def column(mean, std):
         return {"mean": mean, "std": std}
 
-    rows = {"book": {"static": column(5.0, 0.01), "odm": column(4.5, None), "difference": column(-0.5, 0.02)}}
+    rows = {"book": {"static": column(5.0, 0.01), "odm": column(4.5, None), "odm - static": column(-0.5, 0.02)}}
     assert bench.comparison(rows).splitlines()[2] == "| book | 5.0000 ± 0.0100 | 4.5000 | -0.5000 ± 0.0200 |"
 
 
 def test_page_without_results_gives_the_commands(bench, tmp_path):
     page = bench.page(tmp_path)
-    for script in ("step", "resume", "mixing"):
+    for script in ("step", "train_speed", "cross_entropy", "less", "resume", "mixing"):
         assert f"Not measured yet: `python scripts/bench/{script}.py" in page
 
 

@@ -66,7 +66,9 @@ def transcription(loss_mean, row_weights, token_weights, batch, losses):
     domain_tokens = [mask[domains == k].sum() for k in range(DOMAINS)]
     of_rows = []
     for k in domains:
-        of_rows.append(1.0 if loss_mean is None else OF_DOMAINS[k] / (domain_tokens[k] if loss_mean == "domains" else 1))
+        of_rows.append(
+            1.0 if loss_mean is None else OF_DOMAINS[k] / (domain_tokens[k] if loss_mean == "domains" else 1)
+        )
     of_rows = np.array(of_rows)
     if row_weights:
         product = np.prod(row_weights, axis=0)

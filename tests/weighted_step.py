@@ -19,8 +19,8 @@ from dataflex_jax.policies.weighters.adapt import AdaptState, adapt
 from dataflex_jax.policies.weighters.joint_update_aware import JointUpdateAwareState, joint_update_aware
 from dataflex_jax.policies.weighters.loss import loss
 from dataflex_jax.policies.weighters.rho1 import rho1
-from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
-from dataflex_jax.state import Fixed, TrainState, TrainStep, abstract_state, init_state
+from dataflex_jax.sharding import batch_sharding, make_mesh, placed, replicated
+from dataflex_jax.state import Fixed, TrainState, TrainStep
 
 MODEL = ModelConfig(
     architecture="qwen2",
@@ -70,26 +70,33 @@ POLICIES = {
 
 
 @functools.cache
-def reference_model():
-    """(graphdef, params) of another model of the same shape."""
-    return jax.jit(functools.partial(decoder.create, MODEL))(jax.random.key(5))
+def models():
+    """(graphdef, the model's params, the reference model's params)."""
+    create = jax.jit(functools.partial(decoder.create, MODEL))
+    graphdef, params = create(jax.random.key(0))
+    return graphdef, params, create(jax.random.key(5))[1]
+
+
+@jax.jit
+def forward(params, tokens):
+    """(token losses, last hidden states)."""
+    return decoder.token_losses(models()[0], params, tokens)
 
 
 def make_batch(seed: int = 0, rows: int = 8) -> dict[str, jax.Array]:
     """Rows of two of the three domains, of unequal numbers of tokens, with the reference's losses."""
     rng = np.random.default_rng(seed)
     mask = (rng.random((rows, LENGTH)) < 0.8).astype(np.float32)
-    mask[0, 0] = (1 + mask.sum() - mask[0, 0]) % 2  # an even number in all
+    mask[0, 0] = (mask.sum() - mask[0, 0]) % 2  # an even number in all, for rho1's share of a repeated batch
     tokens = jnp.asarray(rng.integers(0, MODEL.vocab_size, (rows, LENGTH + 1)), jnp.int32)
     domains = np.arange(rows) % 2
     rng.shuffle(domains)
-    graphdef, params = reference_model()
     return {
         "tokens": tokens,
         "mask": jnp.asarray(mask),
         "domain": jnp.asarray(domains, jnp.int32),
         "drawn_with": jnp.asarray([0.5, 0.3, 0.2]),
-        "reference_losses": decoder.token_losses(graphdef, params, tokens)[0],
+        "reference_losses": forward(models()[2], tokens)[0],
     }
 
 
@@ -98,23 +105,24 @@ def of_rows(batch: dict[str, jax.Array], rows) -> dict[str, jax.Array]:
     return {name: value if name == "drawn_with" else value[rows] for name, value in batch.items()}
 
 
-def initial(policies: Policies):
-    """A function of a key to (graphdef, fresh state)."""
+def initial(policies: Policies) -> TrainState:
+    """A fresh state."""
     mixer = policies.mixer.init(jnp.ones(NUM_DOMAINS) / NUM_DOMAINS)
+    params = models()[1]
     states = tuple(state for _, state in policies.weighters)
-    return functools.partial(init_state, MODEL, SGD, mixer, states)
+    return TrainState(jnp.int32(0), params, SGD.init(params), mixer, states, jax.random.key(1))
 
 
-def train_step(policies: Policies, graphdef, accumulation: int = 1, *, microbatches: bool = False) -> TrainStep:
+def train_step(policies: Policies, accumulation: int = 1, *, microbatches: bool = False) -> TrainStep:
     """The step, with a decision of the mixer in every step."""
     return TrainStep(
-        graphdef,
+        models()[0],
         SGD,
         optax.constant_schedule(LEARNING_RATE),
         policies.mixer,
         EVERY_STEP,
         policies.scheduled(),
-        reference_model()[0] if policies.reference_in_step else None,
+        models()[0] if policies.reference_in_step else None,
         accumulation,
         microbatches,
     )
@@ -122,29 +130,27 @@ def train_step(policies: Policies, graphdef, accumulation: int = 1, *, microbatc
 
 def take_step(
     policies: Policies, batch: dict[str, jax.Array], accumulation: int = 1, *, microbatches: bool = False
-) -> tuple[TrainState, TrainState, dict]:
-    """(the state before, the state after, the metrics) of one step on one device."""
-    graphdef, state = jax.jit(initial(policies), static_argnums=())(jax.random.key(0))
-    step = train_step(policies, graphdef, accumulation, microbatches=microbatches)
-    return state, *jax.jit(step)(state, *_inputs(policies, batch))
+) -> tuple[TrainState, dict]:
+    """(the state after, the metrics) of one step on one device."""
+    step = train_step(policies, accumulation, microbatches=microbatches)
+    return jax.device_get(jax.jit(step)(initial(policies), *_inputs(policies, batch)))
 
 
 def take_sharded_step(policies: Policies, batch: dict[str, jax.Array]) -> tuple[TrainState, dict]:
     """(the state after, the metrics) of one step with everything split over eight devices."""
     mesh = make_mesh({"fsdp": 8})
     with jax.set_mesh(mesh):
-        graphdef, abstract = abstract_state(initial(policies), mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        _, state = jax.jit(initial(policies))(jax.random.key(0))
+        state = initial(policies)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, placed(mesh, state))
         state = jax.device_put(state, shardings)
-        placed = {
+        batch = {
             name: jax.device_put(value, replicated(mesh) if name == "drawn_with" else batch_sharding(mesh))
             for name, value in batch.items()
         }
-        batch, fixed = _inputs(policies, placed)
+        batch, fixed = _inputs(policies, batch)
         if fixed.reference is not None:
             fixed = fixed._replace(reference=jax.device_put(fixed.reference, shardings.params))
-        step = jax.jit(train_step(policies, graphdef), out_shardings=(shardings, replicated(mesh)))
+        step = jax.jit(train_step(policies), out_shardings=(shardings, replicated(mesh)))
         return jax.device_get(step(state, batch, fixed))
 
 
@@ -152,4 +158,4 @@ def _inputs(policies: Policies, batch: dict[str, jax.Array]) -> tuple[dict[str, 
     if not policies.reference_in_step:
         return batch, Fixed()
     without = {name: value for name, value in batch.items() if name != "reference_losses"}
-    return without, Fixed(reference=reference_model()[1])
+    return without, Fixed(reference=models()[2])

@@ -84,7 +84,8 @@ def open_reference(reference: Reference, domains: Sequence[Domain], tokenizer: T
     try:
         run_folder, step = locate(reference.path)
     except InputError as e:
-        raise InputError(f"reference = {str(reference.path)!r}: {str(e).removeprefix('--checkpoint=')}") from e
+        reason = str(e).removeprefix(f"--checkpoint={Path(reference.path).absolute()}: ")
+        raise InputError(f"reference = {str(reference.path)!r}: {reason}") from e
     with Checkpoints(run_folder, writable=False) as checkpoints:
         saved = checkpoints.read_run(step)
         if saved["fields"]["data.tokenizer"] != tokenizer.fingerprint:

@@ -84,7 +84,7 @@ class RunSignals:
             target = _fields(target_rows.loader.load(picked, np.ones(1)))
         domains = _by_domain(_fields(batch), len(offsets) - 1)
         gram, along = domain_gram(self._graphdef, state.params, self._frozen, domains, target)
-        return DomainGradients(gram, along, jnp.float32(learning_rate(step)))
+        return DomainGradients(gram, along, np.float32(learning_rate(step)))
 
 
 def _fields(batch: Batch) -> Batch:

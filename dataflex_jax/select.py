@@ -164,16 +164,30 @@ def chosen_records(pool: Pool, ids: np.ndarray) -> Iterator[dict[str, Any]]:
 
 
 def write_records(path: Path, records: Iterator[dict[str, Any]]) -> None:
-    """Writes records as JSONL or Parquet, by the file's name.
+    """Writes records as JSONL or Parquet, by the file's name; in Parquet a field that some lack is null there.
 
     Raises:
         InputError: neither .jsonl nor .parquet.
     """
+    check_records_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(records)), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+        rows = list(records)
+        fields = dict.fromkeys(field for row in rows for field in row)
+        # A table has the fields of its first row otherwise.
+        complete = [{field: row.get(field) for field in fields} for row in rows]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(complete), path)
     else:
+        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+
+
+def check_records_path(path: Path) -> None:
+    """Refuses a file that `write_records` cannot write.
+
+    Raises:
+        InputError: neither .jsonl nor .parquet.
+    """
+    if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"--records={path}: must end in .jsonl or .parquet")
 
 
@@ -197,7 +211,9 @@ def main(argv: list[str]) -> None:
         raise InputError("--checkpoint is missing: a run folder, or the folder of one step in it")
     if OUTPUT.value is None or not OUTPUT.value.endswith(".npz"):
         raise InputError(f"--output={OUTPUT.value}: must be a file that ends in .npz")
-    output = Path(OUTPUT.value)
+    output, records = Path(OUTPUT.value), RECORDS.value and Path(RECORDS.value)
+    if records:
+        check_records_path(records)
     places = [locate(path) for path in CHECKPOINT.value]
     pool, chosen = select(config, places, _numbers(CHECKPOINT_WEIGHTS.value, len(places)), NUM.value)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -206,9 +222,9 @@ def main(argv: list[str]) -> None:
         f"{len(chosen.ids)} of {pool.num_rows} examples, scores {chosen.scores.max():.4g} to "
         f"{chosen.scores.min():.4g}; {chosen.not_finite} were not finite. Written to {output}."
     )
-    if RECORDS.value is not None:
-        write_records(Path(RECORDS.value), chosen_records(pool, chosen.ids))
-        print(f"Their records are in {RECORDS.value}.")
+    if records:
+        write_records(records, chosen_records(pool, chosen.ids))
+        print(f"Their records are in {records}.")
 
 
 if __name__ == "__main__":

@@ -147,10 +147,12 @@ class Selection:
             updates = sum(map(schedule.is_update, range(self._train_step)))
             request = Request(jnp.int32(update + 1), jnp.int32(updates), key)
             chosen, selector_state = self._chooser.choose(self._state, signals, request, counts)
+            # A checkpoint's NumPy arrays can be read on any number of devices.
+            selector_state = jax.tree.map(np.asarray, selector_state)
             parts, scores = [chosen.ids[part] for part in chosen.groups], chosen.all_scores
             record |= {"policy": self._selecting.name, **self._write(step, chosen)}
         if self._ordering is None:
-            self._state = selector_state
+            self._state = jax.tree.map(np.asarray, selector_state)
             self._open(Window(step, planned.cursors.copy(), tuple(parts), ordered=False))
             return record
         order = self._ordering.order
@@ -160,7 +162,7 @@ class Selection:
                 ids = np.unique(np.concatenate(parts))
                 scores = np.full(self._pool.num_rows, np.nan, np.float32)
                 scores[ids] = order_scores(order.scores, self._pool, signals, ids)
-        self._state = selector_state
+        self._state = jax.tree.map(np.asarray, selector_state)
         arranged, repeats = self._arranged(parts, scores, key), self._selecting is not None
         self._open(Window(step, planned.cursors.copy(), arranged, ordered=True, repeats=repeats))
         return record | {"order": self._ordering.name}
@@ -199,4 +201,6 @@ class Selection:
 
 
 def _key(state: TrainState, update: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(state.key, jnp.uint32(_STREAM)), update)
+    # On the host's own devices, as all that selectors and orders compute.
+    key = jax.random.wrap_key_data(jax.device_get(jax.random.key_data(state.key)))
+    return jax.random.fold_in(jax.random.fold_in(key, jnp.uint32(_STREAM)), update)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from dataflex_jax.active import ActivePolicies
 from dataflex_jax.data.sampler import SamplerState
@@ -49,7 +49,7 @@ class Updates:
                 scheduled.weighter.refresh(old, signals) if now else old
                 for scheduled, old, now in zip(self._policies.weighters, state.weighters, due, strict=True)
             )
-            state = state._replace(weighters=jax.tree.map(_like, weighters, state.weighters))
+            state = state._replace(weighters=jax.tree.map(_from_host, weighters, state.weighters))
             records += [
                 {"step": step, "policy": scheduled.name, "refreshed": signals.num_targets}
                 for scheduled, now in zip(self._policies.weighters, due, strict=True)
@@ -62,9 +62,16 @@ class Updates:
         if self._refresh_mixer is not None and self._policies.schedule.is_update(step + 1):
             wanted = "domain_gradients" in self._policies.mixer.needs
             gradients = self._gradients(state, step) if wanted else None
-            state = state._replace(mixer=jax.tree.map(_like, self._refresh_mixer(state.mixer, gradients), state.mixer))
+            mixer = self._refresh_mixer(state.mixer, gradients)
+            state = state._replace(
+                mixer=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), mixer, state.mixer)
+            )
         return state, records
 
 
-def _like(new: jax.Array, old: jax.Array) -> jax.Array:
-    return jax.device_put(jnp.asarray(new, old.dtype), old.sharding)
+def _from_host(new: Any, old: jax.Array) -> jax.Array:
+    """What every host has computed, as one array over all of them."""
+    if new is old:
+        return old
+    values = np.asarray(new, old.dtype)
+    return jax.make_array_from_callback(values.shape, old.sharding, values.__getitem__)

@@ -26,8 +26,8 @@ from dataflex_jax.errors import TrainingError
 from dataflex_jax.policies.mixture_file import read_weights
 from dataflex_jax.records import read_jsonl, to_json
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
 _WEIGHTS = "domain_weights.json"
+COLUMNS = ("baseline proportions", "DoReMi weights", "baseline nll", "target nll")
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/doremi", "The folder of all runs.")
 _SCALE = flags.DEFINE_string("scale", "quickstart", "One of configs/scales.py.")
@@ -50,7 +50,7 @@ def train(role: str, folder: Path, options: Sequence[str]) -> None:
         return
     print(f"{role}: {folder}", flush=True)
     command = [sys.executable, "-m", "dataflex_jax.train", f"--config=configs/doremi.py:{role},{_SCALE.value}"]
-    result = subprocess.run([*command, f"--workdir={folder}", *options], cwd=_REPOSITORY, check=False)
+    result = subprocess.run([*command, f"--workdir={folder}", *options], check=False)
     if result.returncode or not (folder / "summary.json").exists():
         raise TrainingError(
             f"the {role} run ended with exit code {result.returncode}; the same command goes on from there"
@@ -67,8 +67,7 @@ def rounds(workdir: Path, shared: Sequence[str]) -> tuple[Path, Path]:
         train("reference", reference, [*shared, *sampling, *_OPTIONS["reference"].value])
         model = f"--config.mixer.reference={reference}"
         train("proxy", proxy, [*shared, model, *_OPTIONS["proxy"].value])
-        names = list(final(proxy)["domains"])
-        weights = read_weights(proxy / _WEIGHTS, names)
+        weights = read_weights(proxy / _WEIGHTS, list(drawn_with(proxy)))
         if before is not None:
             moved = max(abs(now - then) for now, then in zip(weights, before, strict=True))
             print(f"round {number}: the weights moved by at most {moved:.4f}")
@@ -88,12 +87,23 @@ def drawn_with(folder: Path) -> dict[str, float]:
     return read_jsonl(folder / "policy.jsonl")[-1]["sampling_weights"]
 
 
+def comparison(baseline: Path, target: Path) -> dict[str, dict[str, float]]:
+    """Proportions and held-out losses of both runs, a row for each domain and one overall; without held-out rows a
+    domain has no losses."""
+    before, after = drawn_with(baseline), drawn_with(target)
+    rows = {name: {COLUMNS[0]: before[name], COLUMNS[1]: after[name]} for name in after} | {"overall": {}}
+    theirs, ours = (final(run)["domains"] | {"overall": final(run)["overall"]} for run in (baseline, target))
+    for name, row in rows.items():
+        if theirs.get(name) and ours.get(name):
+            row |= {COLUMNS[2]: theirs[name]["nll"], COLUMNS[3]: ours[name]["nll"]}
+    return rows
+
+
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The rows as aligned text."""
-    columns = ("baseline proportions", "DoReMi weights", "baseline nll", "target nll")
-    lines = [f"{'domain':16}" + "".join(f"{column:>22}" for column in columns)]
+    lines = [f"{'domain':16}" + "".join(f"{column:>22}" for column in COLUMNS)]
     for name, row in rows.items():
-        texts = [f"{row[column]:22.4f}" if column in row else " " * 22 for column in columns]
+        texts = [f"{row[column]:22.4f}" if column in row else " " * 22 for column in COLUMNS]
         lines.append(f"{name:16}" + "".join(texts))
     return "\n".join(lines)
 
@@ -108,18 +118,7 @@ def main(argv: list[str]) -> None:
     if configuration.read(reference).model != configuration.read(target).model:
         baseline = workdir / "baseline"
         train("baseline", baseline, [*shared, *_OPTIONS["target"].value])
-    ours, theirs = final(target), final(baseline)
-    before, after = drawn_with(baseline), drawn_with(target)
-    rows = {
-        name: {
-            "baseline proportions": before[name],
-            "DoReMi weights": after[name],
-            "baseline nll": theirs["domains"][name]["nll"],
-            "target nll": ours["domains"][name]["nll"],
-        }
-        for name in ours["domains"]
-    }
-    rows["overall"] = {"baseline nll": theirs["overall"]["nll"], "target nll": ours["overall"]["nll"]}
+    rows = comparison(baseline, target)
     (workdir / "doremi.json").write_text(to_json(rows, indent=2) + "\n")
     print(table(rows))
     print(f"Written to {workdir / 'doremi.json'}; the weights are {proxy / _WEIGHTS}.")

@@ -107,31 +107,36 @@ class Trainer:
 
 _STARTER = """
 import json, os, runpy, sys
-import dataflex_jax.train
+import dataflex_jax.select, dataflex_jax.train
 
-del sys.modules["dataflex_jax.train"]
+module = sys.argv[1]
+del sys.modules[module]
 for line in sys.stdin:
     arguments, out, err = json.loads(line)
     child = os.fork()
     if child == 0:
         for number, path in ((1, out), (2, err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv = ["train", *arguments]
-        runpy.run_module("dataflex_jax.train", run_name="__main__")
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__")
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 class Starter:
-    """Runs the command many times at a tenth of the cost: each is a fork of one process that has imported it all.
+    """Runs a command many times at a tenth of the cost: each is a fork of one process that has imported it all.
 
     Close it in the end.
+
+    Args:
+        trainer: whose environment to use.
+        module: the command.
     """
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: Trainer, module: str = "dataflex_jax.train"):
         self._trainer = trainer
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _STARTER],
+            [sys.executable, "-W", "ignore", "-c", _STARTER, module],
             cwd=PROJECT,
             env=trainer.environment(1, {}),
             stdin=subprocess.PIPE,
@@ -139,9 +144,12 @@ class Starter:
             text=True,
         )
 
-    def run(self, *arguments: str, workdir: Path, config: str | Path = "") -> subprocess.CompletedProcess:
+    def run(
+        self, *arguments: str, workdir: Path | None = None, config: str | Path = ""
+    ) -> subprocess.CompletedProcess:
         """As `Trainer.run`."""
-        command = [f"--config={config or self._trainer.recipe}", f"--workdir={workdir}", *arguments]
+        folder = [] if workdir is None else [f"--workdir={workdir}"]
+        command = [f"--config={config or self._trainer.recipe}", *folder, *arguments]
         streams = [self._trainer.folder / name for name in ("starter.out", "starter.err")]
         self._process.stdin.write(json.dumps([command, *map(str, streams)]) + "\n")
         self._process.stdin.flush()

@@ -13,6 +13,7 @@ from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.policies.weighters.loss import loss
 from dataflex_jax.policies.weighters.rho1 import rho1
 
+EVERY_STEP = Schedule(0, 1, -1)
 ROWS, TOKENS, DOMAINS = 6, 7, 3
 OF_DOMAINS = (2.0, 0.25, 1.5)
 SQUARES = Weighter(init=lambda width: (), weigh=lambda state, seen: seen.losses**2)
@@ -25,7 +26,7 @@ def mixer_of(loss_mean):
     return static()._replace(loss_weights=weights, loss_mean=loss_mean or "tokens")
 
 
-def scheduled(*weighters, schedule=Schedule(0, 1, -1)):
+def scheduled(*weighters, schedule=EVERY_STEP):
     return tuple(ScheduledWeighter(f"weighter {i}", weighter, schedule) for i, weighter in enumerate(weighters))
 
 
@@ -64,12 +65,9 @@ def transcription(loss_mean, row_weights, token_weights, batch, losses):
     for weights in token_weights:
         kept = kept * weights
     domain_tokens = [mask[domains == k].sum() for k in range(DOMAINS)]
-    of_rows = []
-    for k in domains:
-        of_rows.append(
-            1.0 if loss_mean is None else OF_DOMAINS[k] / (domain_tokens[k] if loss_mean == "domains" else 1)
-        )
-    of_rows = np.array(of_rows)
+    of_rows = np.ones(len(mask))
+    for b, k in enumerate(domains if loss_mean else ()):
+        of_rows[b] = OF_DOMAINS[k] / (domain_tokens[k] if loss_mean == "domains" else 1)
     if row_weights:
         product = np.prod(row_weights, axis=0)
         if len(row_weights) > 1:

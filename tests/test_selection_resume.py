@@ -17,7 +17,6 @@ from tests.test_resume import interrupted_at
 FIELDS = {
     "cluster_less": {"selector__cluster_size": 8, "selector__samples_per_cluster": 2},
     "icons": {"targets__group_field": "kind"},
-    "less": {"lora__rank": 2, "lora__base_dtype": "float32"},
     "delta_loss": {"selector__baseline": "warmup"},
 }
 
@@ -58,26 +57,6 @@ def test_every_order_goes_on_as_if_never_interrupted(root, tmp_path, monkeypatch
     assert len(whole.decisions()) == (2 if dynamic else 0)
 
 
-def test_a_selector_with_an_order_a_mixer_and_a_weighter_goes_on(root, tmp_path):
-    config = tiny_chat.config(
-        root,
-        selector="loss",
-        order="zigzag",
-        order__scores="field:difficulty",
-        mixer="odm",
-        weighter="loss",
-        checkpoint_every=2,
-    )
-    train_and_evaluate(config, tmp_path / "whole")
-    assert [line["order"] for line in tiny.records(tmp_path / "whole", "policy.jsonl") if "file" in line] == [
-        "zigzag",
-        "zigzag",
-    ]
-    run = interrupted_at(4, tmp_path / "whole", tmp_path / "run")
-    train_and_evaluate(config, run)
-    assert_same_run(run, tmp_path / "whole")
-
-
 def stopping_at_poll(number):
     """A `preemption.watch` that is asked to stop right before the `number`-th batch of all sweeps."""
 
@@ -104,7 +83,7 @@ def stopping_at_poll(number):
         ({"selector": "delta_loss"}, 8, 1),
         ({"selector": "delta_loss", "selector__baseline": "warmup"}, 8, 3),
         ({"selector": "loss", "order": "sorting", "order__dynamic": True}, 6, 1),  # the choice is made, not its order
-        ({"order": "sorting", "order__dynamic": True}, 3, 3),
+        ({"order": "sorting", "order__dynamic": True, "sweep__batch_rows": 8}, 4, 3),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )
@@ -122,12 +101,18 @@ def test_stopped_in_the_middle_of_a_sweep_it_chooses_the_same_afterwards(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_stopped_while_a_weighter_looks_at_the_targets(root, tmp_path, monkeypatch):
-    """A choice made at the same step is not half remembered."""
-    config = tiny_chat.config(
-        root, selector="delta_loss", selector__baseline="warmup", weighter="adapt", checkpoint_every=5, train_step=4
-    )
+def test_all_kinds_of_policies_together_go_on(root, tmp_path, monkeypatch):
+    """After a checkpoint, and stopped while the weighter or the selector, whose state changes, looks at the model."""
+    policies = {"selector": "delta_loss", "order": "zigzag", "mixer": "odm", "weighter": "adapt"}
+    options = {"selector__baseline": "warmup", "order__scores": "field:difficulty", "checkpoint_every": 4}
+    config = tiny_chat.config(root, **policies, **options, train_step=5)
     train_and_evaluate(config, tmp_path / "whole")
+    lines = tiny.records(tmp_path / "whole", "policy.jsonl")
+    assert [line["order"] for line in lines if "file" in line] == ["zigzag", "zigzag"]
+    assert [line["step"] for line in lines if "refreshed" in line] == [1]
+    run = interrupted_at(4, tmp_path / "whole", tmp_path / "run")
+    train_and_evaluate(config, run)
+    assert_same_run(run, tmp_path / "whole")
     for poll in (1, 6):
         run = tmp_path / str(poll)
         with monkeypatch.context() as patch:

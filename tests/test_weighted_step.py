@@ -108,9 +108,8 @@ def test_weighing_over_microbatches_is_the_mean_of_their_steps():
     after, metrics = take_step(policies, batch, 2, microbatches=True)
     parts = [take_step(policies, of_rows(batch, slice(part, None, 2))) for part in range(2)]
     np.testing.assert_allclose(metrics["loss"], np.mean([of_part["loss"] for _, of_part in parts]), rtol=1e-5)
-    for got, *of_parts in zip(
-        *(jax.tree.leaves(state.params) for state in (after, *(p[0] for p in parts))), strict=True
-    ):
+    leaves = [jax.tree.leaves(state.params) for state in (after, *(state for state, _ in parts))]
+    for got, *of_parts in zip(*leaves, strict=True):
         np.testing.assert_allclose(got, np.mean(of_parts, axis=0), atol=1e-6)
     assert abs(float(metrics["loss"]) - whole("loss")[1]["loss"]) > 1e-3
     assert float(metrics["example_weight_mean"]) == pytest.approx(1)

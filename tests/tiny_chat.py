@@ -5,12 +5,21 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dataflex_jax import train
+from dataflex_jax import optim, train
 from dataflex_jax.data.loader import Loader
+from dataflex_jax.data.pool import Pool
+from dataflex_jax.data.targets import open_targets
+from dataflex_jax.models import decoder
+from dataflex_jax.models.resolve import model_config
 from dataflex_jax.policies import registry
+from dataflex_jax.sharding import param_shardings
+from dataflex_jax.signals.model import ModelSignals, SignalFunctions
+from dataflex_jax.signals.sweep import Sweeper, source
 from tests import tiny
 
 SIZES = {"capitals": 44, "digits": 34}
@@ -110,3 +119,17 @@ def assert_same_selections(folder: Path, reference: Path) -> None:
         assert ours[step].keys() == arrays.keys()
         for name, values in arrays.items():
             np.testing.assert_array_equal(ours[step][name], values, err_msg=f"{name} after {step} steps")
+
+
+def model_signals(config: ConfigDict, domains, tokenizer, mesh: Mesh, *, rows=16, change=lambda x: x) -> ModelSignals:
+    """Those of a random model with an Adam state as in the middle of training; `change` is applied to its parameters."""
+    cfg = model_config(config.model, tokenizer)
+    graphdef, abstract = jax.eval_shape(lambda key: decoder.create(cfg, key), jax.random.key(1))
+    create = jax.jit(lambda key: change(decoder.create(cfg, key)[1]), out_shardings=param_shardings(mesh, abstract))
+    params = create(jax.random.key(1))
+    state = optim.adamw(config.optim, optim.learning_rate(config.optim, 10)).init(params)
+    state = jax.tree.map(lambda leaf: leaf + 1e-3 if leaf.ndim else leaf, state)
+    targets = open_targets(config, domains, config.data.tokenizer)
+    functions = SignalFunctions(graphdef, config.optim)
+    of_targets = targets, source(targets.pool, mesh)
+    return ModelSignals(functions, Sweeper(mesh, rows=rows), params, None, state, source(Pool(domains), mesh), of_targets)

@@ -1,5 +1,6 @@
 """The target set: rows in named groups that selectors and weighters compare the training data with."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +57,10 @@ def open_targets(config: ConfigDict, domains: Sequence[Domain], tokenizer: str |
         if section.group_field is not None:
             if not hasattr(domain.store, "values"):
                 raise InputError("config.targets.group_field: rows of documents are no records; use domains as groups")
-            of_rows = [str(value) for value in domain.store.values(split, section.group_field)]
+            try:
+                of_rows = [str(value) for value in domain.store.values(split, section.group_field)]
+            except InputError as e:
+                raise InputError(f"config.targets.group_field = {section.group_field!r}: {e}") from e
         groups += of_rows
         names += dict.fromkeys(of_rows)
     names = tuple(dict.fromkeys(names))
@@ -69,8 +73,13 @@ def open_targets(config: ConfigDict, domains: Sequence[Domain], tokenizer: str |
 
 def _open(config: ConfigDict, tokenizer: str | Path) -> Sequence[Domain]:
     data = config.data.copy_and_resolve_references()
-    for name, value in config.targets.items():
-        if name not in ("group_field", "group_rows"):
-            data[name] = value
+    names = [name for name in config.targets if name not in ("group_field", "group_rows")]
+    for name in names:
+        data[name] = config.targets[name]
     data.update(tokenizer=str(tokenizer), valid_fraction=0.0, packing=False)
-    return open_domains(data)[0]
+    try:
+        return open_domains(data)[0]
+    except InputError as e:
+        # What reads the data knows its options by the names that the training data's have.
+        option = re.compile(rf"\b(?:config\.)?data\.({'|'.join(names)})\b")
+        raise InputError("config.targets: " + option.sub(r"config.targets.\1", str(e))) from e

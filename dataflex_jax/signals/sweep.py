@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -45,7 +46,7 @@ def source(pool: Pool, mesh: Mesh) -> Source:
 
 
 class Sweeper:
-    """Runs functions over sets of rows; compiles each once for each length.
+    """Runs functions over sets of rows; compiles each once for each length and kind of operands.
 
     Args:
         mesh: the devices.
@@ -104,14 +105,16 @@ class Sweeper:
                 whole[(places, *(slice(n) for n in leaf.shape[1:]))] = leaf[: len(places)]
             bar.update(len(places))
 
+        leaves, tree = jax.tree.flatten(operands)
+        compiled_for = (function, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
         with bar, ThreadPoolExecutor(1) as pool:
-            parts = self._parts(function, operands, rows, ids)
+            parts = self._parts(compiled_for, operands, rows, ids)
             upcoming = [pool.submit(_load, rows, ids, *part) for part in parts[:1]]
             for number, (places, _) in enumerate(parts):
                 self._poll()
                 batch = upcoming.pop().result()
                 upcoming = [pool.submit(_load, rows, ids, *part) for part in parts[number + 1 : number + 2]]
-                output = self._executable(function, operands, batch)(operands, batch)
+                output = self._executable(compiled_for, operands, batch)(operands, batch)
                 for leaf in jax.tree.leaves(output):
                     leaf.copy_to_host_async()
                 pending.append((places, output))
@@ -123,26 +126,26 @@ class Sweeper:
             raise ValueError(f"{description}: a sweep over no rows")
         return jax.tree.unflatten(structure, results)
 
-    def _parts(self, function, operands, rows: Source, ids) -> list[tuple[np.ndarray, int]]:
+    def _parts(self, compiled_for, operands, rows: Source, ids) -> list[tuple[np.ndarray, int]]:
         """The batches: places in `ids` of rows of one length, and how many rows the batch is filled up to."""
         buckets = np.array([bucket_of(int(n), rows.pool.buckets) for n in rows.lengths[ids]])
         parts = []
         for length in sorted(set(buckets.tolist()), reverse=True):
             places = np.flatnonzero(buckets == length)
-            size = self._batch_rows(function, operands, rows, places, ids, length)
+            size = self._batch_rows(compiled_for, operands, rows, places, ids, length)
             parts += [(places[first : first + size], size) for first in range(0, len(places), size)]
         return parts
 
-    def _batch_rows(self, function, operands, rows: Source, places, ids, length: int) -> int:
+    def _batch_rows(self, compiled_for, operands, rows: Source, places, ids, length: int) -> int:
         """Rows of a batch of this length, a multiple of the number of shards."""
         most = -(-len(places) // self._shards)
         if self._rows is not None:
             return self._shards * min(most, -(-self._rows // self._shards))
-        key = (function, tuple(rows.pool.buckets))
+        key = (*compiled_for, tuple(rows.pool.buckets))
         if key not in self._tokens:
             few = min(most, 2)
             batch = _load(rows, ids, np.resize(places, few * self._shards), few * self._shards)
-            analysis = self._executable(function, operands, batch).memory_analysis()
+            analysis = self._executable(compiled_for, operands, batch).memory_analysis()
             used = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
             fitting = max(1, int(self._free() / max(used / few, 1) * length))
             # Every host must run the same batches.
@@ -150,9 +153,9 @@ class Sweeper:
         fit = max(1, min(self._tokens[key] // length, _MOST_ROWS, most))
         return self._shards * (most if fit >= most else 2 ** (fit.bit_length() - 1))
 
-    def _executable(self, function, operands, batch):
+    def _executable(self, compiled_for, operands, batch):
         shapes = tuple((name, value.shape) for name, value in sorted(batch.items()))
-        key = (function, shapes)
+        key, function = (*compiled_for, shapes), compiled_for[0]
         if key not in self._compiled:
             if function not in self._jitted:
                 self._jitted[function] = jax.jit(function, out_shardings=replicated(self._mesh))

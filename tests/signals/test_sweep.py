@@ -1,0 +1,200 @@
+"""Sweeps: results by row, the same at every batch size, on every mesh, in every length bucket and order."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dataflex_jax.data import loader
+from dataflex_jax.data.domains import open_domains
+from dataflex_jax.data.pool import Pool
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies.selectors.less import less
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.signals import sweep
+from dataflex_jax.signals.sweep import Sweeper
+from tests import tiny_chat
+
+MESHES = {"one": {}, "fsdp": {"fsdp": 8}, "all": {"data": 2, "fsdp": 2, "tensor": 2}}
+MODEL = {"model__tie_word_embeddings": False, "model__num_key_value_heads": 2}
+
+
+def mesh_of(name):
+    return make_mesh(MESHES[name], jax.devices()[:1] if name == "one" else None)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """buckets -> (config, domains, tokenizer) of the same examples."""
+    root = tiny_chat.write_questions(tmp_path_factory.mktemp("data") / "questions")
+
+    def open_with(buckets=(48,)):
+        config = tiny_chat.config(root, data__buckets=buckets, **MODEL)
+        return config, *open_domains(config.data, progress=False)
+
+    return functools.cache(open_with)
+
+
+def signals(opened, mesh, *, rows=16, buckets=(48,), change=lambda params: params):
+    return tiny_chat.model_signals(*opened(buckets), mesh, rows=rows, change=change)
+
+
+def less_scores(of):
+    return np.asarray(less(proj_dim=32).score({}, of, None)[0])
+
+
+@pytest.fixture(scope="module")
+def expected(opened):
+    mesh = mesh_of("fsdp")
+    with jax.set_mesh(mesh):
+        of = signals(opened, mesh)
+        return of.losses(), less_scores(of)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("rows", "buckets"), [(None, (48,)), (5, (24, 32, 48)), (40, (64,))])
+def test_losses_depend_on_nothing_but_their_row(opened, expected, mesh, rows, buckets):
+    mesh = mesh_of(mesh)
+    with jax.set_mesh(mesh):
+        of = signals(opened, mesh, rows=rows, buckets=buckets)
+        np.testing.assert_allclose(of.losses(), expected[0], rtol=1e-5)
+        order = np.random.default_rng(0).permutation(of.num_candidates)
+        np.testing.assert_allclose(of.losses("candidates", order), expected[0][order], rtol=1e-5)
+        np.testing.assert_allclose(of.losses("candidates", order[:3]), expected[0][order[:3]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mesh", "rows", "buckets"), [("one", 5, (32, 48)), ("all", 40, (64,))])
+def test_influences_depend_on_nothing_but_their_row(opened, expected, mesh, rows, buckets):
+    mesh = mesh_of(mesh)
+    with jax.set_mesh(mesh):
+        of = signals(opened, mesh, rows=rows, buckets=buckets)
+        np.testing.assert_allclose(less_scores(of), expected[1], rtol=0, atol=1e-5)
+    assert np.ptp(expected[1]) > 0.1
+
+
+def test_influences_do_not_depend_on_the_order_of_candidates(opened, expected):
+    mesh = mesh_of("fsdp")
+    with jax.set_mesh(mesh):
+        of = signals(opened, mesh)
+        order, original = np.random.default_rng(0).permutation(of.num_candidates), of.gradients
+        of.gradients = lambda *args, **kwargs: original(*args, **kwargs, ids=None if args[1:] else order)
+        np.testing.assert_allclose(less_scores(of), expected[1][order], rtol=0, atol=1e-6)
+
+
+def test_a_row_that_is_not_finite_spoils_no_other(opened, expected):
+    """The embedding of a byte that only some candidates have."""
+    mesh = mesh_of("fsdp")
+    config, domains, tokenizer = opened()
+    ((byte,),) = tokenizer.encode_batch(["h"])
+
+    def change(params):
+        table = params["embed_tokens"]["embedding"].at[byte].set(jnp.nan)
+        return params | {"embed_tokens": {"embedding": table}}
+
+    pool = Pool(domains)
+    has = np.array([byte in pool.row(i).tokens[:-1] for i in range(pool.num_rows)])
+    assert 5 < has.sum() < len(has) - 5
+    with jax.set_mesh(mesh):
+        of = signals(opened, mesh, change=change)
+        losses, scores = of.losses(), less_scores(of)
+    np.testing.assert_array_equal(np.isnan(losses), has)
+    np.testing.assert_array_equal(losses[~has], expected[0][~has])
+    np.testing.assert_array_equal(np.isnan(scores), has)
+
+
+def test_adam_without_its_state_and_targets_without_a_set_are_refused(opened):
+    mesh = mesh_of("one")
+    with jax.set_mesh(mesh):
+        of = signals(opened, mesh)
+        of._opt_state = None
+        with pytest.raises(InputError, match='config.selector.gradient_type = "adam": there is no Adam state; "sgd"'):
+            less_scores(of)
+        of._rows["targets"] = None
+        with pytest.raises(InputError, match="config.targets: needed by this policy"):
+            of.losses("targets")
+
+
+def tokens_and_length(operand, batch):
+    return {"tokens": batch["tokens"] * operand, "length": batch["lengths"]}
+
+
+@pytest.fixture(scope="module")
+def pool(opened):
+    _, domains, _ = opened((24, 32, 48))
+    return Pool(domains)
+
+
+def test_results_come_back_by_row_whatever_the_batches(pool):
+    mesh = mesh_of("fsdp")
+    rows, ids = sweep.source(pool, mesh), np.random.default_rng(0).permutation(pool.num_rows)[:40]
+    result = Sweeper(mesh, rows=8).run(tokens_and_length, jnp.int32(3), rows, ids, "rows")
+    for i, tokens, length in zip(ids, result["tokens"], result["length"], strict=True):
+        row = pool.row(int(i)).tokens
+        assert length == len(row) - 1
+        np.testing.assert_array_equal(tokens[: len(row)], 3 * row)
+        assert not tokens[len(row) :].any()
+    with pytest.raises(ValueError, match="rows: a sweep over no rows"):
+        Sweeper(mesh, rows=8).run(tokens_and_length, jnp.int32(3), rows, ids[:0], "rows")
+
+
+def test_a_function_is_traced_once_for_a_length_and_kind_of_operand(pool):
+    traces = []
+
+    def traced(operand, batch):
+        traces.append((batch["tokens"].shape, operand.shape))
+        return jnp.sum(batch["tokens"], axis=1) + jnp.sum(operand)
+
+    mesh = mesh_of("fsdp")
+    sweeper, rows, ids = Sweeper(mesh, rows=8), sweep.source(pool, mesh), np.arange(pool.num_rows)
+    for operand in (jnp.ones(2, jnp.int32), jnp.zeros(2, jnp.int32), jnp.ones(3, jnp.int32)):
+        result = sweeper.run(traced, operand, rows, ids, "rows")
+        assert result[5] == pool.row(5).tokens.sum() + operand.sum()
+    assert sorted(traces) == sorted(((8, length + 1), (n,)) for length in (24, 32, 48) for n in (2, 3))
+
+
+@pytest.mark.parametrize("mesh", ["one", "fsdp"])
+def test_batches_grow_with_the_memory_there_is(pool, monkeypatch, mesh):
+    def large(operand, batch):
+        return jnp.sort(batch["tokens"][:, :, None] * operand, axis=1).sum(axis=(1, 2))
+
+    sizes, load = [], loader.Loader.load
+    monkeypatch.setattr(loader.Loader, "load", lambda self, ids, drawn: sizes.append(ids) or load(self, ids, drawn))
+    mesh = mesh_of(mesh)
+    shards = mesh.shape["fsdp"]
+    rows, ids, found = sweep.source(pool, mesh), np.arange(pool.num_rows), []
+    largest = []
+    for megabytes in (0.01, 4, 1000):
+        sizes.clear()
+        sweeper = Sweeper(mesh, memory=int(megabytes * 2**20))
+        found.append(sweeper.run(large, jnp.ones((1, 1, 1000)), rows, ids, "rows"))
+        batches = sizes[1:]  # the first is for measuring
+        seen = np.concatenate(batches)
+        assert sorted(seen[seen >= 0]) == ids.tolist()
+        assert all(len(batch) % shards == 0 for batch in batches)
+        largest.append(max(map(len, batches)) // shards)
+    assert largest[0] == 1 < largest[1] < largest[2]
+    assert len(batches) == 3  # one for each length
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-6)
+
+
+def test_it_is_asked_between_batches_whether_to_stop(pool):
+    class Stop(Exception):
+        pass
+
+    polls = []
+
+    def poll():
+        polls.append(1)
+        if len(polls) == 3:
+            raise Stop
+
+    mesh = mesh_of("fsdp")
+    sweeper, rows, ids = Sweeper(mesh, rows=8, poll=poll), sweep.source(pool, mesh), np.arange(pool.num_rows)
+    with pytest.raises(Stop):
+        sweeper.run(tokens_and_length, jnp.int32(1), rows, ids, "rows")
+    result = sweeper.run(tokens_and_length, jnp.int32(1), rows, ids, "rows")
+    assert len(result["length"]) == pool.num_rows
+    assert len(polls) > 3 + pool.num_rows // 8

@@ -160,9 +160,7 @@ def get_config(arg: str = "") -> ConfigDict:
             config[kind] = registry.policy_config(kind, name)
         elif kind == "weighter":
             if twice := sorted({each for each in names if names.count(each) > 1}):
-                raise InputError(
-                    f"--config=configs/base.py:{arg}: {kind}={name}: {twice[0]!r} twice; each weighter can be there once"
-                )
+                raise InputError(f"--config=configs/base.py:{arg}: {kind}={name}: {twice[0]!r} twice; once is enough")
             config[kind] = ConfigDict({each: registry.policy_config(kind, each) for each in names})
         else:
             raise InputError(f"--config=configs/base.py:{arg}: {kind}={name}: only weighters can be several")

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import filelock
+import jax
 import orbax.checkpoint as ocp
 
 from dataflex_jax.errors import InputError, TrainingError
@@ -32,13 +34,15 @@ class Checkpoints:
         writable: whether to save too; otherwise nothing is touched, not even what another process has half written.
 
     Raises:
-        InputError: the folder is there and holds something else, or cannot be written.
+        InputError: the folder is there and holds something else, cannot be written, or another run is using it.
     """
 
     def __init__(self, run_folder: Path, keep: int | None = None, *, writable: bool = True):
         self.folder = (run_folder / FOLDER).absolute()
+        self._lock = None
         if writable:
             _make_folder(run_folder, self.folder)
+            self._lock = _locked(run_folder)
         _check_folder(self.folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writable, cleanup_tmp_directories=writable)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -47,10 +51,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._settle()
+        try:
+            if kind is None:
+                self.close()
+            else:
+                self._settle()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
@@ -173,6 +181,18 @@ def _make_folder(run_folder: Path, folder: Path) -> None:
         raise InputError(f"--workdir={run_folder}: cannot be made as a folder ({e.strerror}); choose another") from e
     if not folder.exists() and not os.access(run_folder, os.W_OK):
         raise InputError(f"--workdir={run_folder}: a folder that cannot be written; choose another")
+
+
+def _locked(run_folder: Path) -> filelock.BaseFileLock | None:
+    """Keeps other runs out of the folder until the process ends; of several processes the first one does."""
+    if jax.process_index() != 0:
+        return None
+    lock = filelock.FileLock(str(run_folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as e:
+        raise InputError(f"--workdir={run_folder}: another run is using it; wait for it, or choose another") from e
+    return lock
 
 
 def _check_folder(folder: Path) -> None:

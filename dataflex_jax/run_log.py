@@ -200,7 +200,11 @@ def _named(state: PyTree, names: Sequence[str]) -> Any:
     if hasattr(state, "_asdict"):
         state = state._asdict()
     if isinstance(state, dict):
-        return {key: _named(value, names) for key, value in state.items() if np.ndim(value) < 2}
+        return {
+            key: _named(value, names)
+            for key, value in state.items()
+            if isinstance(value, dict) or hasattr(value, "_asdict") or np.ndim(value) < 2
+        }
     if np.ndim(state) and len(state) == len(names):
         return {name: np.asarray(value).tolist() for name, value in zip(names, state, strict=True)}
     return np.asarray(state).tolist()

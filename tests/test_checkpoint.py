@@ -190,3 +190,10 @@ def test_hidden_files_of_the_file_system_are_none_of_its_business(tmp_path):
     (tmp_path / "checkpoints" / ".nfs0001").write_text("")
     save(tmp_path, 1)
     assert json.loads((tmp_path / "checkpoints/1/run/metadata").read_text())["step"] == 1
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    with Checkpoints(tmp_path), pytest.raises(InputError, match="another run is using it"):
+        Checkpoints(tmp_path)
+    with Checkpoints(tmp_path), Checkpoints(tmp_path, writable=False):
+        pass

@@ -13,6 +13,12 @@ from dataflex_jax.train import train_and_evaluate
 from tests import tiny, tiny_chat
 
 
+def assert_batches(rows, expected):
+    """The batches are consecutive parts of what is expected; inside a batch the sampler mixes the rows."""
+    expected = np.resize(expected, rows.shape)  # again from the beginning at the end
+    np.testing.assert_array_equal(np.sort(rows, axis=1), np.sort(expected, axis=1))
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tiny_chat.write_questions(tmp_path_factory.mktemp("data") / "questions")
@@ -33,8 +39,7 @@ def difficulty(root):
 def test_sorted_by_a_field_training_goes_in_exactly_that_order(root, difficulty, tmp_path, monkeypatch):
     options = {"order": "sorting", "order__scores": "field:difficulty", "train_step": 10}
     run = tiny_chat.trained(tiny_chat.config(root, **options), tmp_path, monkeypatch)
-    expected = np.argsort(difficulty, kind="stable")
-    np.testing.assert_array_equal(run.rows.reshape(-1), np.resize(expected, run.rows.size))  # again after an epoch
+    assert_batches(run.rows, np.argsort(difficulty, kind="stable"))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
@@ -47,7 +52,7 @@ def test_a_file_of_scores_is_obeyed(root, difficulty, tmp_path, monkeypatch, suf
         path.write_text("".join(json.dumps({"score": float(s)}) + "\n" for s in scores))
     config = tiny_chat.config(root, order="sorting", order__scores=str(path), order__ascending=False)
     run = tiny_chat.trained(config, tmp_path / "run", monkeypatch)
-    np.testing.assert_array_equal(run.rows.reshape(-1), np.argsort(scores)[::-1][: run.rows.size])
+    assert_batches(run.rows, np.argsort(scores)[::-1])
 
 
 def test_a_mixer_draws_each_domain_in_its_order(root, difficulty, tmp_path, monkeypatch):
@@ -56,7 +61,6 @@ def test_a_mixer_draws_each_domain_in_its_order(root, difficulty, tmp_path, monk
     run = tiny_chat.trained(config, tmp_path, monkeypatch)
     border = Pool(open_domains(config.data, progress=False)[0]).offsets[1]
     for low, high in ((0, border), (border, len(difficulty))):
-        # The sampler mixes the rows of a batch.
         drawn = [np.sort(difficulty[batch[(low <= batch) & (batch < high)]]) for batch in run.rows]
         drawn = np.concatenate(drawn)
         np.testing.assert_array_equal(drawn, np.sort(difficulty[low:high])[: len(drawn)])
@@ -65,8 +69,8 @@ def test_a_mixer_draws_each_domain_in_its_order(root, difficulty, tmp_path, monk
 def test_a_shuffle_is_a_permutation_and_another_one_where_it_is_dynamic(root, difficulty, tmp_path, monkeypatch):
     options = {"order": "shuffle", "train_step": 9, "update_times": -1}
     static = tiny_chat.trained(tiny_chat.config(root, **options), tmp_path / "static", monkeypatch)
-    rows = static.rows.reshape(-1)
-    assert sorted(rows[: len(difficulty)]) == list(range(len(difficulty)))
+    assert len(set(static.rows[:8].reshape(-1).tolist())) == 64 <= len(difficulty) < 72
+    assert set(static.rows.reshape(-1).tolist()) == set(range(len(difficulty)))
     dynamic = tiny_chat.trained(
         tiny_chat.config(root, **options, order__dynamic=True), tmp_path / "dynamic", monkeypatch
     )
@@ -98,7 +102,7 @@ def test_a_dynamic_order_scores_anew_what_comes_next(root, tmp_path, monkeypatch
     plain = tiny_chat.trained(tiny_chat.config(root), tmp_path / "plain", monkeypatch)
     for (ids, values), step in zip(asked, (1, 3), strict=True):
         np.testing.assert_array_equal(np.sort(ids), np.sort(plain.rows[step : step + 2].reshape(-1)))
-        np.testing.assert_array_equal(run.rows[step : step + 2].reshape(-1), ids[np.argsort(values, kind="stable")])
+        assert_batches(run.rows[step : step + 2], ids[np.argsort(values, kind="stable")])
     np.testing.assert_array_equal(run.rows[5:], plain.rows[5:])
 
 
@@ -108,10 +112,8 @@ def test_with_a_selector_the_window_is_arranged(root, difficulty, tmp_path, monk
     run = tiny_chat.trained(tiny_chat.config(root, **options, selector__save_all_scores=True), tmp_path, monkeypatch)
     for step, arrays in run.selections().items():
         scores = arrays["all_scores"] if source == "selector" else difficulty
-        rows = run.rows[step : step + 2].reshape(-1)
-        np.testing.assert_array_equal(np.sort(rows), np.sort(arrays["ids"]))
-        assert (np.diff(scores[rows]) <= 0).all()
-    np.testing.assert_array_equal(run.rows[3:5], run.rows[5:7])
+        assert_batches(run.rows[step : step + 2], arrays["ids"][np.argsort(-scores[arrays["ids"]], kind="stable")])
+    assert_batches(run.rows[5:7], run.rows[3:5])
     assert [line["order"] for line in run.decisions()] == ["sorting"] * 2
 
 

@@ -92,7 +92,7 @@ def test_the_command_ends_with_code_2(tmp_path):
     starter = Starter(trainer)
     cases = {
         "weighter=lost": "unknown weighter 'lost'; known: adapt, joint_update_aware, loss, none, rho1",
-        "weighter=loss+loss": "weighter=loss+loss: 'loss' twice; each weighter can be there once",
+        "weighter=loss+loss": "weighter=loss+loss: 'loss' twice; once is enough",
         "weighter=rho1": "config.weighter.reference = None: must be the run folder of the reference model",
         "mixer=doremi": "config.mixer.reference = None: must be the run folder of the reference model",
         "weighter=loss+rho1": "config.weighter.rho1.reference = None: must be the run folder of the reference model",

@@ -13,26 +13,22 @@ blocks of the same round. Also: the loader alone, and how much of a step the hos
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import results
 from absl import flags
+from blocks import Block, Clocked, Contestant, run_block
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax import cli, loop, train
+from dataflex_jax import cli, train
 from dataflex_jax import config as configuration
-from dataflex_jax.data import sampler as sampling
-from dataflex_jax.data.sampler import SamplerState
 from dataflex_jax.errors import InputError
-from dataflex_jax.job import Cadence, Job
 from dataflex_jax.metrics import Throughput
 from dataflex_jax.policies import registry
-from dataflex_jax.resume import Position
 from dataflex_jax.state import PyTree, TrainState
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py.")
@@ -45,52 +41,6 @@ _OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/step.json", "The resu
 BARE = "one batch on the device"
 
 
-class Contestant(NamedTuple):
-    """A mixer's run: the job, and what it keeps from one of its blocks to the next."""
-
-    job: Job
-    mixer: PyTree
-    sampler: SamplerState
-
-
-class Block(NamedTuple):
-    """A block's tokens/s, and for its second half the wall time and the main thread's CPU time in seconds a step."""
-
-    tokens_per_second: float
-    step_seconds: float
-    main_thread_seconds: float
-
-
-class Kept:
-    """Stands in for a run's checkpoints: keeps the last state in memory."""
-
-    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        self.state, self.sampler = state, sampling.from_json(run["sampler"], tuple(run["sampler"]["cursors"]))
-
-    def wait(self) -> None:
-        pass
-
-    def last_good(self) -> str:
-        return "a benchmark keeps no checkpoint"
-
-
-class Clocked:
-    """The train step, noting when it is called and the CPU time of the calling thread."""
-
-    def __init__(self, step: Callable):
-        self._step = step
-        self.calls: list[tuple[float, float]] = []
-
-    def __call__(self, state: TrainState, batch: PyTree):
-        self.calls.append((time.perf_counter(), time.thread_time()))
-        return self._step(state, batch)
-
-    def seconds_a_step(self) -> np.ndarray:
-        """Wall time, and CPU time of the thread, between calls; those of the second half of the block."""
-        half = np.array(self.calls[len(self.calls) // 2 :])
-        return (half[-1] - half[0]) / (len(half) - 1)
-
-
 def recipe(config: ConfigDict, steps: int, mixer: str | None) -> ConfigDict:
     """The recipe with a decision after every step, and with another mixer where one is named."""
     config = config.copy_and_resolve_references()
@@ -100,22 +50,6 @@ def recipe(config: ConfigDict, steps: int, mixer: str | None) -> ConfigDict:
         if mixer is not None:
             config.mixer = registry.policy_config("mixer", mixer)
     return config
-
-
-def run_block(of: Contestant, state: TrainState, steps: int, folder: Path) -> tuple[Block, Contestant, TrainState]:
-    """`steps` steps of the loop, from the shared state and the contestant's own policy and data position."""
-    done = int(state.step)
-    kept, step = Kept(), Clocked(of.job.step)
-    job = of.job._replace(
-        step=step,
-        checkpoints=kept,
-        evaluate=lambda params: {"split": "valid", "domains": {}, "overall": None},
-        cadence=Cadence(done + steps, of.job.cadence.log, 0, done + steps),
-    )
-    position = Position(of.sampler._replace(step=done))
-    outcome = loop.run(job, state._replace(mixer=of.mixer), position, folder)
-    block = Block(outcome.tokens_per_second, *step.seconds_a_step().tolist())
-    return block, of._replace(mixer=kept.state.mixer, sampler=kept.sampler), kept.state
 
 
 def bare_block(of: Contestant, state: TrainState, steps: int, batch: PyTree) -> tuple[Block, Contestant, TrainState]:
@@ -155,7 +89,7 @@ def measure(config: ConfigDict, scratch: Path, stack: contextlib.ExitStack) -> d
     for name, mixer in ((_BASELINE.value, _BASELINE.value), (ours, None)):
         prepared = train.prepared(recipe(config, steps, mixer), scratch / f"job-{name}")
         job, state, position = stack.enter_context(prepared)
-        contestants[name] = Contestant(job, state.mixer, position.sampler)
+        contestants[name] = Contestant(job, state.mixer, state.weighters, position.sampler)
     # A copy: the step's state is donated.
     contestants[BARE] = contestants[ours]._replace(mixer=jax.tree.map(jnp.copy, contestants[ours].mixer))
     plan, _ = job.sampler.plan(position.sampler)

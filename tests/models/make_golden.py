@@ -1,6 +1,7 @@
 """Writes golden/: what Hugging Face transformers makes of tiny models on torch.
 
-NAME.npz: logits, losses and gradients. hf_tensors.json: names and shapes of the checkpoints. CHECKPOINT/: one of them.
+NAME.npz: logits, losses (in float64) and gradients. hf_tensors.json: names and shapes of the checkpoints. CHECKPOINT/:
+one of them.
 
 Run from the repository root, where torch and transformers are installed: python -m tests.models.make_golden
 """
@@ -140,7 +141,8 @@ def main():
                 written[name] = {key: file.get_slice(key).get_shape() for key in sorted(file.keys())}
         if name == CHECKPOINT:
             model.save_pretrained(GOLDEN / name, max_shard_size="8KB")
-        logits, losses, gradients = torch_outputs(model, tokens)
+        logits, _, gradients = torch_outputs(model, tokens)
+        _, losses, _ = torch_outputs(model.double(), tokens)
         arrays = {"seed": np.array(seed), "tokens": tokens.astype(np.uint8), "logits": logits, "losses": losses}
         if name == WITH_GRADIENTS:
             arrays |= {f"gradient/{path}": gradient for path, gradient in gradients.items()}

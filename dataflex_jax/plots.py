@@ -6,16 +6,14 @@ Every figure is a function of `RunRecords`, returns None where the run has nothi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from dataflex_jax.plot_style import (
     LIGHT,
@@ -28,7 +26,15 @@ from dataflex_jax.plot_style import (
     log_if_steep,
     new_figure,
     smooth,
-    thin,
+)
+from dataflex_jax.policy_plots import (
+    example_weights_figure,
+    excess_figure,
+    loss_weights_figure,
+    mixer_records,
+    mixture_figure,
+    selector_scores_figure,
+    series,
 )
 from dataflex_jax.records import RunRecords
 
@@ -50,27 +56,9 @@ def domain_names(run: RunRecords) -> list[str]:
     return list(names)
 
 
-def mixer_records(run: RunRecords) -> list[dict[str, Any]]:
-    """The lines of policy.jsonl that a mixer wrote; selectors write there too."""
-    return [record for record in run.policy if record.get("sampling_weights")]
-
-
 def first_split(run: RunRecords) -> str | None:
     """The split that the run evaluated first, which the figures show."""
     return next((record.get("split") for record in run.evals), None)
-
-
-def _series(records: Iterable[Mapping[str, Any]], *path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one number in nested records; records without it are left out."""
-    steps, values = [], []
-    for record in records:
-        value: Any = record
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            steps.append(record["step"])
-            values.append(value)
-    return np.array(steps, np.int64), np.array(values, np.float64)
 
 
 def loss_figure(runs: Mapping[str, RunRecords], theme: Theme = LIGHT) -> Figure | None:
@@ -81,7 +69,7 @@ def loss_figure(runs: Mapping[str, RunRecords], theme: Theme = LIGHT) -> Figure 
     for name, run in runs.items():
         style = styles[name]
         prefix = f"{name}: " if len(runs) > 1 else ""
-        steps, losses = _series(run.metrics, "loss")
+        steps, losses = series(run.metrics, "loss")
         if len(steps):
             if len(runs) == 1:
                 curve = _draw_noisy(ax, steps, losses, style.color)
@@ -91,7 +79,7 @@ def loss_figure(runs: Mapping[str, RunRecords], theme: Theme = LIGHT) -> Figure 
             entries.append((Line2D([], [], color=style.color, linewidth=1.6), f"{prefix}training"))
             curves.append(curve)
         split = first_split(run)
-        steps, held_out = _series((r for r in run.evals if r.get("split") == split), "overall", "nll")
+        steps, held_out = series((r for r in run.evals if r.get("split") == split), "overall", "nll")
         if len(steps):
             color = style.color if len(runs) > 1 else _HELD_OUT
             look = {"color": color, "linestyle": (0, (3, 1.5)), "marker": "o", "markersize": 4, "linewidth": 1.1}
@@ -113,10 +101,10 @@ def domain_losses_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme
     figure, (ax,) = new_figure(theme, 8.6, max(4.2, 0.9 + 0.21 * len(styles)))
     entries, curves, marked = [], [], False
     for name, style in styles.items():
-        steps, losses = _series(mixer, "observed", "domain_loss", name)
+        steps, losses = series(mixer, "observed", "domain_loss", name)
         if not len(steps):
-            steps, losses = _series(run.metrics, "domain_loss", name)
-        eval_steps, held_out = _series((r for r in run.evals if r.get("split") == split), "domains", name, "nll")
+            steps, losses = series(run.metrics, "domain_loss", name)
+        eval_steps, held_out = series((r for r in run.evals if r.get("split") == split), "domains", name, "nll")
         if len(steps):
             curve = smooth(losses)
             draw(ax, steps, curve, color=style.color, linestyle=style.dashes, linewidth=1.5)
@@ -146,63 +134,12 @@ def domain_losses_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme
     return figure
 
 
-def _stack(
-    ax: Axes, theme: Theme, steps: np.ndarray, shares: np.ndarray, styles: Sequence[LineStyle], **how: Any
-) -> None:
-    colors = [style.fill for style in styles]
-    ax.stackplot(steps, shares, colors=colors, edgecolor=theme.background, linewidth=0.4, **how)
-    ax.set_ylim(0, 1)
-    ax.set_xlim(steps[0], steps[-1] if steps[-1] > steps[0] else steps[0] + 1)
-    ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
-
-
-def mixture_figure(
-    run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT, title: str = ""
-) -> Figure | None:
-    """The mixer's sampling weights over time, stacked; below, what was drawn with, where that is something else.
-
-    The legend gives each domain's first and last share. Drawn-with counts as something else where it is more than 2
-    percentage points away from the weights at any step, which publishing late or in steps can do.
-    """
-    records = mixer_records(run)
-    if not records:
-        return None
-    # A resumed run may have a domain more than it began with.
-    names = [name for name in styles if any(name in records[end]["sampling_weights"] for end in (0, -1))]
-    steps = np.array([record["step"] for record in records])
-    weights = np.array([[record["sampling_weights"].get(name, 0.0) for name in names] for record in records])
-    drawn_steps, drawn = steps[:0], weights[:0]
-    with_drawn = [record for record in records if (record.get("observed") or {}).get("drawn_with")]
-    if with_drawn:
-        drawn_steps = np.array([record["step"] for record in with_drawn])
-        drawn = np.array([[r["observed"]["drawn_with"].get(name, 0.0) for name in names] for r in with_drawn])
-    two = len(drawn) > 0 and bool(np.abs(drawn - weights[np.isin(steps, drawn_steps)]).max() > 0.02)
-
-    height = max(3.6, 0.7 + 0.21 * len(names))
-    figure, axes = new_figure(theme, 8.6, height * (1.7 if two else 1.0), rows=2 if two else 1)
-    chosen = [styles[name] for name in names]
-    thin_steps, thin_weights = thin(steps, weights)
-    _stack(axes[0], theme, thin_steps, thin_weights.T, chosen)
-    label(axes[0], theme, x="" if two else "step", y="sampling weight", title=title)
-    # Listed from the top, as the areas lie.
-    entries = [
-        (Patch(facecolor=styles[name].fill), f"{name}  {100 * weights[0, i]:.1f} → {100 * weights[-1, i]:.1f} %")
-        for i, name in enumerate(names)
-    ][::-1]
-    legend(axes[0], theme, entries, title="first → last")
-    if two:
-        thin_steps, thin_drawn = thin(drawn_steps, drawn)
-        _stack(axes[1], theme, thin_steps, thin_drawn.T, chosen, step="post")
-        label(axes[1], theme, x="step", y="drawn with")
-    return figure
-
-
 def _panels(run: RunRecords, theme: Theme, panels: Sequence[tuple[str, str, float]]) -> tuple[Figure, dict] | None:
     """Numbers of metrics.jsonl one above the other, those that the run has: (field, label, factor).
 
     Returns the figure and {field: (axes, steps, values)}, with axes still empty.
     """
-    data = {field: (text, *_series(run.metrics, field), factor) for field, text, factor in panels}
+    data = {field: (text, *series(run.metrics, field), factor) for field, text, factor in panels}
     data = {field: entry for field, entry in data.items() if len(entry[1])}
     if not data:
         return None
@@ -261,7 +198,7 @@ def domain_epochs_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme
     figure, (ax,) = new_figure(theme, 8.6, max(3.6, 0.7 + 0.21 * len(styles)))
     entries = []
     for name, style in styles.items():
-        steps, epochs = _series(run.metrics, "domain_epochs", name)
+        steps, epochs = series(run.metrics, "domain_epochs", name)
         if len(steps):
             draw(ax, steps, epochs, color=style.color, linestyle=style.dashes, linewidth=1.5)
             handle = Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=2)
@@ -272,39 +209,6 @@ def domain_epochs_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme
     label(ax, theme, x="step", y="epochs of the domain's rows")
     legend(ax, theme, entries, title="at the end")
     return figure
-
-
-def _band_figure(theme: Theme, ylabel: str, bands: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> Figure:
-    figure, (ax,) = new_figure(theme, 7.6, 3.6)
-    entries = []
-    for (name, (low, mean, high)), style in zip(bands.items(), line_styles(list(bands)).values(), strict=True):
-        marker = {"marker": "o", "markersize": 4} if len(mean[0]) <= 50 else {}
-        ax.fill_between(*thin(low[0], low[1], high[1]), color=style.color, alpha=0.2, linewidth=0)
-        ax.plot(*thin(*mean), color=style.color, linewidth=1.5, **marker)
-        entries.append((Line2D([], [], color=style.color, linewidth=1.5, **marker), f"{name}mean"))
-        entries.append((Patch(facecolor=style.color, alpha=0.2), f"{name}min to max"))
-    label(ax, theme, x="step", y=ylabel)
-    legend(ax, theme, entries)
-    return figure
-
-
-def example_weights_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
-    """The weighter's example weights: mean, with the range of the batch."""
-    band = [_series(run.metrics, f"example_weight_{name}") for name in ("min", "mean", "max")]
-    if not all(len(steps) == len(band[0][0]) > 0 for steps, _ in band):
-        return None
-    return _band_figure(theme, "example weight", {"": band})
-
-
-def selector_scores_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
-    """The scores of the examples each selector looked at, by update: mean, with their range."""
-    bands = {}
-    for policy in dict.fromkeys(record.get("policy") for record in run.policy if "score_mean" in record):
-        records = [record for record in run.policy if record.get("policy") == policy]
-        band = [_series(records, f"score_{name}") for name in ("min", "mean", "max")]
-        if all(len(steps) == len(band[0][0]) > 0 for steps, _ in band):
-            bands[f"{policy}: "] = band
-    return _band_figure(theme, "score", bands) if bands else None
 
 
 def _leave_out_steep_start(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -322,7 +226,7 @@ def held_out_by_domain_figure(
     styles = line_styles(list(runs))
     curves = {
         domain: {
-            name: _series((r for r in run.evals if r.get("split") == first_split(run)), "domains", domain, "nll")
+            name: series((r for r in run.evals if r.get("split") == first_split(run)), "domains", domain, "nll")
             for name, run in runs.items()
         }
         for domain in domains
@@ -360,6 +264,8 @@ def run_figures(
         "loss": lambda theme: loss_figure({run.folder.name: run}, theme),
         "domain_losses": lambda theme: domain_losses_figure(run, domains, theme),
         "mixture": lambda theme: mixture_figure(run, domains, theme),
+        "loss_weights": lambda theme: loss_weights_figure(run, domains, theme),
+        "excess": lambda theme: excess_figure(run, domains, theme),
         "domain_epochs": lambda theme: domain_epochs_figure(run, domains, theme),
         "example_weights": lambda theme: example_weights_figure(run, theme),
         "selector_scores": lambda theme: selector_scores_figure(run, theme),

@@ -35,6 +35,8 @@ _TITLES = {
     "loss": "Loss",
     "domain_losses": "Loss by domain",
     "mixture": "Mixture",
+    "loss_weights": "Domain weights in the loss",
+    "excess": "Excess loss over the reference by domain",
     "domain_epochs": "Epochs by domain",
     "example_weights": "Example weights",
     "selector_scores": "Selector scores",

@@ -69,17 +69,24 @@ class Selection:
         self._begun = False
         self._window: Window | None = None
         self._state: dict[str, Any] = {}
+        self._ever_chosen = np.zeros(pool.num_rows, bool)
         self._static_scores: np.ndarray | None = None
 
     def arrays(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
         scores = {} if self._static_scores is None else {"scores": self._static_scores}
-        return {"window": windows.to_arrays(self._window), "selector": self._state, "order": scores}
+        return {
+            "window": windows.to_arrays(self._window),
+            "selector": self._state,
+            "order": scores,
+            "chosen": self._ever_chosen,
+        }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Goes on from what `arrays` gave."""
         self._begun = True
         self._state = saved.get("selector", {})
+        self._ever_chosen = np.asarray(saved["chosen"], bool)
         self._static_scores = saved.get("order", {}).get("scores")
         self._open(windows.from_arrays(saved.get("window", {})))
 
@@ -130,7 +137,7 @@ class Selection:
             self._open(Window(0, starts, self._arranged(everything, self._static_scores, _key(state, 0)), True))
 
     def _decide(self, step: int, state: TrainState, planned: SamplerState) -> dict[str, Any]:
-        schedule, selector_state = self._schedule(), self._state
+        schedule, selector_state, ever_chosen = self._schedule(), self._state, self._ever_chosen.copy()
         update = (step - schedule.warmup_step) // schedule.update_step
         key = _key(state, update + 1)
         counts = self._upcoming_rows(planned, schedule.update_step)
@@ -150,9 +157,10 @@ class Selection:
             # A checkpoint's NumPy arrays can be read on any number of devices.
             selector_state = jax.tree.map(np.asarray, selector_state)
             parts, scores = [chosen.ids[part] for part in chosen.groups], chosen.all_scores
-            record |= {"policy": self._selecting.name, **self._write(step, chosen)}
+            ever_chosen[chosen.ids] = True
+            record |= {"policy": self._selecting.name, **self._write(step, chosen), "coverage": ever_chosen.mean()}
         if self._ordering is None:
-            self._state = jax.tree.map(np.asarray, selector_state)
+            self._state, self._ever_chosen = selector_state, ever_chosen
             self._open(Window(step, planned.cursors.copy(), tuple(parts), ordered=False))
             return record
         order = self._ordering.order
@@ -162,7 +170,7 @@ class Selection:
                 ids = np.unique(np.concatenate(parts))
                 scores = np.full(self._pool.num_rows, np.nan, np.float32)
                 scores[ids] = order_scores(order.scores, self._pool, signals, ids)
-        self._state = jax.tree.map(np.asarray, selector_state)
+        self._state, self._ever_chosen = selector_state, ever_chosen
         arranged, repeats = self._arranged(parts, scores, key), self._selecting is not None
         self._open(Window(step, planned.cursors.copy(), arranged, ordered=True, repeats=repeats))
         return record | {"order": self._ordering.name}

@@ -200,7 +200,8 @@ class TrainStep:
         return self._weights(state, batch, self._joined(forward))
 
     def _forward(self, params: PyTree, fixed: Fixed, rows: Batch) -> Forward:
-        losses, hidden = _token_losses(self.graphdef, lora.combine(fixed.frozen, params), rows)
+        model = lora.combine(fixed.frozen, params)
+        losses, hidden = _token_losses(self.graphdef, model, rows, frozen_head=fixed.frozen is not None)
         reference = rows.get("reference_losses")
         if self.reference_graphdef is not None:
             evaluated = {name: value for name, value in rows.items() if name != "row_keys"}
@@ -226,10 +227,10 @@ class TrainStep:
 
 
 def _token_losses(
-    graphdef: nnx.GraphDef, params: PyTree, inputs: dict[str, Array]
+    graphdef: nnx.GraphDef, params: PyTree, inputs: dict[str, Array], *, frozen_head: bool = False
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T D"]]:
-    packed = {name: inputs[name] for name in _PACKED if name in inputs}
-    return decoder.token_losses(graphdef, params, inputs["tokens"], dropout_keys=inputs.get("row_keys"), **packed)
+    options = {name: inputs[name] for name in _PACKED if name in inputs} | {"frozen_head": frozen_head}
+    return decoder.token_losses(graphdef, params, inputs["tokens"], dropout_keys=inputs.get("row_keys"), **options)
 
 
 class DomainStatistics(NamedTuple):

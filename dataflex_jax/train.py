@@ -58,8 +58,12 @@ def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
         InputError: a configuration or an input that cannot be run, in one line.
         TrainingError: a run that cannot go on.
     """
-    with prepared(config, run_folder) as (job, state, position):
-        return loop.run(job, state, position, run_folder)
+    try:
+        with prepared(config, run_folder) as (job, state, position):
+            return loop.run(job, state, position, run_folder)
+    except preemption.StopRequested:
+        # While something was prepared for the first step, such as cached losses, which a later run goes on with.
+        return Outcome(0, True, 0, None, None)
 
 
 @contextlib.contextmanager

@@ -144,9 +144,7 @@ class Starter:
             text=True,
         )
 
-    def run(
-        self, *arguments: str, workdir: Path | None = None, config: str | Path = ""
-    ) -> subprocess.CompletedProcess:
+    def run(self, *arguments: str, workdir: Path | None = None, config: str | Path = "") -> subprocess.CompletedProcess:
         """As `Trainer.run`."""
         folder = [] if workdir is None else [f"--workdir={workdir}"]
         command = [f"--config={config or self._trainer.recipe}", *folder, *arguments]

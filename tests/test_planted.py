@@ -77,8 +77,8 @@ def test_less_finds_what_is_of_the_targets_kind(config, planted, tmp_path):
 
 
 def test_random_finds_a_tenth(pool, planted):
-    selecting = Selecting("random", registry._factory("selector", "random")(), Schedule(0, 1, -1), False)
-    chooser = Chooser(selecting, pool, pool.groups(by_domain=False))
+    built = registry.build("selector", registry.policy_config("selector", "random"), Schedule(0, 1, -1))
+    chooser = Chooser(Selecting("random", *built, False), pool, pool.groups(by_domain=False))
 
     class Signals:
         num_candidates = POOL
@@ -102,9 +102,8 @@ def test_scores_foretell_the_first_order_change_of_the_target_loss(config):
         scores = np.asarray(selector.score({}, of, None)[0])
         graphdef, params = of._functions.graphdef, of._params
         paths = selected_paths(params, None)
-        rows, (_, target_rows) = of._rows["candidates"], (None, of._rows["targets"])
-        batch = rows.loader.load(np.arange(40), np.ones(1))
-        target = target_rows.loader.load(of._ids["targets"], np.ones(1))
+        batch = of._rows["candidates"].loader.load(np.arange(40), np.ones(1))
+        target = of._rows["targets"].loader.load(of._ids["targets"], np.ones(1))
 
         def losses(params, batch):
             token_losses, _ = decoder.token_losses(graphdef, params, batch["tokens"])

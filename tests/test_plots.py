@@ -96,6 +96,48 @@ def test_selectors_and_weighters_are_drawn(tmp_path):
     assert {"selector_scores", "example_weights", "mixture"} <= {path.stem for path in plots.plot_run(folder)}
 
 
+def test_the_effective_sample_size_is_below_the_example_weights(tmp_path):
+    run = RunRecords.load(write_run(tmp_path / "run", steps=6))
+    for record in run.metrics:
+        record |= {"example_weight_min": 0.5, "example_weight_mean": 1.0, "example_weight_max": record["step"]}
+    assert len(plots.example_weights_figure(run).axes) == 1
+    for record in run.metrics:
+        record["effective_sample_size"] = 8 / record["step"]
+    weights, sizes = plots.example_weights_figure(run).axes
+    (line,) = sizes.get_lines()
+    np.testing.assert_allclose(line.get_ydata(), 8 / np.arange(1, 7))
+    assert sizes.get_ylabel() == "effective sample size [rows]"
+    assert weights.get_lines()[0].get_ydata().tolist() == [1.0] * 6
+
+
+def test_doremis_weights_and_excess_losses_are_drawn(tmp_path):
+    names = ["books", "code", "web"]
+    run = RunRecords.load(write_run(tmp_path / "run", steps=10))
+    styles = plot_style.line_styles(names)
+    assert plots.loss_weights_figure(run, styles) is None
+    assert plots.excess_figure(run, styles) is None
+    for record in run.policy:
+        share = record["step"] / 20
+        record["state"] = {"alpha": dict(zip(names, (share, 0.2, 0.8 - share), strict=True))}
+        record["observed"]["excess"] = {"books": 1.0, "code": None, "web": 0.1 * record["step"]}
+    figure = plots.loss_weights_figure(run, styles)
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == ["web  75.0 → 30.0 %", "code  20.0 → 20.0 %", "books  5.0 → 50.0 %"]
+    (ax,) = plots.excess_figure(run, styles).axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["books", "web"]
+    assert [list(line.get_xdata()) for line in ax.get_lines()] == [list(range(1, 11))] * 2
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), 1.0)
+
+
+def test_excess_losses_without_a_mixer_come_from_the_metrics(tmp_path):
+    """As rho1 leaves them."""
+    run = RunRecords.load(write_run(tmp_path / "run", steps=4, mixer=False))
+    for record in run.metrics:
+        record["domain_excess"] = {"books": 0.5, "code": 0.25, "web": None}
+    (ax,) = plots.excess_figure(run, plot_style.line_styles(["books", "code", "web"])).axes
+    assert [line.get_ydata().tolist() for line in ax.get_lines()] == [[0.5] * 4, [0.25] * 4]
+
+
 def test_names_are_shown_as_they_are(tmp_path):
     names = ("_hidden", "c$4$_x^2", "a & <b>")
     run = RunRecords.load(write_run(tmp_path / "run", names=names))

@@ -104,3 +104,19 @@ def test_the_command_ends_with_code_2(tmp_path):
             assert message in the_error(result)
     finally:
         starter.close()
+
+
+def test_stopped_while_reference_losses_are_computed_it_goes_on_with_them(tmp_path):
+    trainer = Trainer(tmp_path)
+    reference = policy_runs.train(tmp_path / "reference", trainer.root, train_step=1)
+    options = {"workdir": tmp_path / "run", "config": f"{trainer.recipe}:doremi"}
+    arguments = (f"--config.mixer.reference={reference}", "--config.mixer.reference_losses=cached")
+    arguments += ("--config.train_step=2", f"--config.data.cache_dir={tmp_path / 'losses'}")
+    first_store = r"^open \S*/reference_losses/\S*/scales\.float32"
+    result = trainer.run(*arguments, **options, SIGNAL="SIGTERM", SIGNAL_AT=first_store)
+    assert result.returncode == 0, result.stderr
+    assert "Stopped on request before the first step" in result.stdout
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "losses" / "reference_losses").rglob("progress.json"))
+    trainer.done(*arguments, **options)
+    assert len(list((tmp_path / "losses" / "reference_losses").rglob("progress.json"))) == 3

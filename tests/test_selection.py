@@ -37,7 +37,7 @@ def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, k
         ids, scores = arrays["ids"], arrays["scores"]
         assert line.keys() == {
             *("step", "update", "pool", "policy", "selected", "distinct", "not_finite"),
-            *("score_min", "score_mean", "score_max", "file"),
+            *("score_min", "score_mean", "score_max", "file", "coverage"),
         }
         assert (line["policy"], line["pool"], line["selected"], line["not_finite"]) == (selector, pool, 2 * BATCH, 0)
         assert line["distinct"] == len(set(ids.tolist())) == 2 * BATCH
@@ -48,6 +48,8 @@ def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, k
         assert ("records" in arrays) == (kind == "questions")
         if selector == "less":
             np.testing.assert_array_equal(scores, np.sort(arrays["all_scores"])[::-1][: 2 * BATCH])
+    ever = [set(chosen[1]["ids"].tolist()), {*chosen[1]["ids"].tolist(), *chosen[3]["ids"].tolist()}]
+    assert [line["coverage"] for line in lines] == pytest.approx([len(ids) / pool for ids in ever])
     # Steps 2 and 3 are the first choice, 4 and 5 the second, 6 and 7 the second in another order.
     passes = run.rows[1:].reshape(3, 2 * BATCH)
     for rows, step in zip(passes, (1, 3, 3), strict=True):
@@ -182,5 +184,5 @@ def test_what_cannot_be_run_is_refused_by_name(roots, tmp_path, options, message
 
 def test_another_selector_belongs_to_another_run(roots, tmp_path):
     train_and_evaluate(config_of(roots, "questions", selector="random", train_step=3), tmp_path)
-    with pytest.raises(InputError, match="config.selector.name = 'loss', but the checkpoint was trained with 'random'"):
+    with pytest.raises(InputError, match=r"config\.selector\.name = 'loss', but the checkpoint .* with 'random'"):
         train_and_evaluate(config_of(roots, "questions", selector="loss"), tmp_path)

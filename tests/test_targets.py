@@ -88,7 +88,7 @@ def test_documents_may_be_targets_of_documents(tmp_path):
     targets, _ = targets_of(config)
     assert targets.names == ("code",)
     assert len(targets.ids) == targets.pool.num_rows > 10
-    with pytest.raises(InputError, match="config.targets.group_field: rows of documents are no records"):
+    with pytest.raises(InputError, match=r"config\.targets\.group_field: rows of documents are no records"):
         targets_of(tiny_chat.documents(pool, targets__group_field="kind"))
 
 
@@ -115,6 +115,6 @@ def test_a_group_without_an_example_that_counts_is_refused(root, tmp_path):
     """All its responses are cut off."""
     folder = write(tmp_path / "targets", exam=[question(1)], essays=[question("long " * 30)])
     source = {"targets__source": "local", "targets__root": str(folder), "targets__formatting": "alpaca"}
-    with pytest.raises(InputError, match="config.targets.*'essays'") as caught:
+    with pytest.raises(InputError, match=r"config\.targets.*'essays'") as caught:
         targets_of(tiny_chat.config(root, **source))
     assert "\n" not in str(caught.value)

@@ -122,7 +122,7 @@ def assert_same_selections(folder: Path, reference: Path) -> None:
 
 
 def model_signals(config: ConfigDict, domains, tokenizer, mesh: Mesh, *, rows=16, change=lambda x: x) -> ModelSignals:
-    """Those of a random model with an Adam state as in the middle of training; `change` is applied to its parameters."""
+    """Those of a random model after `change` of its parameters, with an Adam state as in the middle of training."""
     cfg = model_config(config.model, tokenizer)
     graphdef, abstract = jax.eval_shape(lambda key: decoder.create(cfg, key), jax.random.key(1))
     create = jax.jit(lambda key: change(decoder.create(cfg, key)[1]), out_shardings=param_shardings(mesh, abstract))
@@ -131,5 +131,5 @@ def model_signals(config: ConfigDict, domains, tokenizer, mesh: Mesh, *, rows=16
     state = jax.tree.map(lambda leaf: leaf + 1e-3 if leaf.ndim else leaf, state)
     targets = open_targets(config, domains, config.data.tokenizer)
     functions = SignalFunctions(graphdef, config.optim)
-    of_targets = targets, source(targets.pool, mesh)
-    return ModelSignals(functions, Sweeper(mesh, rows=rows), params, None, state, source(Pool(domains), mesh), of_targets)
+    data = source(Pool(domains), mesh), (targets, source(targets.pool, mesh))
+    return ModelSignals(functions, Sweeper(mesh, rows=rows), params, None, state, *data)

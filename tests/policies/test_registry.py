@@ -12,17 +12,23 @@ from dataflex_jax.policies.schedule import Schedule
 EVERY_STEP = Schedule(0, 1, -1)
 
 
-def test_every_mixer_builds_from_its_default_section():
-    assert {"static", "random", "odm"} <= set(registry.names("mixer"))
-    for name in registry.names("mixer"):
-        section = registry.policy_config("mixer", name)
-        mixer, schedule = registry.build("mixer", section, EVERY_STEP)
+@pytest.mark.parametrize(("kind", "least"), [("mixer", {"static", "odm", "doremi"}), ("weighter", {"loss", "adapt"})])
+def test_every_policy_builds_from_its_default_section_but_for_the_reference(kind, least):
+    assert least <= set(registry.names(kind))
+    for name in registry.names(kind):
+        section = registry.policy_config(kind, name)
+        if "reference" in section:
+            with pytest.raises(InputError, match=rf"config\.{kind}\.reference = None: must be the run folder"):
+                registry.build(kind, section, EVERY_STEP)
+            section.reference = "runs/reference"
+        policy, schedule = registry.build(kind, section, EVERY_STEP)
         assert schedule == EVERY_STEP
-        assert mixer.needs == frozenset()
+        assert (policy.reference is not None) == ("reference" in section)
+        assert policy.needs <= {"domain_gradients", "targets"}
 
 
 def test_unknown_names_and_hyperparameters_are_refused_with_the_accepted_ones():
-    with pytest.raises(InputError, match=r"unknown mixer 'omd'; known: odm, random, static"):
+    with pytest.raises(InputError, match=r"unknown mixer 'omd'; known: ado, doge, doremi, "):
         registry.policy_config("mixer", "omd")
     with pytest.raises(
         InputError, match=r"config.mixer.alhpa: mixer 'odm' has no such hyperparameter; accepted: alpha, "

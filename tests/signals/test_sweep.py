@@ -53,8 +53,10 @@ def expected(opened):
         return of.losses(), less_scores(of)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize(("rows", "buckets"), [(None, (48,)), (5, (24, 32, 48)), (40, (64,))])
+@pytest.mark.parametrize(
+    ("mesh", "rows", "buckets"),
+    [("one", 5, (24, 32, 48)), ("fsdp", 40, (64,)), ("all", None, (48,)), ("all", 5, (24, 32, 48))],
+)
 def test_losses_depend_on_nothing_but_their_row(opened, expected, mesh, rows, buckets):
     mesh = mesh_of(mesh)
     with jax.set_mesh(mesh):
@@ -65,7 +67,7 @@ def test_losses_depend_on_nothing_but_their_row(opened, expected, mesh, rows, bu
         np.testing.assert_allclose(of.losses("candidates", order[:3]), expected[0][order[:3]], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("mesh", "rows", "buckets"), [("one", 5, (32, 48)), ("all", 40, (64,))])
+@pytest.mark.parametrize(("mesh", "rows", "buckets"), [("one", 5, (48,)), ("all", 40, (64,))])
 def test_influences_depend_on_nothing_but_their_row(opened, expected, mesh, rows, buckets):
     mesh = mesh_of(mesh)
     with jax.set_mesh(mesh):
@@ -86,7 +88,7 @@ def test_influences_do_not_depend_on_the_order_of_candidates(opened, expected):
 def test_a_row_that_is_not_finite_spoils_no_other(opened, expected):
     """The embedding of a byte that only some candidates have."""
     mesh = mesh_of("fsdp")
-    config, domains, tokenizer = opened()
+    _, domains, tokenizer = opened()
     ((byte,),) = tokenizer.encode_batch(["h"])
 
     def change(params):
@@ -109,10 +111,12 @@ def test_adam_without_its_state_and_targets_without_a_set_are_refused(opened):
     with jax.set_mesh(mesh):
         of = signals(opened, mesh)
         of._opt_state = None
-        with pytest.raises(InputError, match='config.selector.gradient_type = "adam": there is no Adam state; "sgd"'):
+        with pytest.raises(
+            InputError, match=r'config\.selector\.gradient_type = "adam": there is no Adam state; "sgd"'
+        ):
             less_scores(of)
         of._rows["targets"] = None
-        with pytest.raises(InputError, match="config.targets: needed by this policy"):
+        with pytest.raises(InputError, match=r"config\.targets: needed by this policy"):
             of.losses("targets")
 
 
@@ -174,7 +178,7 @@ def test_batches_grow_with_the_memory_there_is(pool, monkeypatch, mesh):
         assert sorted(seen[seen >= 0]) == ids.tolist()
         assert all(len(batch) % shards == 0 for batch in batches)
         largest.append(max(map(len, batches)) // shards)
-    assert largest[0] == 1 < largest[1] < largest[2]
+    assert largest[0] == 1 < largest[1] <= largest[2]
     assert len(batches) == 3  # one for each length
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-6)

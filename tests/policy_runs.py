@@ -1,5 +1,6 @@
 """Runs that take seconds with policies that weight the loss, by name; see tests/tiny.py."""
 
+import shutil
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -7,6 +8,7 @@ from ml_collections import ConfigDict
 from dataflex_jax.policies import registry
 from dataflex_jax.train import train_and_evaluate
 from tests import tiny
+from tests.command import assert_same_curves, copy_of, saved_steps
 
 
 def config(root: Path, mixer: str | None = None, weighter: str | None = None, **fields) -> ConfigDict:
@@ -34,3 +36,37 @@ def train(folder: Path, root: Path, mixer: str | None = None, weighter: str | No
     """Runs `config` to its end in `folder`, which it returns."""
     train_and_evaluate(config(root, mixer, weighter, **fields), folder)
     return folder
+
+
+def resumable(root: Path, reference: Path, kind: str, name: str, **fields) -> ConfigDict:
+    """10 steps with one policy, which decides after each, and checkpoints at 4 and 8.
+
+    Args:
+        root: the domains.
+        reference: a run for a policy that compares with one.
+        kind: of the policy.
+        name: of the policy.
+        **fields: as in `config`.
+    """
+    fields = {"train_step": 10, "warmup_step": 1, "checkpoint_every": 4, "eval_every": 4} | fields
+    made = config(root, **{kind: name}, **fields)
+    if "reference" in made[kind]:
+        made[kind].reference = str(reference)
+    return made
+
+
+def assert_goes_on(made: ConfigDict, folder: Path) -> tuple[list[dict], list[dict]]:
+    """The curves of a run that is killed after its checkpoint at step 4 are the uninterrupted one's to the bit.
+
+    Returns:
+        Its lines of metrics.jsonl and policy.jsonl.
+    """
+    train_and_evaluate(made, folder / "whole")
+    run = copy_of(folder / "whole", folder / "run")
+    for later in saved_steps(run):
+        if later > 4:
+            shutil.rmtree(run / "checkpoints" / str(later))
+    train_and_evaluate(made, run)
+    assert saved_steps(run)[-1] == made.train_step
+    assert_same_curves(run, folder / "whole")
+    return tuple(tiny.records(run, name) if (run / name).exists() else [] for name in ("metrics.jsonl", "policy.jsonl"))

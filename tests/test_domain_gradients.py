@@ -1,4 +1,4 @@
-"""The inner products of the domains' gradients that DoGE goes by, in a run: on one device, on eight, and written out."""
+"""The inner products of the domains' gradients that DoGE goes by, on one device and on eight, and written out."""
 
 import functools
 

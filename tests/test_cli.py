@@ -101,8 +101,8 @@ def test_rows_that_the_devices_cannot_share_equally(refused):
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
-        ("mixer=nope", "unknown mixer 'nope'; known: odm, random, static"),
-        ("mixr=odm", "--config=configs/base.py:mixr=odm: 'mixr=odm' is not mixer=NAME or plugins="),
+        ("mixer=nope", "unknown mixer 'nope'; known: ado, doge, "),
+        ("mixr=odm", "--config=configs/base.py:mixr=odm: 'mixr=odm' is not mixer=NAME, selector=NAME, order=NAME"),
         ("plugins=no.such", "config.plugins: cannot import 'no.such': No module named 'no'"),
     ],
 )

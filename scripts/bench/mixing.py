@@ -4,8 +4,8 @@
 
 Every run is the real command, `python -m dataflex_jax.train --config=configs/MIXER.py:local`, with what stands after
 `--`; its folder is under --runs. DoReMi's reference is the static run of the same seed, and its proxy has the same
-model and tokens, so it costs two runs in place of one. A finished run is not repeated and an interrupted one goes on, so the command may be
-stopped and started at will. Writes docs/benchmarks/mixing.json and mixing.png.
+model and tokens, so it costs two runs in place of one. A finished run is not repeated and an interrupted one goes on,
+so the command may be stopped and started at will. Writes docs/benchmarks/mixing.json and mixing.png.
 """
 
 import json

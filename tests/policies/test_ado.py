@@ -195,3 +195,16 @@ def test_impossible_hyperparameters_are_refused_by_name(option, value):
 def test_a_domain_without_prior_is_refused():
     with pytest.raises(InputError, match=r"^config.mixer.prior = \(1, 0\): every domain must be > 0"):
         registry.checked("mixer", ado(prior=(1, 0)).init, jnp.ones(2) / 2)
+
+
+def test_a_long_history_with_few_points_is_fitted():
+    """Over several domains, as a run does from its eighth point on."""
+    rng, points = np.random.default_rng(0), 256
+    samples = np.tile(np.linspace(100, 1e5, points), (5, 1)).astype(np.float32)
+    losses = (2 + 5 * samples**-0.3 + 0.05 * rng.normal(size=samples.shape)).astype(np.float32)
+    counts = np.tile(np.where(np.arange(points) < 20, 10.0, 0.0), (5, 1)).astype(np.float32)
+    laws = jax.jit(jax.vmap(scaling_law.fit))(samples, losses, counts)
+    assert np.isfinite(laws).all()
+    for law, n, loss in zip(np.asarray(laws, np.float64), samples[:, :20], losses[:, :20], strict=True):
+        a, e, b = law
+        assert np.abs(np.exp(e) + np.exp(a) * n**-b - loss).mean() < 0.06

@@ -65,7 +65,11 @@ def _minimised(
     objective: Callable[[Float[Array, " 3"]], Float[Array, ""]], start: Float[Array, " 3"]
 ) -> tuple[Float[Array, " 3"], Float[Array, ""]]:
     """(minimum, value there) by L-BFGS."""
-    optimizer = optax.lbfgs()
+    # Not the default zoom search, which does not end for some mapped laws of few points (optax 0.2.8, CPU).
+    search = optax.scale_by_backtracking_linesearch(
+        max_backtracking_steps=30, decrease_factor=0.5, increase_factor=jnp.inf, max_learning_rate=1.0, store_grad=True
+    )
+    optimizer = optax.lbfgs(linesearch=search)
     value_and_grad = optax.value_and_grad_from_state(objective)
 
     def step(carry, _):

@@ -52,6 +52,7 @@ def run(script: str, *arguments: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_step(root, tmp_path):
     output = tmp_path / "step.json"
     arguments = ("--rounds=2", "--block=4", "--loader_steps=3", f"--output={output}")

@@ -14,6 +14,7 @@ def root(tmp_path_factory):
     return tiny.write_domains(tmp_path_factory.mktemp("data") / "domains")
 
 
+@pytest.mark.slow
 def test_policies_are_paired_with_static_and_refreshed_apart(root, tmp_path):
     output = tmp_path / "policies.json"
     policies = ("adapt", "doremi, cached losses", "ado")

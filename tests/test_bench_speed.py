@@ -45,6 +45,7 @@ def test_train_speed_says_why_a_side_cannot_run():
     assert "error: --batch: 'x' is not accepted; a list of integers >= 1 is" in message
 
 
+@pytest.mark.slow
 def test_cross_entropy_compares_memory_and_time_of_the_forms(tmp_path):
     output = tmp_path / "cross_entropy.json"
     sizes = ("--vocab=3000", "--hidden=16", "--tokens=256", "--full_tokens=2048", "--tile_tokens=64,128", "--rounds=2")

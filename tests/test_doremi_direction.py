@@ -42,6 +42,7 @@ def proxy(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_the_learnable_domain_rises_and_noise_is_not_chased(proxy):
     weights = json.loads((proxy / "domain_weights.json").read_text())["domains"]
     last = tiny.records(proxy, "policy.jsonl")[-1]["state"]["alpha"]

@@ -48,6 +48,7 @@ def last(folder, name):
     return tiny.records(folder, f"{name}.jsonl")[-1]
 
 
+@pytest.mark.slow
 def test_three_runs_a_table_and_nothing_twice(trainer, tmp_path):
     workdir = tmp_path / "doremi"
     printed = doremi(trainer, workdir)

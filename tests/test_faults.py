@@ -54,7 +54,7 @@ WRITING_THE_SUMMARY = r"^os.rename \S*/summary.json.partial "
     ("lag", "moments"),
     [
         (0, (COMMITTING % (6, 6),)),
-        (
+        pytest.param(
             3,
             (
                 r"^os.mkdir \S*/checkpoints$",
@@ -66,6 +66,7 @@ WRITING_THE_SUMMARY = r"^os.rename \S*/summary.json.partial "
                 WRITING % 8,
                 WRITING_THE_SUMMARY,
             ),
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -85,6 +86,7 @@ def test_killed_at_any_moment_and_started_again_it_draws_the_same_curves(trainer
     assert saved_steps(run) == [12]
 
 
+@pytest.mark.slow
 def test_killed_between_saves(trainer, tmp_path):
     options = (*PUBLISHES_EVERY_STEP, "--config.data.lag=1", "--config.train_step=50", "--config.checkpoint_every=10")
     trainer.done(*options, workdir=tmp_path / "whole")
@@ -134,6 +136,7 @@ def limited(kilobytes: int) -> tuple[str, ...]:
     return ("sh", "-c", f'ulimit -f {2 * kilobytes}; exec "$@"', "limited")
 
 
+@pytest.mark.slow
 def test_no_room_for_a_save_costs_no_earlier_one(trainer, first_part, whole, tmp_path):
     run = copy_of(first_part, tmp_path / "run")
     before = contents(run / "checkpoints" / "4")
@@ -232,6 +235,7 @@ def get_config():
     assert saved_steps(tmp_path / "run") == [2]
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_killed_process_in_the_cache_of_compilations_does_no_harm(trainer, whole, tmp_path):
     compilations = trainer.folder.parent / "compilations"
     torn = tmp_path / "compilations"

@@ -108,7 +108,7 @@ IDENTITY = resume.Identity(FIELDS, {"a": "key a", "b": "key b"}, {"a": 0.5, "b":
     ],
 )
 def test_the_first_mismatch_is_named(now, message):
-    position = resume.Position(sampler.SamplerState(3, np.array([5, 6]), np.array([0.5, 0.5])), 100)
+    position = resume.Position(sampler.SamplerState(3, np.array([5, 6]), np.array([0.5, 0.5])), 100, np.array([7, 4]))
     saved = resume.to_json(IDENTITY, position)
     resume.check(saved, IDENTITY)
     resume.check(saved, IDENTITY._replace(stores=IDENTITY.stores | {"c": "new"}, initial_weights={}))

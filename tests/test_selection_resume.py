@@ -101,6 +101,7 @@ def test_stopped_in_the_middle_of_a_sweep_it_chooses_the_same_afterwards(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_all_kinds_of_policies_together_go_on(root, tmp_path, monkeypatch):
     """After a checkpoint, and stopped while the weighter or the selector, whose state changes, looks at the model."""
     policies = {"selector": "delta_loss", "order": "zigzag", "mixer": "odm", "weighter": "adapt"}

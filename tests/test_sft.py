@@ -84,6 +84,7 @@ def test_a_checkpoint_evaluates_as_the_run_did_with_its_own_tokenizer(root, whol
         assert evaluate_checkpoint(trained, chosen, whole, 8) == tiny.records(whole, "eval.jsonl")[1]
 
 
+@pytest.mark.slow
 def test_packed_rows_train_alike_with_any_accumulation(root, tmp_path):
     runs = []
     for accumulation in (1, 2):

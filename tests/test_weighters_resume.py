@@ -28,6 +28,7 @@ def test_every_weighter_goes_on_as_if_never_interrupted(root, reference, tmp_pat
     assert [line["step"] for line in policy] == ([1, 4, 7] if name in FIELDS else [])
 
 
+@pytest.mark.slow
 def test_a_mixer_and_two_weighters_go_on_together(root, reference, tmp_path):
     fields = {"mixer": "doremi", "mixer__reference_losses": "cached", "mixer__reference": str(reference)}
     fields |= {"weighter__adapt__refresh_interval": 3}

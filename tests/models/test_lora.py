@@ -263,6 +263,7 @@ def test_dropout_zeroes_its_share_of_the_inputs_and_keeps_their_mean():
     assert ((out == 0) & (layer(1) == 0)).mean() == pytest.approx(0.0625, abs=0.01)  # layers are independent
 
 
+@pytest.mark.slow
 def test_remat_repeats_the_same_dropout():
     tokens, keys = random_tokens(), dropout_keys(jax.random.key(1), jnp.int32(5), 4)
     gradients = {}

@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 
 from tests.test_bench import MACHINE, run
 
 
+@pytest.mark.slow
 def test_per_example_gradients(tmp_path):
     output = tmp_path / "per_example_gradients.json"
     run("per_example_gradients.py", "--small", f"--output={output}")

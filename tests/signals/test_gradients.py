@@ -93,6 +93,7 @@ def test_nothing_is_lost_without_a_projection(eps_mode, bias_correction):
     assert got.shape[1] == ADAPTED.num_lora_params()
 
 
+@pytest.mark.slow
 def test_any_parameter_can_be_chosen():
     """Among them one outside the layers that is used twice, vectors, and those of single modules."""
     cfg = dataclasses.replace(MODEL, tie_word_embeddings=True, vocab_size=64)
@@ -211,7 +212,7 @@ def compiled(cfg, method, rows=8, length=16, moments=True):
     return features.lower(params, None, batch, moments).compile()
 
 
-@pytest.mark.parametrize("remat", ["full", "none"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("none", marks=pytest.mark.slow)])
 def test_one_layers_gradients_are_alive_at_a_time(remat):
     """More layers cost activations, but neither gradients nor moments nor weights of more than one layer."""
     wide = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=128, remat=remat)

@@ -35,10 +35,10 @@ def compile_on_mesh(function, mesh, cfg, batch, moments=None):
     ("mesh_name", "method", "cfg"),
     [
         ("fsdp", "sketch", WIDE),
-        ("all", "sketch", WIDE),
+        pytest.param("all", "sketch", WIDE, marks=pytest.mark.slow),
         ("all", "kronecker", WIDE),
-        ("fsdp", "sketch", ADAPTED),
-        ("all", "kronecker", ADAPTED),
+        pytest.param("fsdp", "sketch", ADAPTED, marks=pytest.mark.slow),
+        pytest.param("all", "kronecker", ADAPTED, marks=pytest.mark.slow),
     ],
 )
 def test_devices_change_rounding_only_and_gather_weights_only(mesh_name, method, cfg):

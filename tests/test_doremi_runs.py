@@ -189,6 +189,7 @@ def test_a_reference_loss_that_is_not_finite_is_refused(tmp_path):
         store.write(0, np.array([[1, 2, 3, 4], [1, np.inf, 1, 1]], np.float32))
 
 
+@pytest.mark.slow
 def test_another_run_samples_with_the_weights(root, proxy, tmp_path):
     weights = proxy(**OFFICIAL) / "domain_weights.json"
     for field, mixer in (("mixer__proportions", "static"), ("data__proportions", None)):

@@ -115,6 +115,7 @@ def test_a_dynamic_order_scores_anew_what_comes_next(root, coming, tmp_path, mon
     assert_batches(run.rows[5:], coming[5:7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["selector", "field:difficulty"])
 def test_with_a_selector_the_window_is_arranged(root, difficulty, tmp_path, monkeypatch, source):
     options = {"selector": "less", "order": "sorting", "order__scores": source, "order__polarity": "higher_earlier"}

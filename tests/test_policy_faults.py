@@ -106,6 +106,7 @@ def test_the_command_ends_with_code_2(tmp_path):
         starter.close()
 
 
+@pytest.mark.slow
 def test_stopped_while_reference_losses_are_computed_it_goes_on_with_them(tmp_path):
     trainer = Trainer(tmp_path)
     reference = policy_runs.train(tmp_path / "reference", trainer.root, train_step=1)

@@ -62,6 +62,7 @@ def test_the_scores_are_those_of_training(root, run):
         np.testing.assert_allclose(chosen.scores, trained["scores"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_checkpoints_are_a_weighted_sum(root, run):
     first, second = (tiny_chat.selections(run)[step]["all_scores"] for step in (2, 4))
     config = tiny_chat.config(root, **SELECTOR)

@@ -108,6 +108,7 @@ def test_with_a_mixer_selection_is_inside_each_domain(roots, tmp_path, monkeypat
             assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.slow
 def test_with_a_weighter_training_changes_and_the_first_choice_does_not(roots, tmp_path, monkeypatch):
     options = {"selector": "less", "selector__warmup_step": 0, "selector__save_all_scores": True, "train_step": 3}
     weighed = config_of(roots, "questions", weighter="loss", **options)

@@ -97,6 +97,7 @@ def test_packed_rows_train_alike_with_any_accumulation(root, tmp_path):
         assert once["tokens_seen"] == split["tokens_seen"]
 
 
+@pytest.mark.slow
 def test_changed_options_and_packing_belong_to_another_run(root, whole):
     for fields in ({"data__packing": True}, {"data__mask_history": True}, {"data__cutoff_len": 150}):
         with pytest.raises(InputError, match="is not what the checkpoint was trained on"):

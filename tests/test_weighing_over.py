@@ -31,6 +31,7 @@ def lines(tmp_path_factory):
     return of
 
 
+@pytest.mark.slow
 def test_weights_of_the_whole_batch_do_not_depend_on_microbatches(lines):
     whole, of_batch, of_microbatches = lines(1, "batch"), lines(2, "batch"), lines(2, "microbatch")
     for ours, expected in zip(of_batch[0], whole[0], strict=True):

@@ -86,5 +86,5 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
             )
         # The static mixer that stands in has nothing to publish to a sampler that draws from the pool as a whole.
         mixer_schedule = mixer_schedule._replace(update_times=0)
-    reference = registry.checked("", objective.reference, mixer, weighters)
+    reference = objective.reference(mixer, weighters)
     return ActivePolicies(mixer, mixer_schedule, selecting, ordering, weighters, reference, by_domain)

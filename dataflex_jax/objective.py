@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from dataflex_jax.errors import InputError
 from dataflex_jax.policies.base import Mixer, Reference, RowObservation, Weighter
 from dataflex_jax.policies.schedule import Schedule
 
@@ -89,11 +90,12 @@ def reference(mixer: Mixer, weighters: tuple[ScheduledWeighter, ...]) -> Referen
     """The reference model that the policies compare with.
 
     Raises:
-        ValueError: they want different ones.
+        InputError: they want different ones.
     """
     wanted = {p.reference for p in (mixer, *(w.weighter for w in weighters)) if p.reference is not None}
     if len(wanted) > 1:
-        raise ValueError(f"reference: the policies want different reference models, {sorted(wanted)}")
+        named = " and ".join(f"{r.path!r} ({r.losses})" for r in sorted(wanted))
+        raise InputError(f"config: the policies want different reference models, {named}; give all of them the same")
     return next(iter(wanted), None)
 
 

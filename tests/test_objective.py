@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax import objective
+from dataflex_jax.errors import InputError
 from dataflex_jax.objective import Forward, ScheduledWeighter
 from dataflex_jax.policies.base import Mixer, Reference, Weighter
 from dataflex_jax.policies.mixers.static import static
@@ -179,5 +180,5 @@ def test_two_policies_may_share_a_reference_but_not_want_two():
     mixer = Mixer(init=None, update=None, sampling_weights=None, reference=Reference("runs/a", "cached"))
     assert objective.reference(mixer, scheduled(ours, SQUARES)) == Reference("runs/a", "cached")
     assert objective.reference(static(), scheduled(SQUARES)) is None
-    with pytest.raises(ValueError, match=r"reference: the policies want different reference models, .*runs/a.*runs/b"):
+    with pytest.raises(InputError, match=r"config: the policies want different reference models, .*runs/a.*runs/b"):
         objective.reference(mixer._replace(reference=Reference("runs/b", "cached")), scheduled(ours))

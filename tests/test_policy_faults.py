@@ -54,7 +54,7 @@ def test_two_policies_cannot_have_two_references(root, reference, tmp_path):
     other = shutil.copytree(reference, tmp_path / "other")
     fields = {"mixer__reference": str(reference), "weighter__reference": str(other)}
     message = refused(root, tmp_path, "doremi", "rho1", **fields)
-    assert "reference: the policies want different reference models" in message
+    assert "config: the policies want different reference models" in message
     assert str(reference) in message
     assert str(other) in message
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax.errors import InputError, TrainingError, is_disk_full
 from dataflex_jax.policies.registry import KINDS
+from dataflex_jax.preemption import StopRequested
 
 _PROJECT = Path(__file__).parent.parent
 
@@ -116,6 +117,8 @@ def _reporting(call: Callable, argv: list[str]):
         _exit(2, str(e))
     except TrainingError as e:
         _exit(1, str(e))
+    except StopRequested:
+        _exit(1, "stopped on request, before it was done")
     except OSError as e:
         if not is_disk_full(e):
             raise

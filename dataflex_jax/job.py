@@ -27,7 +27,7 @@ class Cadence(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What a run consists of, assembled by train.py.
+    """What a run consists of, put together by assembly.py.
 
     Attributes:
         step: the jitted train step, `(state, batch) -> (state, metrics)`, state donated.

@@ -3,13 +3,17 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 
-class StopRequested(Exception):
-    """A request to stop in the middle of something long that a later run does again."""
+class StopRequested(BaseException):
+    """A request to stop in the middle of something long that a later run does again.
+
+    No `Exception`, as `interruptible` raises it anywhere, also where a library would take it for a fault of its own.
+    """
 
 
 @contextlib.contextmanager
@@ -28,12 +32,35 @@ def watch() -> Iterator[Callable[[int], bool]]:
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _handling(note):
         yield lambda step: bool(received)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside it, a request to stop raises StopRequested at once; for work that a later run goes on with by itself.
+
+    Several hosts agree at steps only; there it does nothing.
+    """
+    if jax.process_count() > 1:
+        yield
+        return
+
+    def stop(number, _):
+        raise StopRequested
+
+    with _handling(stop):
+        yield
 
 
 def polling(requested: Callable[[int], bool]) -> Callable[[], None]:

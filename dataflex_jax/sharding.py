@@ -88,6 +88,11 @@ def placed(mesh: Mesh, shapes: PyTree) -> PyTree:
     return jax.tree.map(place, shapes, param_shardings(mesh, shapes))
 
 
+def shardings(abstract: PyTree) -> PyTree:
+    """Of a tree that `placed` gave."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows (the leading axis) split over "data" and "fsdp"."""
     return NamedSharding(mesh, P(BATCH_AXES))

@@ -7,8 +7,6 @@ SLURM or Open MPI, or give --coordinator, --num_processes and --process_id.
 """
 
 import contextlib
-import dataclasses
-import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,37 +14,23 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax import cli, loop, optim, preemption, resume
+from dataflex_jax import cli, loop, preemption, resume
 from dataflex_jax import config as configuration
 from dataflex_jax.active import active_policies
+from dataflex_jax.assembly import assemble, open_inputs
 from dataflex_jax.checkpoint import Checkpoints
-from dataflex_jax.data.domains import open_domains
-from dataflex_jax.data.loader import Loader, check_rows
-from dataflex_jax.data.pool import Pool
-from dataflex_jax.data.sampler import Sampler
-from dataflex_jax.data.tokenizer import Tokenizer
-from dataflex_jax.data.window import Sequences
-from dataflex_jax.evaluation import make_evaluate
-from dataflex_jax.hardware import total_peak_flops
-from dataflex_jax.job import Cadence, Job, Outcome
-from dataflex_jax.models import lora
-from dataflex_jax.models.resolve import model_config
+from dataflex_jax.data.loader import check_rows
+from dataflex_jax.job import Job, Outcome
+from dataflex_jax.learner import fresh_state, make_learner
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.mixture_file import with_weights_files
 from dataflex_jax.policies.proportions import starting_proportions
-from dataflex_jax.reference import reference_losses
 from dataflex_jax.resume import Position
-from dataflex_jax.run_signals import RunSignals
-from dataflex_jax.selection import Selection
-from dataflex_jax.sharding import make_mesh, replicated
-from dataflex_jax.signals.sweep import Sweeper
-from dataflex_jax.state import Fixed, TrainState, TrainStep, abstract_state, init_state
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.state import TrainState
 from dataflex_jax.summary import write_results
-from dataflex_jax.updates import Updates
-from dataflex_jax.weights import open_base, starting_params
 
 logger = logging.getLogger(__name__)
 
@@ -75,130 +59,43 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     """
     configuration.validate(config)
     registry.load_plugins(config.plugins)
-    given, data = config, config.data
     mesh = make_mesh(config.mesh)
-    check_rows(mesh, data.batch_size, data.grad_accumulation)
-    policies = active_policies(config)
+    check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
+    active_policies(config)  # refuses what it can before any data is read
 
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         latest = checkpoints.latest()
-        domains, tokenizer = open_domains(data if latest is None else resume.with_saved_tokenizer(data, run_folder))
-        tokenizer_source = saved_tokenizer(tokenizer, data.tokenizer, run_folder, new=latest is None)
-        pool = Pool(domains)
-        config = with_weights_files(config, [domain.name for domain in domains])
-        policies, data = active_policies(config), config.data
-        model = dataclasses.replace(model_config(config.model, tokenizer), lora=lora.lora_config(config.lora))
-        base = open_base(config, model, mesh)
-        frozen = base and base.params
-
-        num_rows = np.diff(pool.offsets)
-        proportions = starting_proportions(data.proportions, num_rows, "config.data.proportions")
-        mixer_state = registry.checked("mixer", policies.mixer.init, proportions)
-        weighter_states = tuple(weighter.weighter.init(model.hidden_size) for weighter in policies.weighters)
-        learning_rate = optim.learning_rate(config.optim, config.train_step)
-        optimizer = optim.adamw(config.optim, learning_rate)
-        init = functools.partial(init_state, model, optimizer, mixer_state, weighter_states)
-        graphdef, abstract = abstract_state(init, mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-        initial_weights = policies.mixer.sampling_weights(mixer_state)
+        inputs = open_inputs(config.data, run_folder, new=latest is None)
+        given, config = config, with_weights_files(config, [domain.name for domain in inputs.domains])
+        policies = active_policies(config)
+        proportions = starting_proportions(
+            config.data.proportions, np.diff(inputs.pool.offsets), "config.data.proportions"
+        )
+        learner = make_learner(config, inputs.tokenizer, policies, proportions, mesh)
         identity = resume.identify(
             config,
-            model,
-            tokenizer,
-            domains,
-            initial_weights,
+            learner.model,
+            inputs.tokenizer,
+            inputs.domains,
+            policies.mixer.sampling_weights(learner.mixer),
             policies.names(),
-            base and base.identity(),
+            learner.base and learner.base.identity(),
             by_domain=policies.by_domain,
         )
         if latest is None:
-            pretrained = starting_params(config, model, base, abstract.params)
-            start = jax.jit(lambda key, params: init(key, params)[1], out_shardings=shardings, donate_argnums=1)
-            state = start(jax.random.key(config.seed), pretrained)
-            position = resume.beginning(identity)
+            state, position = fresh_state(learner, config), resume.beginning(identity)
         else:
             state, position = resume.restore(
-                checkpoints, latest, identity, policies.mixer, policies.schedule, abstract, mixer_state
+                checkpoints, latest, identity, policies.mixer, policies.schedule, learner.abstract, learner.mixer
             )
             logger.info("Going on from step %d of %s.", latest, run_folder)
         if jax.process_index() == 0:
             configuration.write(given, run_folder / "config.json")
-
         with preemption.watch() as stop_requested:
-            sweeper = Sweeper(mesh, rows=config.sweep.batch_rows, poll=preemption.polling(stop_requested))
-            signals = RunSignals(config, graphdef, frozen, pool, domains, tokenizer_source, sweeper, mesh, policies)
-            reference, cached = reference_losses(
-                policies.reference, domains, tokenizer, signals.rows, sweeper, data, mesh
-            )
-            sampler, loader = Sampler(config.seed, data.batch_size, data.draw), Loader(pool, mesh, cached)
-            groups = pool.groups(by_domain=policies.by_domain)
-            sequences = Sequences(groups, config.seed)
-            selection = None
-            if policies.selecting or policies.ordering:
-                choosers = (policies.selecting, policies.ordering)
-                selection = Selection(
-                    *choosers, pool, groups, sampler, sequences, signals.of, config.train_step, run_folder
-                )
-                if latest is not None:
-                    selection.restore(checkpoints.read_selection(latest))
-            rows_a_batch = data.batch_size // data.grad_accumulation
-            gradients = functools.partial(signals.domain_gradients, learning_rate=learning_rate, rows=rows_a_batch)
-            updates = Updates(policies, selection, signals.of, gradients)
-            step = TrainStep(
-                graphdef,
-                optimizer,
-                learning_rate,
-                policies.mixer,
-                policies.schedule,
-                weighters=policies.weighters,
-                reference_graphdef=reference and reference.graphdef,
-                grad_accumulation=data.grad_accumulation,
-                weigh_microbatches=data.weigh_over == "microbatch",
-            )
-            jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-            fixed = Fixed(frozen, reference and reference.params)
-            evaluate = make_evaluate(graphdef, domains, rows_a_batch, config.eval_rows, mesh)
-            job = Job(
-                step=functools.partial(jitted, fixed=fixed),
-                evaluate=lambda params: evaluate(lora.combine(frozen, params)),
-                between=updates.between,
-                selection=selection,
-                stop_requested=stop_requested,
-                sampler=sampler,
-                sequences=sequences,
-                loader=loader,
-                pool=pool,
-                domains=domains,
-                mixer=config.mixer.name if config.mixer else None,
-                average=policies.mixer.average,
-                policies=any(config[kind] for kind in registry.KINDS),
-                schedule=policies.schedule,
-                lag=data.lag,
-                cadence=Cadence(config.train_step, config.log_every, config.eval_every, config.checkpoint_every),
-                identity=identity,
-                checkpoints=checkpoints,
-                flops_per_token=model.flops_per_token(max(pool.buckets)),
-                peak_flops=total_peak_flops(),
-                tensorboard=config.tensorboard,
-                wandb_project=config.wandb_project,
-            )
+            job = assemble(config, inputs, policies, learner, identity, checkpoints, run_folder, mesh, stop_requested)
+            if latest is not None and job.selection is not None:
+                job.selection.restore(checkpoints.read_selection(latest))
             yield job, state, position
-
-
-def saved_tokenizer(tokenizer: Tokenizer, source: str, run_folder: Path, *, new: bool) -> str:
-    """Where to read the tokenizer from again: where it came from, or the run folder if the run trained it.
-
-    Args:
-        tokenizer: of the run.
-        source: `config.data.tokenizer`.
-        run_folder: it is saved there.
-        new: whether it is to be saved.
-    """
-    if new and jax.process_index() == 0:
-        tokenizer.save(run_folder / "tokenizer")
-    multihost_utils.sync_global_devices("the tokenizer is saved")
-    return str(run_folder / "tokenizer") if source.startswith("train:") else source
 
 
 def main(argv: list[str]) -> None:

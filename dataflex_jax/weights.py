@@ -16,7 +16,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder, lora, peft
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.hf import load_params
-from dataflex_jax.sharding import placed
+from dataflex_jax.sharding import placed, shardings
 from dataflex_jax.state import initial_keys
 
 
@@ -57,8 +57,7 @@ def open_base(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Base | None
     key = jax.random.key(config.seed)
     abstract = placed(mesh, jax.eval_shape(draw, key))
     if config.model.from_scratch:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        return Base(jax.jit(draw, out_shardings=shardings)(key), "random weights", f"seed {config.seed}")
+        return Base(jax.jit(draw, out_shardings=shardings(abstract))(key), "random weights", f"seed {config.seed}")
     params = load_params(config.model.name_or_path, abstract)
     return Base(params, config.model.name_or_path, f"{dtype} {lora.fingerprint(params)}")
 

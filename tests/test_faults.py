@@ -131,6 +131,16 @@ def test_stopped_on_request_it_saves_and_goes_on(trainer, whole, tmp_path):
     assert_same_curves(tmp_path, whole)
 
 
+def test_stopped_while_it_tokenises_it_goes_on_with_what_is_there(trainer, whole, tmp_path):
+    cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
+    second_store = r"^open \S*/stores/vowels-\S*/train"
+    result = trainer.done(cache, workdir=tmp_path / "run", SIGNAL="SIGTERM", SIGNAL_AT=second_store)
+    assert result.stdout == "Stopped on request before the first step; the same command begins anew.\n"
+    assert "Traceback" not in result.stderr
+    trainer.done(cache, workdir=tmp_path / "run")
+    assert_same_curves(tmp_path / "run", whole)
+
+
 def limited(kilobytes: int) -> tuple[str, ...]:
     """No file can grow beyond this: what a full disk does, without a disk."""
     return ("sh", "-c", f'ulimit -f {2 * kilobytes}; exec "$@"', "limited")

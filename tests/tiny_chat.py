@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dataflex_jax import optim, train
+from dataflex_jax import assembly, optim, train
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.targets import open_targets
@@ -106,7 +106,7 @@ def trained(config: ConfigDict, folder: Path, monkeypatch) -> Run:
             return super().load(ids, drawn_with)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "Loader", Spy)
+        patch.setattr(assembly, "Loader", Spy)
         outcome = train.train_and_evaluate(config, folder)
     return Run(folder, outcome, np.array(asked))
 

@@ -99,6 +99,12 @@ class Sequences:
                 return int(self._chosen[group][place])
         return int(self._epochs[group][int(position)])
 
-    def upcoming(self, group: int, start: int, count: int) -> Int64[np.ndarray, " count"]:
-        """The rows that come without a window, from a cursor on."""
-        return np.array([self._epochs[group][position] for position in range(start, start + count)], np.int64)
+    def upcoming(self, group: int, start: int, count: int) -> Int64[np.ndarray, " n"]:
+        """The `count` rows that come from a cursor on, or more: all that a window which does not repeat still has.
+
+        So what only rearranges them neither loses nor repeats one, however many were drawn from the window before.
+        """
+        rest = 0
+        if self._window is not None and not self._window.repeats:
+            rest = int(self._window.starts[group]) + len(self._window.ids[group]) - start
+        return np.array([self.id(group, position) for position in range(start, start + max(count, rest))], np.int64)

@@ -1,7 +1,11 @@
 """Causal attention through `jax.nn.dot_product_attention`, on the backend that is valid for the inputs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.errors import InputError
@@ -78,6 +82,17 @@ def causal_attention(
     mask = None if segment_ids is None else (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
     # A window as long as the row is no window, and without one the backend has less to mask.
     window = None if sliding_window is None or sliding_window >= seq_len else (sliding_window - 1, 0)
-    return jax.nn.dot_product_attention(
+    attended = jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=True, local_window_size=window, implementation=chosen
     )
+    # cuDNN's is told by `is_fused_attention`; with a name too it would be kept twice.
+    return attended if chosen == "cudnn" else checkpoint_name(attended, "attended")
+
+
+def is_fused_attention(primitive: Primitive, *operands: Any, **parameters: Any) -> bool:
+    """A `jax.checkpoint` policy that keeps what cuDNN's attention returns: [B, T, N, H] and softmax statistics.
+
+    Its backward pass needs both and does not compute them again, unlike XLA's, which needs all scores.
+    """
+    del operands, parameters
+    return primitive.name.startswith("dot_product_attention_fwd")

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.attention import causal_attention
+from dataflex_jax.models.attention import causal_attention, is_fused_attention
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
 from dataflex_jax.models.embed import embed
 from dataflex_jax.models.linear import AdaptedLinear, Product, set_dropout, set_product
@@ -55,8 +55,7 @@ class Attention(nnx.Module):
         if cfg.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         attended, memory = attend(apply_rope(query, *rope), apply_rope(key, *rope), value)
-        attended = checkpoint_name(attended, "attended").reshape(*x.shape[:2], -1)
-        return checkpoint_name(self.o_proj(attended), "projected"), memory
+        return checkpoint_name(self.o_proj(attended.reshape(*x.shape[:2], -1)), "projected"), memory
 
 
 class MLP(nnx.Module):
@@ -298,12 +297,17 @@ def remat_policy(name: str) -> Callable[..., bool]:
         "none": _save_all_but_gathered_weights,
         "full": jax.checkpoint_policies.nothing_saveable,
         # By name, as each adapted projection has three products, of which only the sum is worth keeping.
-        "dots": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "projected"),
-        "attention": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attended"),
+        "dots": _save_attention_and("q", "k", "v", "projected"),
+        "attention": _save_attention_and("q", "k", "v", "attended"),
     }
     if name not in policies:
         raise InputError(f"model remat={name!r} is not supported; accepted: {', '.join(map(repr, REMAT_POLICIES))}")
     return policies[name]
+
+
+def _save_attention_and(*names: str) -> Callable[..., bool]:
+    by_name = jax.checkpoint_policies.save_only_these_names(*names)
+    return jax.checkpoint_policies.save_from_both_policies(by_name, is_fused_attention)
 
 
 def _save_all_but_gathered_weights(primitive, *operands, **_) -> bool:

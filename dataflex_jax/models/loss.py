@@ -70,13 +70,7 @@ def _cross_entropy(hidden, weight, labels, tile_tokens):
 
 
 def _cross_entropy_fwd(hidden, weight, labels, tile_tokens):
-    rows, axes = P(BATCH_AXES), _Axes()
-    if split := rows_are_split(hidden.shape[0]):
-        axes = _weight_axes(weight)
-    forward = partial(_forward, tile_tokens=tile_tokens, axes=axes)
-    if split:
-        forward = map_rows(forward, (rows, P(*axes), rows), (rows, rows))
-    losses, logsumexp = forward(hidden, weight, labels)
+    losses, logsumexp = _over_rows(_forward, hidden, weight, labels, tile_tokens)
     return losses, (hidden, weight, labels, logsumexp)
 
 
@@ -108,13 +102,7 @@ def _frozen_cross_entropy(hidden, weight, labels, tile_tokens):
 
 
 def _frozen_fwd(hidden, weight, labels, tile_tokens):
-    rows, axes = P(BATCH_AXES), _Axes()
-    if split := rows_are_split(hidden.shape[0]):
-        axes = _weight_axes(weight)
-    forward = partial(_forward_with_gradient, tile_tokens=tile_tokens, axes=axes)
-    if split:
-        forward = map_rows(forward, (rows, P(*axes), rows), (rows, rows))
-    return forward(hidden, weight, labels)
+    return _over_rows(_forward_with_gradient, hidden, weight, labels, tile_tokens)
 
 
 def _frozen_bwd(tile_tokens, d_hidden, grad):
@@ -122,6 +110,15 @@ def _frozen_bwd(tile_tokens, d_hidden, grad):
 
 
 _frozen_cross_entropy.defvjp(_frozen_fwd, _frozen_bwd)
+
+
+def _over_rows(forward, hidden, weight, labels, tile_tokens):
+    """`forward` on each device's own rows; what it returns has the rows of the batch."""
+    if not rows_are_split(hidden.shape[0]):
+        return forward(hidden, weight, labels, tile_tokens, _Axes())
+    rows, axes = P(BATCH_AXES), _weight_axes(weight)
+    forward = partial(forward, tile_tokens=tile_tokens, axes=axes)
+    return map_rows(forward, (rows, P(*axes), rows), (rows, rows))(hidden, weight, labels)
 
 
 def _forward(hidden, weight, labels, tile_tokens, axes):

@@ -65,6 +65,21 @@ def test_what_only_rearranges_the_coming_rows_ends_with_them():
     assert drawn(sequences, 0, 16, 20) == drawn(plain, 0, 16, 20)
 
 
+def test_a_window_that_was_not_used_up_goes_on_in_the_next_one():
+    """A mixer may draw fewer or more rows of a group than were expected when its window was opened."""
+    plain, sequences = Sequences(GROUPS, seed=3), Sequences(GROUPS, seed=3)
+    natural, came, cursor = drawn(plain, 0, 0, 60), [], 0
+    for expected, taken in ((8, 3), (4, 4), (9, 12), (3, 2), (0, 0), (6, 31)):
+        rows = sequences.upcoming(0, cursor, expected)
+        window = Window(len(came), np.array([cursor, 0]), (rows[::-1], np.array([10])), ordered=True, repeats=False)
+        sequences.open(window)
+        came += drawn(sequences, 0, cursor, taken)
+        cursor += taken
+        still = drawn(sequences, 0, cursor, 60 - cursor)
+        assert sorted(came + still) == sorted(natural)
+    assert came != natural[: len(came)]
+
+
 def test_none_closes_a_window():
     sequences = Sequences(GROUPS, seed=3)
     before = drawn(sequences, 0, 0, 10)

@@ -1,0 +1,106 @@
+"""The programs for an NVIDIA GPU, which JAX lowers on any machine: what is in them before a GPU was ever there.
+
+JAX asks the GPU's libraries which cuDNN they hold; here it is told.
+"""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+
+from dataflex_jax.models import decoder
+from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
+from dataflex_jax.sharding import batch_sharding, make_mesh, param_shardings
+from dataflex_jax.signals.gradients import Projection, gradient_features, gradient_norms
+
+CONFIG = {
+    "architecture": "qwen2",
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+BATCH = {"tokens": jnp.zeros((8, 129), jnp.int32), "mask": jnp.ones((8, 128), jnp.float32)}
+
+
+@pytest.fixture(autouse=True)
+def _a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda capability: False)
+
+
+def build(**fields):
+    return decoder.create(ModelConfig(**(CONFIG | fields)), jax.random.key(0))
+
+
+def loss(graphdef, params, batch):
+    return jnp.mean(decoder.token_losses(graphdef, params, batch["tokens"])[0])
+
+
+def program(function, *arguments) -> str:
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def attentions(text: str) -> tuple[int, int]:
+    """How often cuDNN's attention is in a program: (forward, backward); the layers are one loop."""
+    calls = re.findall(r"custom_call @(__cudnn\$fmha\w*)", text)
+    backward = sum(call.endswith("Backward") for call in calls)
+    return len(calls) - backward, backward
+
+
+def products(text: str) -> set[tuple[str, str, str]]:
+    """Types of the operands and the result of all matrix products."""
+    array = r"tensor<(?:\d+x)*([a-z]\w*)>"
+    return set(re.findall(rf"dot_general .*: \({array}, {array}\) -> {array}", text))
+
+
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_attention_is_cudnns_and_is_computed_again_only_where_nothing_is_kept(remat):
+    graphdef, params = build(remat=remat)
+    text = program(jax.value_and_grad(partial(loss, graphdef)), params, BATCH)
+    assert attentions(text) == ((2, 1) if remat == "full" else (1, 1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"architecture": "qwen3", "head_dim": 64},
+        {"architecture": "mistral", "sliding_window": 64},
+        {"architecture": "llama", "tie_word_embeddings": True},
+    ],
+    ids=lambda fields: fields["architecture"],
+)
+def test_training_multiplies_bfloat16_only(fields):
+    graphdef, params = build(**fields)
+    text = program(jax.value_and_grad(partial(loss, graphdef)), params, BATCH)
+    assert attentions(text) == (2, 1)
+    # The cross-entropy's logits and its weight's gradient are accumulated in float32.
+    assert products(text) == {("bf16", "bf16", "bf16"), ("bf16", "bf16", "f32")}
+
+
+@pytest.mark.parametrize("method", ["sketch", "kronecker"])
+def test_per_example_gradients_run_on_cudnns_attention_too(method):
+    graphdef, params = build()
+    features = gradient_features(graphdef, Projection(method, 64))
+    text = program(lambda params, batch: features(params, None, batch, None), params, BATCH)
+    assert attentions(text) == (2, 1)
+    norms = program(lambda params, batch: gradient_norms(graphdef)(params, None, batch), params, BATCH)
+    assert attentions(norms) == (2, 1)
+
+
+def test_a_mesh_splits_it_by_rows_and_heads():
+    graphdef, params = build()
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, param_shardings(mesh, params))
+        batch = jax.device_put(BATCH, batch_sharding(mesh))
+        text = program(jax.value_and_grad(partial(loss, graphdef)), placed, batch)
+    assert attentions(text) == (0, 0)
+    assert text.count("CustomSPMDPartitioning") == 3

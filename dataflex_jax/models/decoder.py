@@ -19,7 +19,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models.attention import causal_attention, is_fused_attention
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
 from dataflex_jax.models.embed import embed
-from dataflex_jax.models.linear import AdaptedLinear, Product, set_dropout, set_product
+from dataflex_jax.models.linear import AdaptedLinear, Product, dot_general, set_dropout, set_product
 from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
 from dataflex_jax.models.rope import apply_rope, rope_tables
 from dataflex_jax.sharding import BATCH_AXES, constrain, gather_weights
@@ -330,6 +330,7 @@ def _kernel_options(cfg: ModelConfig) -> dict[str, Any]:
         "dtype": jnp.dtype(cfg.dtype),
         "param_dtype": jnp.dtype(cfg.param_dtype),
         "kernel_init": nnx.initializers.normal(cfg.initializer_range),
+        "dot_general": dot_general,
     }
 
 

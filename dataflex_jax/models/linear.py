@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,13 @@ from dataflex_jax.models.config import LORA_MODULES, ModelConfig
 
 # (the weight's path in the block, layer index, x [B, T, I], weight [I, O]) -> [B, T, O]
 Product = Callable[[str, Int[Array, ""], Float[Array, "B T I"], Float[Array, "I O"]], Float[Array, "B T O"]]
+
+
+def dot_general(x: Float[Array, "B T I"], weight: Float[Array, "I O"], *_: Any, **__: Any) -> Float[Array, "B T O"]:
+    """x @ weight, for `nnx.Linear`."""
+    # With rows and tokens in one axis XLA's CPU backend takes the operands of the weight's gradient as they lie;
+    # otherwise it transposes one of them first, which takes longer than the product.
+    return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], -1)
 
 
 class AdaptedLinear(nnx.Linear):
@@ -42,7 +50,7 @@ class AdaptedLinear(nnx.Linear):
             keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(keys)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
         x, a, b = (v.astype(self.dtype) for v in (x, self.lora_a[...], self.lora_b[...]))
-        product = self.factor_product or (lambda _, x, weight: x @ weight)
+        product = self.factor_product or (lambda _, x, weight: dot_general(x, weight))
         return y + product("lora_b", product("lora_a", x, a) * self.scale, b)
 
 

@@ -95,7 +95,12 @@ class CheckpointSignals:
 
 
 def select(
-    config: ConfigDict, places: Sequence[tuple[Path, int]], weights: Sequence[float] | None, num: int | None
+    config: ConfigDict,
+    places: Sequence[tuple[Path, int]],
+    weights: Sequence[float] | None,
+    num: int | None,
+    *,
+    records: bool = False,
 ) -> tuple[Pool, Chosen]:
     """The selector's choice of `num` rows of the whole pool.
 
@@ -104,9 +109,10 @@ def select(
         places: run folder and step of each checkpoint.
         weights: of the checkpoints; None: their learning rates, normalised.
         num: how many; None: `DEFAULT_SHARE` of the pool.
+        records: whether `chosen_records` will be asked for.
 
     Raises:
-        InputError: a selector that scores nothing, or input that cannot be read.
+        InputError: a selector that scores nothing, input that cannot be read, or records that no one file can hold.
     """
     config.data.tokenizer = str(places[0][0] / "tokenizer")
     configuration.validate(config)
@@ -118,6 +124,8 @@ def select(
     with jax.set_mesh(mesh):
         domains, _ = open_domains(config.data)
         pool = Pool(domains)
+        if records:
+            check_records(pool)
         targets = None
         if policies.want_targets:
             target_set = open_targets(config, domains, config.data.tokenizer)
@@ -146,14 +154,25 @@ def learning_rates(places: Sequence[tuple[Path, int]]) -> list[float]:
     return [rate / total for rate in rates] if total else [1 / len(rates)] * len(rates)
 
 
-def chosen_records(pool: Pool, ids: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The source records of rows of examples, in the order of `ids`.
+def check_records(pool: Pool) -> None:
+    """Refuses rows whose records no one file can hold.
 
     Raises:
-        InputError: the rows are of documents.
+        InputError: rows of documents, or of datasets that are read in different ways.
     """
     if pool.records() is None:
         raise InputError("--records: rows of documents are no records; instruction data are (config.data.formatting)")
+    first, *others = pool.domains
+    for other in others:
+        if other.store.record_format != first.store.record_format:
+            raise InputError(
+                f"--records: {first.name!r} and {other.name!r} have other formats or columns, which one file cannot "
+                "hold; leave it out, or choose datasets of one format by --config.data.domains"
+            )
+
+
+def chosen_records(pool: Pool, ids: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The source records of rows of examples, in the order of `ids`."""
     wanted, found, place = set(ids.tolist()), {}, 0
     for domain in pool.domains:
         for record in domain.store.records("train"):
@@ -169,7 +188,7 @@ def write_records(path: Path, records: Iterator[dict[str, Any]]) -> None:
     Raises:
         InputError: neither .jsonl nor .parquet.
     """
-    check_records_path(path)
+    check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         rows = list(records)
@@ -181,7 +200,7 @@ def write_records(path: Path, records: Iterator[dict[str, Any]]) -> None:
         path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
 
 
-def check_records_path(path: Path) -> None:
+def check_path(path: Path) -> None:
     """Refuses a file that `write_records` cannot write.
 
     Raises:
@@ -213,9 +232,10 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--output={OUTPUT.value}: must be a file that ends in .npz")
     output, records = Path(OUTPUT.value), RECORDS.value and Path(RECORDS.value)
     if records:
-        check_records_path(records)
+        check_path(records)
     places = [locate(path) for path in CHECKPOINT.value]
-    pool, chosen = select(config, places, _numbers(CHECKPOINT_WEIGHTS.value, len(places)), NUM.value)
+    weights = _numbers(CHECKPOINT_WEIGHTS.value, len(places))
+    pool, chosen = select(config, places, weights, NUM.value, records=records is not None)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_selection(output, pool, chosen, all_scores=True)
     print(

@@ -179,6 +179,20 @@ def test_a_selector_that_scores_is_needed(root, run):
 
 def test_rows_of_documents_have_no_records(tmp_path, run):
     documents = tiny.write_domains(tmp_path / "documents", characters=1800, names=("digits", "vowels"))
-    pool, chosen = select.select(tiny_chat.documents(documents, selector="random"), at(run, 5), None, 5)
     with pytest.raises(InputError, match="--records: rows of documents are no records"):
-        select.chosen_records(pool, chosen.ids)
+        select.select(tiny_chat.documents(documents, selector="random"), at(run, 5), None, 5, records=True)
+
+
+def test_records_of_several_formats_are_refused_before_anything_is_scored(tmp_path, run):
+    alpaca = [{"instruction": f"say {i}", "output": f"{i}"} for i in range(30)]
+    messages = [
+        {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"{i}"}]}
+        for i in range(30)
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(alpaca))
+    (tmp_path / "b.json").write_text(json.dumps(messages))
+    entries = {"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "formatting": "openai"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    config = tiny_chat.config(tmp_path, selector="random", data__source="dataset_info", data__formatting=None)
+    with pytest.raises(InputError, match="--records: 'a' and 'b' have other formats or columns"):
+        select.select(config, at(run, 5), None, 5, records=True)

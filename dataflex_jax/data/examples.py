@@ -89,6 +89,11 @@ class ExampleStore:
     dropped_examples: int
     _stream: Stream = dataclasses.field(repr=False, compare=False)
 
+    @property
+    def record_format(self) -> Mapping[str, Any]:
+        """How its records are read; those of stores with equal ones may be in one file."""
+        return self._stream.reader.identity
+
     def records(self, split: str, columns: Sequence[str] = ()) -> Iterator[Mapping[str, Any]]:
         """The source record of every example of "train" or "valid", in their order, read anew.
 

@@ -125,23 +125,23 @@ def compare(runs: dict[str, list[RunRecords]]) -> dict[str, dict[str, Any]]:
 
 
 def picture(runs: dict[str, list[RunRecords]]) -> Figure:
-    """The mixers' sampling weights of every seed over time, and the held-out nll by domain, mean over seeds."""
+    """The mixers' sampling weights of every seed over time, and what they change by domain at the end of training."""
     styles = line_styles(list(runs["static"][0].evals[-1]["domains"]))
     dynamic = [mixer for mixer in MIXERS if mixer != "static"]
     figure, axes = new_figure(LIGHT, 4.2 * (len(dynamic) + 1), 4.2, columns=len(dynamic) + 1)
     for ax, mixer in zip(axes[:-1], dynamic, strict=True):
         _draw_mixture(ax, MIXERS[mixer], runs[mixer], styles)
-    held_out = axes[-1]
-    looks = dict(zip(MIXERS, ((0, (1, 1)), "-", (0, (5, 2)), (0, (3, 1, 1, 1))), strict=True))
-    for mixer, dashes in looks.items():
-        evaluations = [run.evals for run in runs[mixer]]
-        steps = [evaluation["step"] for evaluation in evaluations[0]]
-        for name, style in styles.items():
-            nll = np.mean([[e["domains"][name]["nll"] for e in of_seed] for of_seed in evaluations], axis=0)
-            held_out.plot(steps, nll, color=style.color, linestyle=dashes, linewidth=1.3)
-    label(held_out, LIGHT, x="step", y="held-out nll [nats/token], mean over seeds")
-    entries = [(Line2D([], [], color=LIGHT.text, linestyle=d, linewidth=1.3), MIXERS[m]) for m, d in looks.items()]
-    legend(held_out, LIGHT, entries + [(Line2D([], [], color=s.color, linewidth=2), n) for n, s in styles.items()])
+    differences, markers = axes[-1], dict(zip(dynamic, "os^", strict=True))
+    for offset, (mixer, marker) in zip((-0.2, 0.0, 0.2), markers.items(), strict=True):
+        for place, (name, style) in enumerate(styles.items()):
+            final, static = ([run.evals[-1]["domains"][name]["nll"] for run in runs[m]] for m in (mixer, "static"))
+            change = np.subtract(final, static)
+            differences.plot(np.full(len(change), place + offset), change, marker, color=style.color, markersize=5)
+    differences.axhline(0, color=LIGHT.text, linewidth=0.8)
+    differences.set_xticks(range(len(styles)), [""] * len(styles))
+    label(differences, LIGHT, x="domain", y="held-out nll over static [nats/token], one mark a seed")
+    mixers = [(Line2D([], [], color=LIGHT.text, marker=m, linestyle=""), MIXERS[name]) for name, m in markers.items()]
+    legend(differences, LIGHT, mixers + [(Line2D([], [], color=s.color, linewidth=2), n) for n, s in styles.items()])
     return figure
 
 

@@ -49,7 +49,7 @@ def quickstart(config: ConfigDict) -> None:
         tie_word_embeddings=True,
         initializer_range=0.06,
         dtype="float32",
-        remat="none",
+        remat="attention",
     )
     config.data.update(tokenizer="train:2048", seq_len=128, batch_size=16, valid_fraction=0.05)
     config.optim.update(learning_rate=6e-3, warmup_ratio=0.1)

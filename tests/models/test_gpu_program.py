@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from dataflex_jax.models import decoder
-from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
+from dataflex_jax.models import decoder, lora
+from dataflex_jax.models.config import REMAT_POLICIES, LoraConfig, ModelConfig
 from dataflex_jax.sharding import batch_sharding, make_mesh, param_shardings
 from dataflex_jax.signals.gradients import Projection, gradient_features, gradient_norms
 
@@ -83,6 +83,20 @@ def test_training_multiplies_bfloat16_only(fields):
     assert attentions(text) == (2, 1)
     # The cross-entropy's logits and its weight's gradient are accumulated in float32.
     assert products(text) == {("bf16", "bf16", "bf16"), ("bf16", "bf16", "f32")}
+
+
+def test_adapters_too_and_their_frozen_base_has_no_gradient():
+    graphdef, params = build(lora=LoraConfig(rank=8))
+    frozen, adapters = lora.split(params)
+
+    def adapted_loss(adapters, frozen, batch):
+        model = lora.combine(frozen, adapters)
+        return jnp.mean(decoder.token_losses(graphdef, model, batch["tokens"], frozen_head=True)[0])
+
+    text = program(jax.value_and_grad(adapted_loss), adapters, frozen, BATCH)
+    assert attentions(text) == (2, 1)
+    assert products(text) == {("bf16", "bf16", "bf16"), ("bf16", "bf16", "f32")}
+    assert not re.search(r"dot_general .*-> tensor<(256x512|512x256|256x256|256x128)xbf16>", text)
 
 
 @pytest.mark.parametrize("method", ["sketch", "kronecker"])

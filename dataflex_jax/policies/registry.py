@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -156,15 +157,18 @@ def build(
 
 
 def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls a policy's factory or `init`, whose ValueErrors are about the configuration.
+    """What a policy's factory or `init` returns; hyperparameters are passed on, their names checked before.
 
     Raises:
-        InputError: in place of a ValueError; names the policy's section.
+        InputError: in place of a ValueError whose message begins as "alpha = 2: ..."; names the policy's section.
+        ValueError: any other one, a fault of the policy.
     """
     try:
         return call(*args, **kwargs)
     except ValueError as e:
-        raise InputError(f"config.{option}.{e}") from e
+        if re.match(r"\w+ = ", str(e)):
+            raise InputError(f"config.{option}.{e}") from e
+        raise
 
 
 def check_schedule(prefix: str, schedule: Schedule) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -104,3 +105,15 @@ def test_two_policies_of_one_name_are_refused(plugin):
 def test_a_factory_with_positional_or_catch_all_parameters_is_refused():
     with pytest.raises(InputError, match="parameter 'options' must be keyword-only"):
         registry.register_mixer("loose")(lambda **options: None)
+
+
+def test_only_a_refused_value_is_the_configurations_fault():
+    def factory(*, power):
+        if power <= 0:
+            raise ValueError(f"power = {power}: must be > 0")
+        return np.zeros(2) + np.zeros(3)
+
+    with pytest.raises(InputError, match=r"^config.mixer.power = 0: must be > 0$"):
+        registry.checked("mixer", factory, power=0)
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        registry.checked("mixer", factory, power=1)

@@ -4,7 +4,7 @@ python -m dataflex_jax.train --config=configs/cluster_less.py                   
 python -m dataflex_jax.train --config=configs/cluster_less.py:lora --config.data.root=DIR --config.targets.root=MMLU/dev
 """
 
-from configs import selection
+from dataflex_jax.configs import selection
 
 
 def get_config(variant: str = "quickstart"):

@@ -9,7 +9,7 @@ with one score a candidate, or "selector" with a selector, `:quickstart,order=so
 --config.order.dynamic=True takes it anew at each update.
 """
 
-from configs import base, selection
+from dataflex_jax.configs import base, selection
 from dataflex_jax.errors import InputError
 
 

@@ -5,7 +5,7 @@ python -m dataflex_jax.train --config=configs/doge.py:local --config.data.root=D
 python -m dataflex_jax.train --config=configs/doge.py:slimpajama-6b    # or slimpajama-30b
 """
 
-from configs import scales
+from dataflex_jax.configs import scales
 
 
 def get_config(variant: str = "quickstart"):

@@ -10,7 +10,7 @@ the shape of Qwen2.5-0.5B). The runs are looked for in runs/: --config.mixer.ref
 --config.mixer.proportions=RUN_DIR/domain_weights.json name others.
 """
 
-from configs import scales
+from dataflex_jax.configs import scales
 from dataflex_jax.errors import InputError
 
 ROLES = ("reference", "proxy", "target", "baseline")

@@ -8,7 +8,7 @@ python -m dataflex_jax.select --config=configs/less.py:lora --checkpoint=RUN --o
 files, SUBJECT_dev.csv, each subject a group.
 """
 
-from configs import selection
+from dataflex_jax.configs import selection
 
 
 def get_config(variant: str = "quickstart"):

@@ -4,7 +4,7 @@ python -m dataflex_jax.train --config=configs/loss.py                           
 python -m dataflex_jax.train --config=configs/loss.py:lora --config.data.root=DIR
 """
 
-from configs import selection
+from dataflex_jax.configs import selection
 
 
 def get_config(variant: str = "quickstart"):

@@ -6,7 +6,7 @@ python -m dataflex_jax.train --config=configs/odm.py:slimpajama-6b              
 python -m dataflex_jax.train --config=configs/odm.py:slimpajama-30b
 """
 
-from configs import scales
+from dataflex_jax.configs import scales
 
 
 def get_config(variant: str = "quickstart"):

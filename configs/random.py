@@ -3,7 +3,7 @@
 python -m dataflex_jax.train --config=configs/random.py[:local|:slimpajama-6b|:slimpajama-30b]
 """
 
-from configs import scales
+from dataflex_jax.configs import scales
 
 
 def get_config(variant: str = "quickstart"):

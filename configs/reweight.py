@@ -8,7 +8,7 @@ python -m dataflex_jax.train --config=configs/reweight.py:adapt,lora --config.da
 Also joint_update_aware, and rho1 with --config.weighter.reference=RUN_DIR.
 """
 
-from configs import base, selection, sft
+from dataflex_jax.configs import base, selection, sft
 from dataflex_jax.errors import InputError
 
 

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
 
 SLIMPAJAMA = {  # domain: (value of meta.redpajama_set_name, natural proportion)

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import base, sft
+from dataflex_jax.configs import base, sft
 from dataflex_jax.errors import InputError
 
 WITH_TARGETS = ("less", "cluster_less", "icons")

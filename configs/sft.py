@@ -10,7 +10,7 @@ hub with --config.data.formatting=alpaca, sharegpt, openai or pairs reads files 
 --config.data.formatting=mmlu the benchmark's folders of csv files.
 """
 
-from configs import base, scales
+from dataflex_jax.configs import base, scales
 from dataflex_jax.errors import InputError
 
 

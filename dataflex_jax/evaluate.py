@@ -15,14 +15,14 @@ from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax import cli
 from dataflex_jax import config as configuration
-from dataflex_jax.checkpoint import Checkpoints, locate
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import check_rows
 from dataflex_jax.errors import InputError
-from dataflex_jax.evaluation import make_evaluate
-from dataflex_jax.records import to_json
+from dataflex_jax.files import to_json
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.weights import read_checkpoint
+from dataflex_jax.training.checkpoint import Checkpoints, locate
+from dataflex_jax.training.evaluation import make_evaluate
+from dataflex_jax.training.weights import read_checkpoint
 
 
 def evaluate_checkpoint(trained: ConfigDict, config: ConfigDict, run_folder: Path, step: int) -> dict[str, Any]:

@@ -26,14 +26,17 @@ import transformers
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs import base
-from dataflex_jax import cli, resume, train
+from dataflex_jax import cli, train
 from dataflex_jax import config as configuration
-from dataflex_jax.checkpoint import FOLDER, Checkpoints, locate
+from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import folders, hf, lora, peft
+from dataflex_jax.models import lora
+from dataflex_jax.models.hf import folders, peft
+from dataflex_jax.models.hf import weights as hf
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.weights import read_adapters, read_checkpoint
+from dataflex_jax.training import resume
+from dataflex_jax.training.checkpoint import FOLDER, Checkpoints, locate
+from dataflex_jax.training.weights import read_adapters, read_checkpoint
 
 logger = logging.getLogger(__name__)
 

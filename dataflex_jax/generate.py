@@ -17,13 +17,13 @@ from absl import flags
 
 from dataflex_jax import cli
 from dataflex_jax import config as configuration
-from dataflex_jax.checkpoint import Checkpoints, locate
-from dataflex_jax.data.chat import ChatEncoder
-from dataflex_jax.data.tokenizer import load_tokenizer
+from dataflex_jax.data.text.chat import ChatEncoder
+from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.generate import generate_texts
+from dataflex_jax.models.generation.generate import generate_texts
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.weights import read_checkpoint
+from dataflex_jax.training.checkpoint import Checkpoints, locate
+from dataflex_jax.training.weights import read_checkpoint
 
 
 def generate_from_checkpoint(
@@ -36,7 +36,7 @@ def generate_from_checkpoint(
         step: of the checkpoint.
         prompts: texts.
         chat: they are questions, for the run's chat template.
-        **options: those of `dataflex_jax.models.generate.generate_texts`.
+        **options: those of `dataflex_jax.models.generation.generate.generate_texts`.
 
     Raises:
         InputError: a checkpoint that cannot be read or has no chat template, or an option outside its range.

@@ -24,21 +24,22 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax import cli, optim
+from dataflex_jax import cli
 from dataflex_jax import config as configuration
-from dataflex_jax.active import active_policies
-from dataflex_jax.checkpoint import Checkpoints, locate
-from dataflex_jax.choosing import Chooser, Chosen, write_selection
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.targets import open_targets
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
+from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
+from dataflex_jax.selection.choosing import Chooser, Chosen, write_selection
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from dataflex_jax.signals.sweep import Sweeper, source
-from dataflex_jax.weights import read_trained
+from dataflex_jax.training import optim
+from dataflex_jax.training.checkpoint import Checkpoints, locate
+from dataflex_jax.training.weights import read_trained
 
 DEFAULT_SHARE = 0.05  # of the pool, as in LESS
 

@@ -16,21 +16,22 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax import cli, loop, preemption, resume
+from dataflex_jax import cli, preemption
 from dataflex_jax import config as configuration
-from dataflex_jax.active import active_policies
-from dataflex_jax.assembly import assemble, open_inputs
-from dataflex_jax.checkpoint import Checkpoints
 from dataflex_jax.data.loader import check_rows
-from dataflex_jax.job import Job, Outcome
-from dataflex_jax.learner import fresh_state, make_learner
 from dataflex_jax.policies import registry
-from dataflex_jax.policies.mixture_file import with_weights_files
+from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
-from dataflex_jax.resume import Position
+from dataflex_jax.reporting.summary import write_results
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.state import TrainState
-from dataflex_jax.summary import write_results
+from dataflex_jax.training import loop, resume
+from dataflex_jax.training.assembly import assemble, open_inputs
+from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.domain_weights import with_weights_files
+from dataflex_jax.training.job import Job, Outcome
+from dataflex_jax.training.learner import fresh_state, make_learner
+from dataflex_jax.training.resume import Position
+from dataflex_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
 

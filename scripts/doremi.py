@@ -23,8 +23,8 @@ from absl import flags
 from dataflex_jax import cli
 from dataflex_jax import config as configuration
 from dataflex_jax.errors import TrainingError
-from dataflex_jax.policies.mixture_file import read_weights
-from dataflex_jax.records import read_jsonl, to_json
+from dataflex_jax.files import read_jsonl, to_json
+from dataflex_jax.training.domain_weights import read_weights
 
 _WEIGHTS = "domain_weights.json"
 COLUMNS = ("baseline proportions", "DoReMi weights", "baseline nll", "target nll")

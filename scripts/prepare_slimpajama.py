@@ -23,7 +23,7 @@ from ml_collections import config_flags
 
 from dataflex_jax import cli
 from dataflex_jax import config as configuration
-from dataflex_jax.data.store import DomainStore, open_stores
+from dataflex_jax.data.stores.documents import DomainStore, open_stores
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose data to prepare.")
 

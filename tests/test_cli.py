@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from tests import tiny
-from tests.command import PROJECT, Starter, Trainer, contents, the_error
+from tests.helpers import tiny
+from tests.helpers.command import PROJECT, Starter, Trainer, contents, the_error
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from configs import base
 from dataflex_jax import config as configuration
+from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
-from tests import tiny
+from tests.helpers import tiny
 
 
 def test_every_field_of_the_base_recipe_has_a_check_and_passes_it():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.train import train_and_evaluate
-from tests import tiny
+from tests.helpers import tiny
 
 PAGE = Path(__file__).parents[1] / "docs/writing_a_policy.md"
 

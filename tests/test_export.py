@@ -13,15 +13,15 @@ from safetensors.numpy import load_file
 
 from dataflex_jax import config as configuration
 from dataflex_jax import train
-from dataflex_jax.checkpoint import Checkpoints
-from dataflex_jax.data.tokenizer import load_tokenizer
+from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
 from dataflex_jax.evaluate import evaluate_checkpoint
 from dataflex_jax.export import export_checkpoint, import_pretrained
-from dataflex_jax.models import folders
-from dataflex_jax.models.resolve import model_config
-from tests import tiny
-from tests.command import PROJECT, Trainer, the_error
+from dataflex_jax.models.hf import folders
+from dataflex_jax.models.hf.resolve import model_config
+from dataflex_jax.training.checkpoint import Checkpoints
+from tests.helpers import tiny
+from tests.helpers.command import PROJECT, Trainer, the_error
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from dataflex_jax.checkpoint import locate
-from dataflex_jax.data.tokenizer import load_tokenizer
+from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.export import export_checkpoint
 from dataflex_jax.generate import generate_from_checkpoint
 from dataflex_jax.train import train_and_evaluate
-from tests import command, tiny
+from dataflex_jax.training.checkpoint import locate
+from tests.helpers import command, tiny
 
 PROMPTS = ["012", "aei"]
 

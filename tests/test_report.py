@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.report import write_report
-from tests.synthetic_run import write_run
+from dataflex_jax.reporting.page import write_report
+from tests.helpers.synthetic_run import write_run
 
 
 class Page(HTMLParser):

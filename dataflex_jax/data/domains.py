@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dataflex_jax.data.examples import ExampleStore, open_example_stores
-from dataflex_jax.data.hashes import digest
 from dataflex_jax.data.rows import DocumentRows, ExampleRows, PackedRows, Rows
-from dataflex_jax.data.sources import is_instruction
-from dataflex_jax.data.store import DomainStore, open_stores
-from dataflex_jax.data.tokenizer import Tokenizer
+from dataflex_jax.data.sources.streams import is_instruction
+from dataflex_jax.data.stores.documents import DomainStore, open_stores
+from dataflex_jax.data.stores.examples import ExampleStore, open_example_stores
+from dataflex_jax.data.stores.hashes import digest
+from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
 
 _BUCKET_MULTIPLE = 8

@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from dataflex_jax.data.examples import Examples
-from dataflex_jax.data.store import TokenArray
+from dataflex_jax.data.stores.documents import TokenArray
+from dataflex_jax.data.stores.examples import Examples
 
 
 class Row(NamedTuple):

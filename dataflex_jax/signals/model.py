@@ -15,11 +15,11 @@ from dataflex_jax.data.loader import Batch
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder, lora
-from dataflex_jax.objective import real_inputs
 from dataflex_jax.policies.base import Embed, Preconditioner
 from dataflex_jax.signals.gradients import adam_moments, gradient_features
 from dataflex_jax.signals.projections import Projection
 from dataflex_jax.signals.sweep import Source, Sweeper
+from dataflex_jax.training.objective import real_inputs
 
 PyTree = Any
 

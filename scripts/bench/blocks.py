@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataflex_jax import loop
 from dataflex_jax.data import sampler as sampling
 from dataflex_jax.data.sampler import SamplerState
-from dataflex_jax.job import Cadence, Job
-from dataflex_jax.resume import Position
-from dataflex_jax.state import PyTree, TrainState
+from dataflex_jax.training import loop
+from dataflex_jax.training.job import Cadence, Job
+from dataflex_jax.training.resume import Position
+from dataflex_jax.training.step import PyTree, TrainState
 
 
 class Contestant(NamedTuple):

@@ -47,9 +47,9 @@ def form_in_process(task: dict[str, Any]):
     import jax
     import jax.numpy as jnp
 
-    from configs import base
     from dataflex_jax import config as configuration
-    from dataflex_jax import hardware
+    from dataflex_jax.configs import base
+    from dataflex_jax.reporting import hardware
 
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype("float32" if on_cpu else "bfloat16")
@@ -93,7 +93,7 @@ def _resident() -> int:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
     except FileNotFoundError:
-        from dataflex_jax.hardware import peak_memory_bytes
+        from dataflex_jax.reporting.hardware import peak_memory_bytes
 
         return peak_memory_bytes().bytes
 

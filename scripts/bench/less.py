@@ -25,23 +25,25 @@ import results
 from absl import flags
 from scipy.stats import spearmanr
 
-from configs import base
 from dataflex_jax import cli
 from dataflex_jax import config as configuration
+from dataflex_jax.configs import base
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import Row
 from dataflex_jax.data.targets import TargetSet
-from dataflex_jax.data.tokenizer import load_tokenizer
+from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import decoder, hf, lora, peft
+from dataflex_jax.models import decoder, lora
 from dataflex_jax.models.config import LoraConfig, ModelConfig
-from dataflex_jax.optim import adamw
+from dataflex_jax.models.hf import peft
+from dataflex_jax.models.hf import weights as hf
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.selectors.less import less
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from dataflex_jax.signals.sweep import Sweeper, source
+from dataflex_jax.training.optim import adamw
 
 LANGUAGES = 4  # of the candidates; the targets are in the first
 NU = 1e-8  # Adam's second moment of every parameter, about the square of its gradient

@@ -63,14 +63,14 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
     import jax.numpy as jnp
 
     from dataflex_jax import config as configuration
-    from dataflex_jax import optim
     from dataflex_jax.data.domains import buckets
-    from dataflex_jax.data.sources import is_instruction
+    from dataflex_jax.data.sources.streams import is_instruction
     from dataflex_jax.models import decoder, lora
-    from dataflex_jax.models.resolve import model_config
+    from dataflex_jax.models.hf.resolve import model_config
     from dataflex_jax.policies import registry
     from dataflex_jax.sharding import batch_sharding, make_mesh, placed, replicated
-    from dataflex_jax.state import Fixed, TrainStep, abstract_state, init_state
+    from dataflex_jax.training import optim
+    from dataflex_jax.training.step import Fixed, TrainStep, abstract_state, init_state
 
     configuration.validate(config)
     mesh = make_mesh(config.mesh)

@@ -24,8 +24,8 @@ from matplotlib.lines import Line2D
 
 from dataflex_jax import cli
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.plot_style import LIGHT, LineStyle, label, legend, line_styles, new_figure
-from dataflex_jax.records import RunRecords
+from dataflex_jax.reporting.plot_style import LIGHT, LineStyle, label, legend, line_styles, new_figure
+from dataflex_jax.reporting.run_folder import RunRecords
 
 MIXERS = {"static": "static", "odm": "ODM", "ado": "ADO", "doremi": "DoReMi"}
 _DATA = results.REPOSITORY.parent / "shared/data/slimpajama_mini"

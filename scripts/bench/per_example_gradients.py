@@ -22,9 +22,9 @@ import optax
 import results
 from absl import flags
 
-from configs import base
 from dataflex_jax import cli
 from dataflex_jax import config as configuration
+from dataflex_jax.configs import base
 from dataflex_jax.models import decoder
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.signals.gradients import Projection, adam_moments, gradient_features

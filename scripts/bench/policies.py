@@ -25,7 +25,7 @@ from dataflex_jax import cli, train
 from dataflex_jax import config as configuration
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
-from dataflex_jax.state import TrainState
+from dataflex_jax.training.step import TrainState
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/static.py", "The recipe, with mixer static.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each policy.", lower_bound=1)

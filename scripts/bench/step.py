@@ -27,9 +27,9 @@ from ml_collections import ConfigDict, config_flags
 from dataflex_jax import cli, train
 from dataflex_jax import config as configuration
 from dataflex_jax.errors import InputError
-from dataflex_jax.metrics import Throughput
 from dataflex_jax.policies import registry
-from dataflex_jax.state import PyTree, TrainState
+from dataflex_jax.reporting.progress import Throughput
+from dataflex_jax.training.step import PyTree, TrainState
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each kind.", lower_bound=1)

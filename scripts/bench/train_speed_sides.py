@@ -64,10 +64,11 @@ def ours(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
     """A block of our train steps, and its peak memory so far: (bytes, measure)."""
     import jax
 
-    from configs import base
     from dataflex_jax import config as configuration
-    from dataflex_jax import hardware, train
+    from dataflex_jax import train
+    from dataflex_jax.configs import base
     from dataflex_jax.models import decoder
+    from dataflex_jax.reporting import hardware
     from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
 
     options, seq_len = task["options"], task["seq_len"]

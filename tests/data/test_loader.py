@@ -10,7 +10,7 @@ from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.sampler import Plan
 from dataflex_jax.data.window import Sequences, shuffled_epochs
 from dataflex_jax.sharding import make_mesh
-from tests import tiny
+from tests.helpers import tiny
 
 SEQ_LEN = 32
 

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from dataflex_jax.models.config import ModelConfig
-from dataflex_jax.models.hf import hf_tensors
+from dataflex_jax.models.hf.weights import hf_tensors
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 _SIZES = {

@@ -14,7 +14,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder, lora
 from dataflex_jax.models.config import LORA_MODULES, REMAT_POLICIES, LoraConfig, ModelConfig
 from dataflex_jax.models.linear import AdaptedLinear, set_dropout
-from dataflex_jax.state import dropout_keys
+from dataflex_jax.training.step import dropout_keys
 
 MODEL = ModelConfig(
     architecture="qwen2",

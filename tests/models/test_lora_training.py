@@ -10,13 +10,14 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs import base as base_config
-from dataflex_jax import optim, sharding
+from dataflex_jax import sharding
+from dataflex_jax.configs import base as base_config
 from dataflex_jax.models import decoder, lora
 from dataflex_jax.models.config import LORA_MODULES
 from dataflex_jax.policies.mixers.static import static
 from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.state import Fixed, TrainStep, abstract_state, init_state
+from dataflex_jax.training import optim
+from dataflex_jax.training.step import Fixed, TrainStep, abstract_state, init_state
 from tests.models.test_lora import (
     LORA,
     MODEL,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.weighters import pooling
+from dataflex_jax.policies.common import pooling
 from dataflex_jax.policies.weighters.adapt import NORMALIZATIONS, adapt
-from tests.policies.observations import FakeTargets, of_rows, recorded
+from tests.helpers.observations import FakeTargets, of_rows, recorded
 
 
 def random_hidden(seed, rows=5, tokens=7, width=6):

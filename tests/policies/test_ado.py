@@ -8,11 +8,11 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
+from dataflex_jax.policies.common import scaling_law
+from dataflex_jax.policies.common.loss_history import LossHistory
 from dataflex_jax.policies.mixers import ado as ado_file
-from dataflex_jax.policies.mixers import scaling_law
 from dataflex_jax.policies.mixers.ado import ado
-from dataflex_jax.policies.mixers.loss_history import LossHistory
-from tests.policies.observations import of_domains
+from tests.helpers.observations import of_domains
 
 LAWS = np.array([[2.9, 1.0, 0.39], [1.8, 0.88, 0.17], [1.1, 1.15, 0.445], [3.4, 0.5, 0.22]])
 

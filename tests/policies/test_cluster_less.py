@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.policies.common.kmeans import kmeans
 from dataflex_jax.policies.selectors import cluster_less as module
 from dataflex_jax.policies.selectors.cluster_less import ClusterEvidence, cluster_less, last_pooled, mean_pooled
-from dataflex_jax.policies.selectors.kmeans import kmeans
-from tests.policies.fake_signals import FakeSignals, request
+from tests.helpers.fake_signals import FakeSignals, request
 from tests.policies.test_less import GROUPS, NAMES, SIZE, transcribed_influences
 
 N, TOKENS, WIDTH = 60, 5, 6

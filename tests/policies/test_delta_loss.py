@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.policies.selectors.delta_loss import DeltaLossEvidence, delta_loss, in_window, window
-from tests.policies.fake_signals import FakeSignals, request
+from tests.helpers.fake_signals import FakeSignals, request
 
 REFERENCE = pathlib.Path(__file__).parents[3] / "shared" / "reference" / "delta_loss_core.npz"
 

@@ -8,7 +8,7 @@ import pytest
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.base import DomainGradients
 from dataflex_jax.policies.mixers.doge import average, doge
-from tests.policies.observations import of_domains
+from tests.helpers.observations import of_domains
 
 
 def products(gradients, lr, target=None):

@@ -11,8 +11,8 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.base import Reference
 from dataflex_jax.policies.mixers.doremi import average, doremi
-from dataflex_jax.policies.mixture_file import read_weights, write_weights
-from tests.policies.observations import of_tokens, recorded
+from dataflex_jax.training.domain_weights import read_weights, write_weights
+from tests.helpers.observations import of_tokens, recorded
 
 
 def mixer_of(**options):

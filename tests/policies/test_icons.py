@@ -6,7 +6,7 @@ import pytest
 
 from dataflex_jax.policies.selectors.icons import icons
 from dataflex_jax.policies.selectors.less import less
-from tests.policies.fake_signals import FakeSignals, request
+from tests.helpers.fake_signals import FakeSignals, request
 from tests.policies.test_less import GROUPS, signals, transcribed_influences
 
 

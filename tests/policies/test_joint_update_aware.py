@@ -7,7 +7,7 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.weighters.joint_update_aware import OBJECTIVES, joint_update_aware
-from tests.policies.observations import FakeTargets, of_rows, recorded
+from tests.helpers.observations import FakeTargets, of_rows, recorded
 
 
 def softmax(x):

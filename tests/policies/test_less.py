@@ -8,11 +8,11 @@ import pytest
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.base import Preconditioner
+from dataflex_jax.policies.common.influence import influence, unit
 from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.policies.selectors.influence import influence, unit
 from dataflex_jax.policies.selectors.less import less
 from dataflex_jax.signals.projections import Projection
-from tests.policies.fake_signals import FakeSignals, projection_matrix, request
+from tests.helpers.fake_signals import FakeSignals, projection_matrix, request
 
 GROUPS = [0, 1, 2, 0, 1, 0, 0, 2, 1, 1]
 NAMES = ("algebra", "botany", "chemistry")

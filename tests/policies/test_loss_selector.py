@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.policies.selectors.loss import BANDS, loss, probabilities
-from tests.policies.fake_signals import FakeSignals, request
+from tests.helpers.fake_signals import FakeSignals, request
 
 
 def transcription(losses, focus, quantiles, focus_weight, temperature):

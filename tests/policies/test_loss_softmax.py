@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.policies.mixers.loss_softmax import loss_softmax
-from tests.policies.observations import of_domains
+from tests.helpers.observations import of_domains
 
 
 @pytest.mark.parametrize(("temperature", "smoothing"), [(1.0, 0.0), (0.3, 0.8)])

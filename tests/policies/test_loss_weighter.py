@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.policies.weighters.loss import STRATEGIES, loss
-from tests.policies.observations import of_rows, recorded
+from tests.helpers.observations import of_rows, recorded
 
 
 def transcription(losses, strategy, delta, r):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from dataflex_jax.policies import registry
+from dataflex_jax.policies.common import ranking
 from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.policies.selectors import ranking
 from dataflex_jax.policies.selectors.full import full
 from dataflex_jax.policies.selectors.random import random
-from tests.policies.fake_signals import FakeSignals, request
+from tests.helpers.fake_signals import FakeSignals, request
 
 SIGNALS = FakeSignals(losses={"candidates": np.arange(50.0)})
 

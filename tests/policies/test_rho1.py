@@ -7,7 +7,7 @@ import pytest
 from dataflex_jax.policies.base import Reference
 from dataflex_jax.policies.weighters.none import none
 from dataflex_jax.policies.weighters.rho1 import rho1
-from tests.policies.observations import of_rows
+from tests.helpers.observations import of_rows
 
 
 def transcription(losses, reference, mask, keep):

@@ -19,7 +19,7 @@ from dataflex_jax.signals.gradients import (
     gradient_features,
     gradient_norms,
 )
-from tests.signals.model import (
+from tests.helpers.gradient_model import (
     ADAPTED,
     BETAS,
     MODEL,

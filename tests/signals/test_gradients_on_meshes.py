@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from dataflex_jax.sharding import batch_sharding, make_mesh, param_shardings
-from dataflex_jax.signals.gradients import (
-    Projection,
-    directional_derivatives,
-    gradient_features,
-    gradient_norms,
-)
-from tests.signals.model import ADAPTED, MODEL, assert_same, batch_of, build, random_moments
+from dataflex_jax.signals.gradients import Projection, directional_derivatives, gradient_features, gradient_norms
+from tests.helpers.gradient_model import ADAPTED, MODEL, assert_same, batch_of, build, random_moments
 from tests.test_sharding import MESHES, collectives
 
 WIDE = dataclasses.replace(MODEL, hidden_size=32, intermediate_size=72, vocab_size=64, num_hidden_layers=3)

@@ -15,7 +15,7 @@ from dataflex_jax.policies.selectors.less import less
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals import sweep
 from dataflex_jax.signals.sweep import Sweeper
-from tests import tiny_chat
+from tests.helpers import tiny_chat
 
 MESHES = {"one": {}, "fsdp": {"fsdp": 8}, "all": {"data": 2, "fsdp": 2, "tensor": 2}}
 MODEL = {"model__tie_word_embeddings": False, "model__num_key_value_heads": 2}

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dataflex_jax.policies.base import Mixer, Observation
-from dataflex_jax.policies.mixers import scaling_law
-from dataflex_jax.policies.mixers.loss_history import LossHistory
+from dataflex_jax.policies.common import scaling_law
+from dataflex_jax.policies.common.loss_history import LossHistory
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.policies.registry import register_mixer
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dataflex_jax.policies.base import Mixer, Observation
+from dataflex_jax.policies.common.reference import reference_model
 from dataflex_jax.policies.proportions import starting_proportions
-from dataflex_jax.policies.reference import reference_model
 from dataflex_jax.policies.registry import register_mixer
 
 INITIAL = ("uniform", "sampling")

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dataflex_jax.policies.base import Order
-from dataflex_jax.policies.orders import pattern
+from dataflex_jax.policies.common import pattern
 from dataflex_jax.policies.registry import register_order
 
 MODES = ("folding", "zigzag")

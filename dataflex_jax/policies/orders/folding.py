@@ -1,7 +1,7 @@
 """Folding: several passes from low scores to high ones, instead of one."""
 
 from dataflex_jax.policies.base import Order
-from dataflex_jax.policies.orders import pattern
+from dataflex_jax.policies.common import pattern
 from dataflex_jax.policies.registry import register_order
 
 

@@ -1,7 +1,7 @@
 """Zigzag: folding whose every other cycle runs backwards, so that scores never jump between cycles."""
 
 from dataflex_jax.policies.base import Order
-from dataflex_jax.policies.orders import pattern
+from dataflex_jax.policies.common import pattern
 from dataflex_jax.policies.registry import register_order
 
 

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.base import Choice, Request, Selector, Signals
-from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.selectors.influence import (
+from dataflex_jax.policies.common.influence import (
     GROUP_AGGREGATIONS,
     Influence,
     aggregate,
@@ -19,7 +18,8 @@ from dataflex_jax.policies.selectors.influence import (
     directions,
     influence,
 )
-from dataflex_jax.policies.selectors.kmeans import kmeans
+from dataflex_jax.policies.common.kmeans import kmeans
+from dataflex_jax.policies.registry import register_selector
 
 # Projected gradients that are held at a time, 128 MiB at the default proj_dim.
 _ROWS_AT_A_TIME = 4096

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.common.influence import group_influences, influence
 from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.selectors.influence import group_influences, influence
 
 
 @register_selector("icons")

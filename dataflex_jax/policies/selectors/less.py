@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.common import ranking
+from dataflex_jax.policies.common.influence import GROUP_AGGREGATIONS, check_option, influence, scores
 from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.selectors import ranking
-from dataflex_jax.policies.selectors.influence import GROUP_AGGREGATIONS, check_option, influence, scores
 
 
 @register_selector("less")

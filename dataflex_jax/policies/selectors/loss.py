@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.common import ranking
 from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.selectors import ranking
 
 BANDS = ("low", "medium", "high")
 _NOT_FINITE = len(BANDS)

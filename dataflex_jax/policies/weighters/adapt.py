@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dataflex_jax.policies.base import RowObservation, Signals, Weighter
+from dataflex_jax.policies.common.anchors import check_interval, mean_target
+from dataflex_jax.policies.common.pooling import position_weighted_mean
 from dataflex_jax.policies.registry import register_weighter
-from dataflex_jax.policies.weighters.anchors import check_interval, mean_target
-from dataflex_jax.policies.weighters.pooling import position_weighted_mean
 
 NORMALIZATIONS = ("batch", "mean", "sum")
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dataflex_jax.policies.base import RowObservation, Weighter
-from dataflex_jax.policies.reference import reference_model
+from dataflex_jax.policies.common.reference import reference_model
 from dataflex_jax.policies.registry import register_weighter
 
 

@@ -1,0 +1,1 @@
+"""Every text tokenised once into memory-mapped arrays."""

@@ -1,0 +1,193 @@
+"""Files written so that a reader, or a killed process, never finds half of one, and exact, append-only JSON lines.
+
+Everything here runs on the host and takes Python, numpy or JAX values; nothing is traced.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from dataflex_jax.errors import InputError, TrainingError
+
+# Fields that have no value when a domain had no rows or the hardware's peak is unknown.
+NULLABLE = frozenset({"domain_loss", "domain_excess", "excess", "mfu"})
+
+
+def to_jsonable(values: Mapping[str, Any], nullable: Collection[str] = NULLABLE) -> dict[str, Any]:
+    """A record as plain Python values: numpy and JAX scalars become numbers, arrays become lists, paths text.
+
+    A NaN or infinity becomes None at and below the fields named in `nullable`.
+
+    Raises:
+      TrainingError: a NaN or infinity anywhere else; names the field.
+      TypeError: a value with no JSON form.
+    """
+    return _convert(values, "", frozenset(nullable), False)
+
+
+def _convert(value: Any, path: str, nullable: frozenset[str], null_ok: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            str(key): _convert(item, f"{path}.{key}" if path else str(key), nullable, null_ok or key in nullable)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_convert(item, f"{path}[{i}]", nullable, null_ok) for i, item in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, float):
+        array = np.asarray(value)
+        # "V" is how numpy sees bfloat16 and the float8 types.
+        if array.dtype.kind in "fV":
+            array = array.astype(np.float64)
+        elif array.dtype.kind not in "iub":
+            raise TypeError(f"{path} is a {type(value).__name__}, which has no JSON form")
+        if array.ndim or array.dtype.kind != "f":
+            return _convert(array.tolist(), path, nullable, null_ok)
+        value = float(array)
+    if math.isfinite(value):
+        return float(value)
+    if null_ok:
+        return None
+    raise TrainingError(f"{path} is {value}; only a finite number can be recorded there")
+
+
+def to_json(record: Mapping[str, Any], nullable: Collection[str] = NULLABLE, *, indent: int | None = None) -> str:
+    """The JSON text of a record, converted and refused as `to_jsonable` does.
+
+    A float is written with the digits of its float64 value, so that a float64, float32 or bfloat16 reads back as the
+    same number.
+    """
+    return json.dumps(to_jsonable(record, nullable), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Gives the file new contents so that a reader, or a run killed half-way, sees the old ones or the new ones."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file, in order; a torn last line (no newline at its end) is left out.
+
+    Raises:
+      InputError: the file cannot be read, or a complete line is not a JSON object; names file and line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a JSON-lines file is expected") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not valid JSON ({error}); one object a line is expected") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: a JSON {type(record).__name__}; one object a line is expected")
+        records.append(record)
+    return records
+
+
+class JsonlWriter:
+    """Appends one JSON object a line; each line reaches the file as it is written.
+
+    A killed process therefore loses at most the line it was writing. A torn last line left by such a process is
+    removed when the file is opened again.
+
+    Args:
+      path: the file, made with its folder when missing and appended to when present.
+      nullable: fields at and below which a NaN or infinity is written as null; elsewhere it is refused.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, nullable: Collection[str] = NULLABLE):
+        self.path = Path(path)
+        self._nullable = frozenset(nullable)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._open()
+
+    def _open(self) -> TextIO:
+        if self.path.exists():
+            with open(self.path, "rb+") as file:
+                file.truncate(_complete_length(file))
+        return open(self.path, "a", buffering=1, encoding="utf-8", newline="\n")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record.
+
+        Raises:
+          TrainingError: a NaN or infinity in a field that is not nullable; names file and field. Nothing is written.
+        """
+        try:
+            line = to_json(record, self._nullable)
+        except TrainingError as error:
+            step = f" at step {record['step']}" if "step" in record else ""
+            raise TrainingError(f"{self.path.name}{step}: {error}") from error
+        self._file.write(line + "\n")
+
+    def truncate_after(self, step: int, redone: Callable[[dict[str, Any]], bool] = lambda record: False) -> None:
+        """Keeps the lines whose `step` is at most `step`, byte for byte; all or nothing if the process is killed.
+
+        Args:
+          step: the last one to keep.
+          redone: lines that are not kept either.
+
+        Raises:
+          InputError: a line is not a JSON object with a `step`; names file and line.
+        """
+        self._file.close()
+        records = read_jsonl(self.path)
+        lines = self.path.read_bytes().split(b"\n")[: len(records)]
+        kept = []
+        for number, (record, line) in enumerate(zip(records, lines, strict=True), start=1):
+            if not isinstance(record.get("step"), int):
+                raise InputError(f"{self.path}:{number}: no integer `step`; every line of this file must have one")
+            if record["step"] <= step and not redone(record):
+                kept.append(line + b"\n")
+        if len(kept) < len(records):
+            replace_file(self.path, b"".join(kept))
+        self._file = self._open()
+
+    def close(self) -> None:
+        """Closes the file; nothing can be written afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> JsonlWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _complete_length(file: Any) -> int:
+    """Bytes of a file, open for reading, up to and with its last newline; reads no more than the torn part needs."""
+    block = 1 << 16
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """The text of an error on one line, shortened to `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

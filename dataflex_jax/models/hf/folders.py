@@ -1,0 +1,80 @@
+"""Folders of checkpoints in Hugging Face's format: where they are, and the JSON files in them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.files import one_line
+
+CONFIG = "config.json"
+
+
+def local_folder(name_or_path: str, patterns: Sequence[str], option: str) -> Path:
+    """The folder of a checkpoint on this machine: `name_or_path` itself, or a download of the hub's files.
+
+    Args:
+        name_or_path: a folder or a hub id.
+        patterns: the files to download, as in the shell.
+        option: what the user set to `name_or_path`, for messages.
+
+    Raises:
+        InputError: neither a folder nor an id that the hub or its cache on this machine has.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    try:
+        return Path(huggingface_hub.snapshot_download(name_or_path, allow_patterns=list(patterns)))
+    except (OSError, ValueError, HfHubHTTPError) as e:
+        raise InputError(
+            f"{option} = {name_or_path!r}: no such folder, and not to be had from the hub or its cache; a folder with "
+            f"{CONFIG} or a hub id is accepted ({one_line(e, 160)})"
+        ) from e
+
+
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """The contents of a checkpoint's config.json, or of another JSON file there.
+
+    Raises:
+        InputError: there is none, or it is no JSON object.
+    """
+    return read_json(folder / name)
+
+
+def make_empty(folder: Path) -> None:
+    """Makes a folder to write to.
+
+    Raises:
+        InputError: it cannot be made, or holds something.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"{folder}: cannot be made as a folder ({e.strerror}); choose another") from e
+    if held := next(folder.iterdir(), None):
+        raise InputError(f"{folder}: holds {held.name!r} already; choose a new or an empty folder")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: cannot be read as JSON ({one_line(e)})") from e
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes an object as a JSON file."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

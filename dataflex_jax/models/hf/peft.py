@@ -1,0 +1,242 @@
+"""Adapters in the format of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
+
+There a factor is [out, in] and every layer has tensors of its own; here it is [in, out] and layers are stacked. PEFT
+itself is not needed.
+"""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.files import one_line
+from dataflex_jax.models.config import LORA_MODULES, LoraConfig, ModelConfig
+from dataflex_jax.models.hf import folders
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_PARENTS = {name: "attention" if name in LORA_MODULES[:4] else "mlp" for name in LORA_MODULES}
+_HF_PARENTS = {"attention": "self_attn", "mlp": "mlp"}
+_FACTORS = {"lora_a": "lora_A", "lora_b": "lora_B"}
+_TENSOR = re.compile(rf"base_model\.model\.model\.layers\.(\d+)\.\w+\.({'|'.join(LORA_MODULES)})\.lora_(A|B)\.weight")
+_DTYPES = ("F32", "BF16", "F16")
+# Fields that are read or checked by name, and those that leave the maths alone; all others must be unset.
+_READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "init_lora_weights")
+_HARMLESS = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "target_modules",
+    "task_type",
+)
+# The others change the base as well.
+_KEEPING_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def save_adapter(
+    folder: str | Path, lora: LoraConfig, adapters: PyTree, base_name: str | None, base_weights: str | None = None
+) -> None:
+    """Writes adapters as PEFT does, for `peft.PeftModel.from_pretrained` and `load_adapter`; the dtype stays.
+
+    In a run of several processes every one of them calls it, and the first writes.
+
+    Args:
+        folder: a new or empty folder.
+        lora: the adapters' configuration.
+        adapters: as in `models.lora`, on the mesh.
+        base_name: hub id or folder of the base; None where it has no name.
+        base_weights: fingerprint of the base's parameters, for `load_adapter`.
+
+    Raises:
+        InputError: the folder has files in it or cannot be made.
+        TrainingError: the files cannot be written.
+    """
+    folder = Path(folder)
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(adapters):
+        _, _, module, factor = (key.key for key in path)
+        stacked = multihost_utils.process_allgather(leaf, tiled=True)
+        for i, value in enumerate(stacked):
+            tensors[_tensor_name(i, module, factor)] = np.ascontiguousarray(np.asarray(value).T)
+    if jax.process_index() != 0:
+        return
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.use_rslora,
+        "target_modules": list(lora.target_modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }
+    metadata = {"format": "pt"} | ({"base_weights": base_weights} if base_weights else {})
+    folders.make_empty(folder)
+    try:
+        (folder / WEIGHTS).write_bytes(save(tensors, metadata))
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except OSError as e:
+        raise TrainingError(f"{folder}: cannot be written ({e.strerror}); what is there is incomplete") from e
+
+
+def read_lora_config(name_or_path: str, option: str, base_dtype: str = "bfloat16") -> tuple[LoraConfig, str | None]:
+    """The configuration of a PEFT adapter, and the name of its base where it says it.
+
+    Args:
+        name_or_path: a folder or a hub id.
+        option: what the user set to `name_or_path`, for messages.
+        base_dtype: of the frozen parameters, which PEFT does not write down.
+
+    Raises:
+        InputError: no such adapter, or one that computes something else than plain LoRA.
+    """
+    folder = folders.local_folder(name_or_path, (CONFIG, WEIGHTS), option)
+    file = folder / CONFIG
+    config = folders.read_config(folder, CONFIG)
+    _check_plain(file, config)
+    modules = _modules(folder / WEIGHTS)
+    values = {"rank": config.get("r"), "alpha": config.get("lora_alpha"), "dropout": config.get("lora_dropout", 0.0)}
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{file}: {name} is {value!r}; a number is accepted")
+    try:
+        lora = LoraConfig(
+            **values,
+            use_rslora=bool(config.get("use_rslora", False)),
+            target_modules=modules,
+            base_dtype=base_dtype,
+        )
+    except InputError as e:
+        raise InputError(f"{file}: {e}") from e
+    return lora, config.get("base_model_name_or_path")
+
+
+def load_adapter(
+    name_or_path: str, model: ModelConfig, option: str, base_name: str | None = None, base_weights: str | None = None
+) -> PyTree[np.ndarray]:
+    """The factors of a PEFT adapter in the layout of `models.lora`, in model.param_dtype, on the host.
+
+    Args:
+        name_or_path: a folder or a hub id.
+        model: the base's shape, with the adapters' configuration in `model.lora`.
+        option: what the user set to `name_or_path`, for messages.
+        base_name: of the base; if the adapter names another one, a warning says so.
+        base_weights: fingerprint of the base; an adapter that was saved with another one is refused.
+
+    Raises:
+        InputError: no such adapter, one of another configuration, or one whose tensors do not fit the base.
+    """
+    found, made_for = read_lora_config(name_or_path, option, model.lora.base_dtype)
+    for field in ("rank", "alpha", "use_rslora", "target_modules"):
+        ours, theirs = getattr(model.lora, field), getattr(found, field)
+        if ours != theirs:
+            raise InputError(f"config.lora.{field} = {ours!r}, but the adapter {name_or_path} has {theirs!r}")
+    file = folders.local_folder(name_or_path, (CONFIG, WEIGHTS), option) / WEIGHTS
+    _check_tensors(file, model)
+    with safe_open(file, framework="numpy") as opened:
+        _check_base(file, (opened.metadata() or {}).get("base_weights"), base_weights)
+        adapters = {}
+        for module in model.lora.target_modules:
+            factors = adapters.setdefault(_PARENTS[module], {}).setdefault(module, {})
+            for factor in _FACTORS:
+                names = [_tensor_name(i, module, factor) for i in range(model.num_hidden_layers)]
+                dtype = jnp.dtype(model.param_dtype)
+                factors[factor] = np.stack([opened.get_tensor(name).T for name in names]).astype(dtype)
+    if made_for and base_name and Path(made_for).name != Path(base_name).name:
+        logger.warning("The adapter %s was made for %s; the base here is %s.", name_or_path, made_for, base_name)
+    return {"layers": adapters}
+
+
+def _tensor_name(layer: int, module: str, factor: str) -> str:
+    parent = _HF_PARENTS[_PARENTS[module]]
+    return f"base_model.model.model.layers.{layer}.{parent}.{module}.{_FACTORS[factor]}.weight"
+
+
+def _check_plain(file: Path, config: dict[str, Any]) -> None:
+    accepted = {"peft_type": ("LORA",), "bias": ("none", None), "init_lora_weights": _KEEPING_THE_BASE}
+    for name, value in config.items():
+        if name in accepted and value not in accepted[name]:
+            raise InputError(f"{file}: {name}={value!r} is not supported; accepted: {accepted[name][0]!r}")
+        if name not in (*_READ, *_HARMLESS) and value:
+            raise InputError(f"{file}: {name}={value!r} is not supported; it must be unset")
+
+
+def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every tensor."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
+            stored = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except FileNotFoundError as e:
+        raise InputError(f"{file}: no such file; other formats of adapters are not read") from e
+    except (OSError, SafetensorError) as e:
+        raise InputError(f"{file}: cut short or damaged ({one_line(e)})") from e
+    if not stored:
+        raise InputError(f"{file}: has no tensors")
+    return stored
+
+
+def _modules(file: Path) -> tuple[str, ...]:
+    """The linear layers that have tensors, by name."""
+    found = []
+    for name in _header(file):
+        match = _TENSOR.fullmatch(name)
+        if match is None or name != _tensor_name(int(match[1]), match[2], f"lora_{match[3].lower()}"):
+            raise InputError(
+                f"{file}: tensor {name!r} is no factor of a linear layer of the blocks ({', '.join(LORA_MODULES)})"
+            )
+        found.append(match[2])
+    return tuple(sorted(set(found)))
+
+
+def _check_tensors(file: Path, model: ModelConfig) -> None:
+    stored, needed = _header(file), {}
+    for module in model.lora.target_modules:
+        inputs, outputs = model.linear_widths()[module]
+        for i in range(model.num_hidden_layers):
+            needed[_tensor_name(i, module, "lora_a")] = (model.lora.rank, inputs)
+            needed[_tensor_name(i, module, "lora_b")] = (outputs, model.lora.rank)
+    for name, shape in needed.items():
+        if name not in stored:
+            raise InputError(f"{file}: has no tensor {name!r}, which an adapter of this base needs")
+        found, dtype = stored[name]
+        if found != shape:
+            raise InputError(
+                f"{file}: tensor {name!r} has shape {list(found)}; an adapter of this base needs {list(shape)}"
+            )
+        if dtype not in _DTYPES:
+            raise InputError(f"{file}: tensor {name!r} has dtype {dtype}; accepted: {', '.join(_DTYPES)}")
+    if extra := sorted(stored.keys() - needed.keys()):
+        raise InputError(
+            f"{file}: tensor {extra[0]!r} has no place in this base, which has {model.num_hidden_layers} layers"
+        )
+
+
+def _check_base(file: Path, theirs: str | None, ours: str | None) -> None:
+    # The first word is the dtype: what is rounded to another one has another fingerprint.
+    if theirs and ours and theirs.split()[0] == ours.split()[0] and theirs != ours:
+        raise InputError(f"{file}: an adapter for another base ({theirs}), not for this one ({ours})")

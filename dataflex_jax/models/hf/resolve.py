@@ -1,0 +1,84 @@
+"""The model that `config.model` asks for: the shape of a checkpoint, changed or given field by field."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dataflex_jax.data.text.tokenizer import Tokenizer
+from dataflex_jax.errors import InputError
+from dataflex_jax.models.config import ModelConfig, RopeScaling
+from dataflex_jax.models.hf import folders
+
+logger = logging.getLogger(__name__)
+
+_RUN = ("dtype", "remat", "attention")
+_OURS = (*_RUN, "param_dtype")
+_ELSEWHERE = ("name_or_path", "from_scratch", "architecture", *_OURS)
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+)
+VOCAB_MULTIPLE = 128  # a round vocabulary splits over devices and suits the matrix units
+
+
+def model_config(model: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
+    """Resolves `config.model`; fields that are not None win over those of `name_or_path`.
+
+    But where its weights are read, the fields that say how large they are give way to what they are.
+
+    Raises:
+        InputError: a folder or hub id without config.json, a shape that is incomplete or unsupported, or a vocabulary
+            smaller than the tokenizer's.
+    """
+    given = {name: value for name, value in model.items() if name not in _ELSEWHERE and value is not None}
+    if model.name_or_path is not None:
+        folder = folders.local_folder(model.name_or_path, [folders.CONFIG], "config.model.name_or_path")
+        shape = folders.read_config(folder)
+        if not model.from_scratch:
+            given = _without_sizes(given, shape)
+    else:
+        shape = {"model_type": model.architecture, "vocab_size": _rounded(tokenizer.vocab_size)}
+    # Both ways: a required field must be there to be read, and config.json may hold rope_theta under another name.
+    config = ModelConfig.from_hf(shape | given, **given, **{name: model[name] for name in _OURS})
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocab_size is {config.vocab_size}; set "
+            "config.model.vocab_size to at least that, or None, or choose another config.data.tokenizer"
+        )
+    return config
+
+
+def _without_sizes(given: dict[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
+    differing = [
+        f"config.model.{name} = {given[name]} gives way to {shape.get(name)}"
+        for name in _SIZES
+        if name in given and given[name] != shape.get(name)
+    ]
+    if differing:
+        logger.info("The weights say how large the model is: %s.", ", ".join(differing))
+    return {name: value for name, value in given.items() if name not in _SIZES}
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """The shape, without adapters and how it is run: what a checkpoint must agree with."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in (*_RUN, "lora")}
+
+
+def described_config(saved: Mapping[str, Any], model: ConfigDict) -> ModelConfig:
+    """The model of a checkpoint: what `describe` said of it when it was saved, run as `model` says."""
+    rope = saved["rope_scaling"]
+    scaling = None if rope is None else RopeScaling(**rope)
+    return ModelConfig(**{**saved, "rope_scaling": scaling}, **{name: model[name] for name in _RUN})
+
+
+def _rounded(vocab_size: int) -> int:
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

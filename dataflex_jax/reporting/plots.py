@@ -1,0 +1,293 @@
+"""The pictures of a run: `plot_run` writes them as PNG, the report puts them on a page.
+
+Every figure is a function of `RunRecords`, returns None where the run has nothing to draw, and touches no global state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from dataflex_jax.reporting.plot_style import (
+    LIGHT,
+    LineStyle,
+    Theme,
+    draw,
+    label,
+    legend,
+    line_styles,
+    log_if_steep,
+    new_figure,
+    smooth,
+)
+from dataflex_jax.reporting.policy_plots import (
+    example_weights_figure,
+    excess_figure,
+    loss_weights_figure,
+    mixer_records,
+    mixture_figure,
+    selector_scores_figure,
+    series,
+)
+from dataflex_jax.reporting.run_folder import RunRecords
+
+_LINE = "#1f77b4"
+_HELD_OUT = "#ff7f0e"
+
+
+def domain_names(run: RunRecords) -> list[str]:
+    """Every domain that a run trained or was evaluated on, in the order of the run's own files."""
+    names: dict[str, None] = {}
+    mixer = mixer_records(run)
+    for records, field in (
+        (mixer[:1] + mixer[-1:], "sampling_weights"),
+        (run.metrics, "domain_loss"),
+        (run.evals, "domains"),
+    ):
+        for record in records:
+            names.update(dict.fromkeys(record.get(field) or {}))
+    return list(names)
+
+
+def first_split(run: RunRecords) -> str | None:
+    """The split that the run evaluated first, which the figures show."""
+    return next((record.get("split") for record in run.evals), None)
+
+
+def loss_figure(runs: Mapping[str, RunRecords], theme: Theme = LIGHT) -> Figure | None:
+    """Training loss (as logged, and smoothed) and overall held-out nll over steps; one colour a run."""
+    figure, (ax,) = new_figure(theme, 7.6, 4.0)
+    styles = line_styles(list(runs))
+    entries, curves = [], []
+    for name, run in runs.items():
+        style = styles[name]
+        prefix = f"{name}: " if len(runs) > 1 else ""
+        steps, losses = series(run.metrics, "loss")
+        if len(steps):
+            if len(runs) == 1:
+                curve = _draw_noisy(ax, steps, losses, style.color)
+            else:
+                curve = smooth(losses)
+                draw(ax, steps, curve, color=style.color, linewidth=1.6)
+            entries.append((Line2D([], [], color=style.color, linewidth=1.6), f"{prefix}training"))
+            curves.append(curve)
+        split = first_split(run)
+        steps, held_out = series((r for r in run.evals if r.get("split") == split), "overall", "nll")
+        if len(steps):
+            color = style.color if len(runs) > 1 else _HELD_OUT
+            look = {"color": color, "linestyle": (0, (3, 1.5)), "marker": "o", "markersize": 4, "linewidth": 1.1}
+            ax.plot(steps, held_out, **look)
+            entries.append((Line2D([], [], **look), f"{prefix}held out ({split})"))
+            curves.append(held_out)
+    if not curves:
+        return None
+    log_if_steep(ax, *curves)
+    label(ax, theme, x="step", y="loss [nats/token]")
+    legend(ax, theme, entries, **({} if len(entries) > 6 else {"loc": "best"}))
+    return figure
+
+
+def domain_losses_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+    """Each domain's training loss, smoothed, as a line, and its held-out nll as markers."""
+    mixer = mixer_records(run)
+    split = first_split(run)
+    figure, (ax,) = new_figure(theme, 8.6, max(4.2, 0.9 + 0.21 * len(styles)))
+    entries, curves, marked = [], [], False
+    for name, style in styles.items():
+        steps, losses = series(mixer, "observed", "domain_loss", name)
+        if not len(steps):
+            steps, losses = series(run.metrics, "domain_loss", name)
+        eval_steps, held_out = series((r for r in run.evals if r.get("split") == split), "domains", name, "nll")
+        if len(steps):
+            curve = smooth(losses)
+            draw(ax, steps, curve, color=style.color, linestyle=style.dashes, linewidth=1.5)
+            curves.append(curve)
+        if len(eval_steps):
+            ax.plot(
+                eval_steps,
+                held_out,
+                linestyle="none",
+                marker=style.marker,
+                markersize=4.5,
+                markerfacecolor=style.color,
+                markeredgecolor=theme.background,
+                markeredgewidth=0.6,
+            )
+            curves.append(held_out)
+            marked = True
+        if len(steps) or len(eval_steps):
+            entries.append((Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=2), name))
+    if not curves:
+        return None
+    if marked:
+        entries.append((Line2D([], [], linestyle="none", marker="o", markersize=4.5, color=theme.text), "held out"))
+    log_if_steep(ax, *curves)
+    label(ax, theme, x="step", y="loss [nats/token]")
+    legend(ax, theme, entries)
+    return figure
+
+
+def _panels(run: RunRecords, theme: Theme, panels: Sequence[tuple[str, str, float]]) -> tuple[Figure, dict] | None:
+    """Numbers of metrics.jsonl one above the other, those that the run has: (field, label, factor).
+
+    Returns the figure and {field: (axes, steps, values)}, with axes still empty.
+    """
+    data = {field: (text, *series(run.metrics, field), factor) for field, text, factor in panels}
+    data = {field: entry for field, entry in data.items() if len(entry[1])}
+    if not data:
+        return None
+    figure, axes = new_figure(theme, 7.6, 0.5 + 2.3 * len(data), rows=len(data))
+    drawable = {}
+    for ax, (field, (text, steps, values, factor)) in zip(axes, data.items(), strict=True):
+        label(ax, theme, x="step" if ax is axes[-1] else "", y=text)
+        drawable[field] = (ax, steps, values * factor)
+    return figure, drawable
+
+
+def _draw_noisy(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str) -> np.ndarray:
+    """Draws the numbers pale and their mean strong, or, where they are few, the numbers; returns the strong line."""
+    if len(values) <= 50:
+        draw(ax, steps, values, color=color, linewidth=1.6)
+        return values
+    curve = smooth(values)
+    draw(ax, steps, values, color=color, linewidth=0.7, alpha=0.3)
+    draw(ax, steps, curve, color=color, linewidth=1.6)
+    return curve
+
+
+def optimizer_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
+    """Learning rate and gradient norm."""
+    panels = _panels(run, theme, (("learning_rate", "learning rate", 1.0), ("grad_norm", "gradient norm", 1.0)))
+    if panels is None:
+        return None
+    figure, drawable = panels
+    if "learning_rate" in drawable:
+        ax, steps, values = drawable["learning_rate"]
+        draw(ax, steps, values, color=_LINE, linewidth=1.6)
+        ax.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+        ax.yaxis.get_offset_text().set_color(theme.text)
+    if "grad_norm" in drawable:
+        ax, steps, values = drawable["grad_norm"]
+        log_if_steep(ax, _draw_noisy(ax, steps, values, _LINE))
+    return figure
+
+
+def throughput_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
+    """Tokens per second and, where the peak is known, the model FLOPs utilisation."""
+    panels = _panels(run, theme, (("tokens_per_second", "tokens/s", 1.0), ("mfu", "MFU [% of peak]", 100.0)))
+    if panels is None:
+        return None
+    figure, drawable = panels
+    for ax, steps, values in drawable.values():
+        draw(ax, steps, values, color=_LINE, linewidth=1.4)
+        ax.set_ylim(bottom=0)
+    if "tokens_per_second" in drawable:
+        drawable["tokens_per_second"][0].yaxis.set_major_formatter(EngFormatter(sep=""))
+    return figure
+
+
+def domain_epochs_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+    """How often each domain's rows have been used."""
+    figure, (ax,) = new_figure(theme, 8.6, max(3.6, 0.7 + 0.21 * len(styles)))
+    entries = []
+    for name, style in styles.items():
+        steps, epochs = series(run.metrics, "domain_epochs", name)
+        if len(steps):
+            draw(ax, steps, epochs, color=style.color, linestyle=style.dashes, linewidth=1.5)
+            handle = Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=2)
+            entries.append((handle, f"{name}  {epochs[-1]:.3g}"))
+    if not entries:
+        return None
+    ax.set_ylim(bottom=0)
+    label(ax, theme, x="step", y="epochs of the domain's rows")
+    legend(ax, theme, entries, title="at the end")
+    return figure
+
+
+def _leave_out_steep_start(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Fits the y axis to all but the first quarter of each curve: what is compared is where the runs end."""
+    late = np.concatenate([values[len(values) // 4 :] for _, values in curves])
+    margin = 0.08 * (late.max() - late.min())
+    if margin > 0:
+        ax.set_ylim(late.min() - margin, late.max() + margin)
+
+
+def held_out_by_domain_figure(
+    runs: Mapping[str, RunRecords], domains: Sequence[str], theme: Theme = LIGHT
+) -> Figure | None:
+    """One small plot a domain: its held-out nll over steps, one line a run."""
+    styles = line_styles(list(runs))
+    curves = {
+        domain: {
+            name: series((r for r in run.evals if r.get("split") == first_split(run)), "domains", domain, "nll")
+            for name, run in runs.items()
+        }
+        for domain in domains
+    }
+    drawn = [domain for domain in domains if any(len(steps) for steps, _ in curves[domain].values())]
+    if not drawn:
+        return None
+    columns = min(4, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure, axes = new_figure(theme, 2.6 * columns + 1.0, 2.1 * rows + 0.7, rows, columns)
+    for ax, domain in zip(axes, drawn, strict=False):
+        for name, (steps, values) in curves[domain].items():
+            ax.plot(steps, values, color=styles[name].color, linewidth=1.3, marker="o", markersize=3)
+        _leave_out_steep_start(ax, list(curves[domain].values()))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        label(ax, theme, title=domain)
+    for ax in axes[len(drawn) :]:
+        ax.set_visible(False)
+    figure.supxlabel("step", color=theme.text, fontsize=9.5)
+    figure.supylabel("held-out nll [nats/token]", color=theme.text, fontsize=9.5)
+    entries = [
+        (Line2D([], [], color=style.color, linewidth=1.5, marker="o", markersize=3), n) for n, style in styles.items()
+    ]
+    legend(figure, theme, entries, loc="outside upper left", ncols=min(4, len(entries)), frameon=False)
+    return figure
+
+
+def run_figures(
+    run: RunRecords, styles: Mapping[str, LineStyle] | None = None
+) -> dict[str, Callable[[Theme], Figure | None]]:
+    """The figures of one run by file name, each to be drawn in a theme."""
+    domains = line_styles(domain_names(run)) if styles is None else styles
+    return {
+        "loss": lambda theme: loss_figure({run.folder.name: run}, theme),
+        "domain_losses": lambda theme: domain_losses_figure(run, domains, theme),
+        "mixture": lambda theme: mixture_figure(run, domains, theme),
+        "loss_weights": lambda theme: loss_weights_figure(run, domains, theme),
+        "excess": lambda theme: excess_figure(run, domains, theme),
+        "domain_epochs": lambda theme: domain_epochs_figure(run, domains, theme),
+        "example_weights": lambda theme: example_weights_figure(run, theme),
+        "selector_scores": lambda theme: selector_scores_figure(run, theme),
+        "optimizer": lambda theme: optimizer_figure(run, theme),
+        "throughput": lambda theme: throughput_figure(run, theme),
+    }
+
+
+def plot_run(run_folder: str | os.PathLike[str]) -> list[Path]:
+    """Draws what the run folder has into `plots/*.png` and returns the files written.
+
+    Raises:
+      InputError: not a run folder, or a malformed file in it.
+    """
+    run = RunRecords.load(run_folder)
+    folder = run.folder / "plots"
+    written = []
+    for name, figure_in in run_figures(run).items():
+        figure = figure_in(LIGHT)
+        if figure is not None:
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{name}.png"
+            figure.savefig(path, facecolor=figure.get_facecolor())
+            written.append(path)
+    return written

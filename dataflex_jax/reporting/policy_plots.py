@@ -1,0 +1,185 @@
+"""The pictures of what policies decide: mixtures, domain weights, excess losses, example weights, scores.
+
+Every figure is a function of `RunRecords`, returns None where the run has nothing to draw, and touches no global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from dataflex_jax.reporting.plot_style import (
+    LIGHT,
+    LineStyle,
+    Theme,
+    draw,
+    label,
+    legend,
+    line_styles,
+    new_figure,
+    smooth,
+    thin,
+)
+from dataflex_jax.reporting.run_folder import RunRecords
+
+_LINE = "#1f77b4"
+
+
+def mixer_records(run: RunRecords) -> list[dict[str, Any]]:
+    """The lines of policy.jsonl that a mixer wrote; selectors write there too."""
+    return [record for record in run.policy if record.get("sampling_weights")]
+
+
+def series(records: Iterable[Mapping[str, Any]], *path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one number in nested records; records without it are left out."""
+    steps, values = [], []
+    for record in records:
+        value: Any = record
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            steps.append(record["step"])
+            values.append(value)
+    return np.array(steps, np.int64), np.array(values, np.float64)
+
+
+def _stack(
+    ax: Axes, theme: Theme, steps: np.ndarray, shares: np.ndarray, styles: Sequence[LineStyle], **how: Any
+) -> None:
+    colors = [style.fill for style in styles]
+    ax.stackplot(steps, shares, colors=colors, edgecolor=theme.background, linewidth=0.4, **how)
+    ax.set_ylim(0, 1)
+    ax.set_xlim(steps[0], steps[-1] if steps[-1] > steps[0] else steps[0] + 1)
+    ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
+
+
+def _shares(names: Sequence[str], shares: np.ndarray, styles: Mapping[str, LineStyle]) -> list[tuple[Patch, str]]:
+    """Legend entries with each domain's first and last share, listed from the top, as the areas lie."""
+    texts = [f"{name}  {100 * shares[0, i]:.1f} → {100 * shares[-1, i]:.1f} %" for i, name in enumerate(names)]
+    return [(Patch(facecolor=styles[name].fill), text) for name, text in zip(names, texts, strict=True)][::-1]
+
+
+def mixture_figure(
+    run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT, title: str = ""
+) -> Figure | None:
+    """The mixer's sampling weights over time, stacked; below, what was drawn with, where that is something else.
+
+    The legend gives each domain's first and last share. Drawn-with counts as something else where it is more than 2
+    percentage points away from the weights at any step, which publishing late or in steps can do.
+    """
+    records = mixer_records(run)
+    if not records:
+        return None
+    # A resumed run may have a domain more than it began with.
+    names = [name for name in styles if any(name in records[end]["sampling_weights"] for end in (0, -1))]
+    steps = np.array([record["step"] for record in records])
+    weights = np.array([[record["sampling_weights"].get(name, 0.0) for name in names] for record in records])
+    drawn_steps, drawn = steps[:0], weights[:0]
+    with_drawn = [record for record in records if (record.get("observed") or {}).get("drawn_with")]
+    if with_drawn:
+        drawn_steps = np.array([record["step"] for record in with_drawn])
+        drawn = np.array([[r["observed"]["drawn_with"].get(name, 0.0) for name in names] for r in with_drawn])
+    two = len(drawn) > 0 and bool(np.abs(drawn - weights[np.isin(steps, drawn_steps)]).max() > 0.02)
+
+    height = max(3.6, 0.7 + 0.21 * len(names))
+    figure, axes = new_figure(theme, 8.6, height * (1.7 if two else 1.0), rows=2 if two else 1)
+    chosen = [styles[name] for name in names]
+    thin_steps, thin_weights = thin(steps, weights)
+    _stack(axes[0], theme, thin_steps, thin_weights.T, chosen)
+    label(axes[0], theme, x="" if two else "step", y="sampling weight", title=title)
+    legend(axes[0], theme, _shares(names, weights, styles), title="first → last")
+    if two:
+        thin_steps, thin_drawn = thin(drawn_steps, drawn)
+        _stack(axes[1], theme, thin_steps, thin_drawn.T, chosen, step="post")
+        label(axes[1], theme, x="step", y="drawn with")
+    return figure
+
+
+def loss_weights_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+    """The domain weights alpha that DoReMi's loss has, over time, stacked, with first and last shares in the legend."""
+    states = {record["step"]: record.get("state") for record in mixer_records(run)}
+    found = {step: state.get("alpha") for step, state in states.items() if isinstance(state, Mapping)}
+    alphas = {step: alpha for step, alpha in found.items() if isinstance(alpha, Mapping)}
+    if not alphas:
+        return None
+    names = [name for name in styles if any(name in alpha for alpha in alphas.values())]
+    steps = np.array(list(alphas))
+    weights = np.array([[alpha.get(name, 0.0) for name in names] for alpha in alphas.values()])
+    figure, (ax,) = new_figure(theme, 8.6, max(3.6, 0.7 + 0.21 * len(names)))
+    thin_steps, thin_weights = thin(steps, weights)
+    _stack(ax, theme, thin_steps, thin_weights.T, [styles[name] for name in names])
+    label(ax, theme, x="step", y="domain weight in the loss")
+    legend(ax, theme, _shares(names, weights, styles), title="first → last")
+    return figure
+
+
+def excess_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+    """Each domain's mean excess loss over the reference model, smoothed."""
+    figure, (ax,) = new_figure(theme, 8.6, max(3.6, 0.7 + 0.21 * len(styles)))
+    entries = []
+    for name, style in styles.items():
+        steps, excess = series(mixer_records(run), "observed", "excess", name)
+        if not len(steps):
+            steps, excess = series(run.metrics, "domain_excess", name)
+        if len(steps):
+            draw(ax, steps, smooth(excess), color=style.color, linestyle=style.dashes, linewidth=1.5)
+            entries.append((Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=2), name))
+    if not entries:
+        return None
+    ax.set_ylim(bottom=0)
+    label(ax, theme, x="step", y="excess loss [nats/token]")
+    legend(ax, theme, entries)
+    return figure
+
+
+def _draw_bands(
+    ax: Axes, theme: Theme, ylabel: str, bands: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]
+) -> None:
+    entries = []
+    for (name, (low, mean, high)), style in zip(bands.items(), line_styles(list(bands)).values(), strict=True):
+        marker = {"marker": "o", "markersize": 4} if len(mean[0]) <= 50 else {}
+        ax.fill_between(*thin(low[0], low[1], high[1]), color=style.color, alpha=0.2, linewidth=0)
+        ax.plot(*thin(*mean), color=style.color, linewidth=1.5, **marker)
+        entries.append((Line2D([], [], color=style.color, linewidth=1.5, **marker), f"{name}mean"))
+        entries.append((Patch(facecolor=style.color, alpha=0.2), f"{name}min to max"))
+    label(ax, theme, x="step", y=ylabel)
+    legend(ax, theme, entries)
+
+
+def example_weights_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
+    """The weighters' example weights, mean and range of the batch; below, the effective sample size."""
+    band = [series(run.metrics, f"example_weight_{name}") for name in ("min", "mean", "max")]
+    if not all(len(steps) == len(band[0][0]) > 0 for steps, _ in band):
+        return None
+    steps, sizes = series(run.metrics, "effective_sample_size")
+    rows = 2 if len(steps) else 1
+    figure, axes = new_figure(theme, 7.6, 0.8 + 2.8 * rows, rows=rows)
+    _draw_bands(axes[0], theme, "example weight", {"": band})
+    if len(steps):
+        draw(axes[1], steps, sizes, color=_LINE, linewidth=1.5)
+        axes[1].set_ylim(bottom=0)
+        label(axes[0], theme, y="example weight")
+        label(axes[1], theme, x="step", y="effective sample size [rows]")
+    return figure
+
+
+def selector_scores_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
+    """The scores of the examples each selector looked at, by update: mean, with their range."""
+    bands = {}
+    for policy in dict.fromkeys(record.get("policy") for record in run.policy if "score_mean" in record):
+        records = [record for record in run.policy if record.get("policy") == policy]
+        band = [series(records, f"score_{name}") for name in ("min", "mean", "max")]
+        if all(len(steps) == len(band[0][0]) > 0 for steps, _ in band):
+            bands[f"{policy}: "] = band
+    if not bands:
+        return None
+    figure, (ax,) = new_figure(theme, 7.6, 3.6)
+    _draw_bands(ax, theme, "score", bands)
+    return figure

@@ -1,0 +1,78 @@
+"""A run folder's final summary, and all that it says read back for plots and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.files import read_jsonl, replace_file, to_json
+
+
+def write_summary(run_folder: str | os.PathLike[str], values: Mapping[str, Any]) -> Path:
+    """Writes `summary.json` in the run folder, replacing an earlier one in one move, and returns its path.
+
+    Raises:
+      TrainingError: a NaN or infinity outside `NULLABLE`; names the field.
+    """
+    path = Path(run_folder) / "summary.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        text = to_json(values, indent=2)
+    except TrainingError as error:
+        raise TrainingError(f"{path.name}: {error}") from error
+    replace_file(path, (text + "\n").encode())
+    return path
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What a run folder says of its run; a file that is not there is an empty mapping or list."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    policy: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @classmethod
+    def load(cls, run_folder: str | os.PathLike[str]) -> RunRecords:
+        """Reads config.json, metrics.jsonl, policy.jsonl, eval.jsonl and summary.json.
+
+        Raises:
+          InputError: not a run folder, or a file in it is malformed; names the file and line.
+        """
+        folder = Path(run_folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; a run folder (the --workdir of a training run) is expected")
+        if not (folder / "config.json").is_file() and not (folder / "metrics.jsonl").is_file():
+            raise InputError(f"{folder}: not a run folder; config.json or metrics.jsonl is expected in it")
+        return cls(
+            folder=folder,
+            config=_read_object(folder / "config.json"),
+            metrics=_read_lines(folder / "metrics.jsonl"),
+            policy=_read_lines(folder / "policy.jsonl"),
+            evals=_read_lines(folder / "eval.jsonl"),
+            summary=_read_object(folder / "summary.json"),
+        )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.is_file() else []
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); one object is expected") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON {type(value).__name__}; one object is expected")
+    return value

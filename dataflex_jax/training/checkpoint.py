@@ -1,0 +1,226 @@
+"""Checkpoints: one Orbax composite a step.
+
+`state` is the TrainState, `run` says in JSON where the data stands, `selection` holds what a selector or an order
+remembers (NumPy arrays), where there is one.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+import orbax.checkpoint as ocp
+
+from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.training.step import PyTree, TrainState
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one run: written asynchronously, complete or not there at all, the newest `keep` kept.
+
+    As a context manager it waits at the end for the save under way, also where the run fails.
+
+    Args:
+        run_folder: they lie in its subfolder `checkpoints`.
+        keep: older ones are deleted, after a newer one is complete; None keeps all.
+        writable: whether to save too; otherwise nothing is touched, not even what another process has half written.
+
+    Raises:
+        InputError: the folder is there and holds something else, cannot be written, or another run is using it.
+    """
+
+    def __init__(self, run_folder: Path, keep: int | None = None, *, writable: bool = True):
+        self.folder = (run_folder / FOLDER).absolute()
+        self._lock = None
+        if writable:
+            _make_folder(run_folder, self.folder)
+            self._lock = _locked(run_folder)
+        _check_folder(self.folder)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writable, cleanup_tmp_directories=writable)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.close()
+            else:
+                self._settle()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, run: dict[str, Any], selection: dict[str, Any] | None = None) -> None:
+        """Starts writing; returns once the arrays are copied from the devices, so that the state may be donated.
+
+        Raises:
+            TrainingError: this or the previous save failed.
+        """
+        items = {"state": ocp.args.StandardSave(state), "run": ocp.args.JsonSave(run)}
+        if selection:
+            items["selection"] = ocp.args.PyTreeSave(selection)
+        self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
+
+    def wait(self) -> None:
+        """Returns once the last save is complete.
+
+        Raises:
+            TrainingError: it failed.
+        """
+        self._guarded(self._manager.wait_until_finished)
+
+    def read_run(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return self._read(step, run=ocp.args.JsonRestore())
+
+    def read_state(self, step: int, abstract: TrainState) -> TrainState:
+        """The state, in the shapes, dtypes and shardings of `abstract`.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return self._read(step, state=ocp.args.StandardRestore(abstract))
+
+    def read_selection(self, step: int) -> dict[str, Any]:
+        """What a selector or an order remembers.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return self._read(step, selection=ocp.args.PyTreeRestore())
+
+    def read_parts(self, step: int, **wanted: PyTree) -> dict[str, PyTree]:
+        """Some fields of the state alone, in the shapes, dtypes and shardings that are given, e.g. of `params`.
+
+        Raises:
+            InputError: they cannot be read.
+        """
+        arguments = ocp.args.PyTreeRestore(
+            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        return self._read(step, state=arguments)
+
+    def close(self) -> None:
+        """Waits and releases the manager's threads.
+
+        Raises:
+            TrainingError: the last save failed.
+        """
+        self.wait()
+        self._manager.close()
+
+    def last_good(self) -> str:
+        """The newest complete checkpoint in words, for messages; waits for the save under way."""
+        self._settle()
+        step = self._manager.latest_step()
+        return "no checkpoint is complete yet" if step is None else f"last good checkpoint: {self.folder / str(step)}"
+
+    def _settle(self) -> None:
+        """Waits for the save under way, whose failure is for `save` and `wait` to report."""
+        with contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
+
+    def _guarded(self, call) -> None:
+        try:
+            call()
+        except Exception as e:
+            if _system_error(e) is None:
+                logger.exception("The checkpoint was not written.")
+            self._manager.reload()
+            raise TrainingError(f"{self.folder}: writing a checkpoint failed ({_reason(e)}); {self.last_good()}") from e
+
+    def _read(self, step: int, **item: ocp.args.CheckpointArgs) -> Any:
+        (name,) = item
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+        except Exception as e:
+            # Orbax puts some of what it meets into a bare Exception.
+            cause = e.__cause__ or e
+            if not isinstance(cause, (OSError, ValueError, KeyError)):
+                raise
+            earlier = [other for other in self._manager.all_steps() if other < step]
+            fallback = f"go back to step {max(earlier)}" if earlier else "start from the beginning"
+            folder = self.folder / str(step)
+            raise InputError(f"{folder}: cannot be read ({_reason(cause)}); if damaged, delete it to {fallback}") from e
+
+
+def _system_error(error: Exception) -> str | None:
+    """The operating system's words for what went wrong ("No space left on device"), where it was it that failed."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return error.strerror if isinstance(error, OSError) else None
+
+
+def _reason(error: Exception, limit: int = 200) -> str:
+    words = _system_error(error) or next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+    return words if len(words) <= limit else words[: limit - 3] + "..."
+
+
+def _make_folder(run_folder: Path, folder: Path) -> None:
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"--workdir={run_folder}: cannot be made as a folder ({e.strerror}); choose another") from e
+    if not folder.exists() and not os.access(run_folder, os.W_OK):
+        raise InputError(f"--workdir={run_folder}: a folder that cannot be written; choose another")
+
+
+def _locked(run_folder: Path) -> filelock.BaseFileLock | None:
+    """Keeps other runs out of the folder until the process ends; of several processes the first one does."""
+    if jax.process_index() != 0:
+        return None
+    lock = filelock.FileLock(str(run_folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as e:
+        raise InputError(f"--workdir={run_folder}: another run is using it; wait for it, or choose another") from e
+    return lock
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: not a folder of checkpoints")
+    for entry in folder.iterdir() if folder.exists() else ():
+        if not entry.name.startswith(".") and not entry.name.partition(".")[0].isdigit():
+            raise InputError(
+                f"{folder}: not a folder of checkpoints (it holds {entry.name!r}); choose another --workdir"
+            )
+
+
+def locate(path: str | Path) -> tuple[Path, int]:
+    """Resolves a `--checkpoint` option: a run folder (its newest step) or the folder of one step.
+
+    Returns:
+        The run folder and the step.
+
+    Raises:
+        InputError: it is neither.
+    """
+    path = Path(path).absolute()
+    if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
+        return path.parent.parent, int(path.name)
+    if not (path / FOLDER).is_dir():
+        raise InputError(f"--checkpoint={path}: neither a run folder (with {FOLDER}/) nor a step's folder in one")
+    with Checkpoints(path, writable=False) as checkpoints:
+        step = checkpoints.latest()
+    if step is None:
+        raise InputError(f"--checkpoint={path}: no complete checkpoint in {path / FOLDER}")
+    return path, step

@@ -1,0 +1,230 @@
+import io
+import math
+import struct
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.files import read_jsonl
+from dataflex_jax.reporting.progress import Progress, Throughput
+from dataflex_jax.reporting.trackers import MetricsLogger, flatten
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def events(folder):
+    """The events of every TensorBoard file of a run, file by file in the order of writing."""
+    files = []
+    for path in sorted((folder / "tensorboard").iterdir(), key=lambda p: p.name.rsplit(".", 1)[-1]):
+        data, at, found = path.read_bytes(), 0, []
+        while at < len(data):
+            # A record: length, its checksum, the event, its checksum.
+            (length,) = struct.unpack_from("<Q", data, at)
+            found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+            at += 16 + length
+        files.append(found)
+    return files
+
+
+def scalars(file):
+    return {(value.tag, event.step): value.simple_value for event in file for value in event.summary.value}
+
+
+def test_metrics_go_to_the_file_and_to_tensorboard(tmp_path):
+    with MetricsLogger(tmp_path) as logger:
+        logger.log(1, {"loss": jnp.float32(2.5), "mfu": None, "domain_loss": {"a/b": 1.0, "c": math.nan}})
+        logger.track(1, {"overall": {"nll": 3.0}, "split": "valid"}, "eval/valid")
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": 2.5, "mfu": None, "domain_loss": {"a/b": 1.0, "c": None}}
+    ]
+    (file,) = events(tmp_path)
+    assert scalars(file) == {("loss", 1): 2.5, ("domain_loss/a/b", 1): 1.0, ("eval/valid/overall/nll", 1): 3.0}
+
+
+def test_tensorboard_can_be_off(tmp_path):
+    with MetricsLogger(tmp_path, tensorboard=False) as logger:
+        logger.log(1, {"loss": 1.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_loss_that_is_not_finite_is_refused(tmp_path):
+    refused = pytest.raises(TrainingError, match=r"metrics\.jsonl at step 7: loss is nan")
+    with MetricsLogger(tmp_path, tensorboard=False) as logger, refused:
+        logger.log(7, {"loss": jnp.float32("nan")})
+    assert read_jsonl(tmp_path / "metrics.jsonl") == []
+
+
+def test_resume_forgets_what_came_after_the_checkpoint(tmp_path):
+    with MetricsLogger(tmp_path) as logger:
+        for step in (1, 2, 3):
+            logger.log(step, {"loss": float(step)})
+    with MetricsLogger(tmp_path) as logger:
+        logger.truncate_after(2)
+        logger.log(3, {"loss": 30.0})
+    assert [(r["step"], r["loss"]) for r in read_jsonl(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    first, second = events(tmp_path)
+    assert scalars(first)[("loss", 3)] == 3.0
+    # TensorBoard drops every earlier point at or after the step of a session start.
+    starts = [event.step for event in second if event.session_log.status == SessionLog.START]
+    assert starts == [3]
+    assert scalars(second) == {("loss", 3): 30.0}
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with MetricsLogger(tmp_path) as logger:
+        logger.truncate_after(0)
+        logger.log(1, {"loss": 1.0})
+        logger.track(1, {"nll": 1.0}, "eval")
+    with Progress(10) as progress:
+        progress.update(10, loss=1.0)
+        progress.message("hello")
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_wandb_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"pip install dataflex_jax\[wandb\]"):
+        MetricsLogger(tmp_path, wandb="project")
+
+
+def test_wandb_gets_the_steps_and_resumes_the_same_run(tmp_path, monkeypatch):
+    class Run:
+        def __init__(self, arguments):
+            self.arguments, self.logged, self.defined, self.finished = arguments, [], [], False
+            self.id = arguments.get("id", "new-id")
+
+        def define_metric(self, name, step_metric=None):
+            self.defined.append((name, step_metric))
+
+        def log(self, values):
+            self.logged.append(values)
+
+        def finish(self):
+            self.finished = True
+
+    runs = []
+
+    class Wandb:
+        @staticmethod
+        def init(**arguments):
+            runs.append(Run(arguments))
+            return runs[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    folder = tmp_path / "run"
+    with MetricsLogger(folder, tensorboard=False, wandb="project") as logger:
+        logger.log(1, {"loss": 2.0, "mfu": None, "domain_loss": {"a": 1.0}})
+    with MetricsLogger(folder, tensorboard=False, wandb={"project": "p", "entity": "e", "name": "n"}):
+        pass
+    first, second = runs
+    assert first.arguments == {"dir": str(folder), "name": "run", "resume": "allow", "project": "project"}
+    assert first.logged == [{"step": 1, "loss": 2.0, "domain_loss/a": 1.0}]
+    assert ("*", "step") in first.defined
+    assert first.finished
+    assert second.arguments["id"] == "new-id"
+    assert second.arguments["entity"] == "e"
+    assert second.arguments["name"] == "n"
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [3]}, "p") == {"p/a/b": 1, "p/a/c/d": 2, "p/e": [3]}
+
+
+def test_progress_in_a_log_prints_a_line_now_and_then():
+    file, clock = io.StringIO(), Clock()
+    with Progress(1000, initial=100, seconds_between_lines=30, file=file, clock=clock) as progress:
+        for step in range(101, 401):
+            clock.now += 1.0
+            progress.update(step, loss=2.0 + step / 1000, tokens_per_second=123_456.0)
+        progress.message("checkpoint saved")
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "checkpoint saved"
+    assert "130/1000" in lines[0]
+    assert "loss 2.1300" in lines[0]
+    assert "123k tokens/s" in lines[0]
+    # 1 step/s, 600 steps to go.
+    assert "400/1000" in lines[9]
+    assert "<10:00" in lines[9]
+    assert "1.00step/s" in lines[9]
+    assert "\r" not in file.getvalue()
+
+
+def test_progress_prints_the_last_state_once():
+    file = io.StringIO()
+    with Progress(3, file=file, clock=Clock()) as progress:
+        progress.update(1)
+        progress.update(2)
+    assert [line.split(" [")[0] for line in file.getvalue().splitlines()] == [" 67% 2/3"]
+    file = io.StringIO()
+    with Progress(2, file=file, clock=Clock()) as progress:
+        progress.update(2)
+    assert file.getvalue().count("2/2") == 1
+
+
+def test_progress_on_a_terminal_is_one_bar():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    file = Terminal()
+    with Progress(10, initial=4, file=file) as progress:
+        for step in range(5, 11):
+            progress.update(step, loss=1.5)
+        progress.message("saved")
+    assert "saved\n" in file.getvalue()
+    assert "10/10" in file.getvalue().splitlines()[-1]
+    assert "loss 1.5000" in file.getvalue()
+
+
+def test_throughput_leaves_out_the_first_step_and_what_is_excluded():
+    clock = Clock()
+    throughput = Throughput(flops_per_token=6e3, peak_flops=1e7, window=3, clock=clock)
+    clock.now += 60.0
+    throughput.update(1000)
+    assert throughput.tokens_per_second is None
+    assert throughput.mfu is None
+    clock.now += 2.0
+    throughput.update(1000)
+    assert throughput.tokens_per_second == pytest.approx(500.0)
+    assert throughput.mfu == pytest.approx(500.0 * 6e3 / 1e7)
+    with throughput.excluded():
+        clock.now += 1000.0
+    clock.now += 2.0
+    throughput.update(1000)
+    assert throughput.tokens_per_second == pytest.approx(500.0)
+
+
+def test_throughput_forgets_what_is_out_of_the_window():
+    clock = Clock()
+    throughput = Throughput(window=2, clock=clock)
+    for seconds in (9.0, 9.0, 1.0, 3.0):
+        clock.now += seconds
+        throughput.update(100)
+    assert throughput.tokens_per_second == pytest.approx(200 / 4)
+    assert throughput.mfu is None
+
+
+def test_tensorboard_needs_neither_tensorflow_nor_torch(tmp_path):
+    code = (
+        "import sys; sys.modules.update(torch=None, tensorflow=None)\n"
+        "from dataflex_jax.metrics import MetricsLogger\n"
+        f"with MetricsLogger({str(tmp_path)!r}) as logger: logger.log(1, {{'loss': 1.5}})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = events(tmp_path)
+    assert scalars(file) == {("loss", 1): 1.5}

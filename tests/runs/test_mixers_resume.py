@@ -1,0 +1,33 @@
+"""Every mixer goes on exactly where it was, whatever state it has."""
+
+import pytest
+
+from dataflex_jax.policies import registry
+from dataflex_jax.policies.common import scaling_law
+from tests.helpers import policy_runs, tiny
+
+# Beyond the defaults: so that there is something to decide within 10 steps.
+FIELDS = {"ado": {"mixer__ignore": 0, "mixer__smoothing": 1, "mixer__history": 16}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.write_domains(tmp_path_factory.mktemp("data") / "domains")
+
+
+@pytest.fixture(scope="module")
+def reference(root, tmp_path_factory):
+    """A run for the policies that compare with one."""
+    return policy_runs.train(tmp_path_factory.mktemp("reference"), root, train_step=3, seed=1)
+
+
+@pytest.mark.parametrize("name", registry.names("mixer"))
+def test_every_mixer_goes_on_as_if_never_interrupted(root, reference, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(scaling_law, "_ITERATIONS", 8)  # a rough fit goes on as exactly as a good one
+    config = policy_runs.resumable(root, reference, "mixer", name, **FIELDS.get(name, {}))
+    _, policy = policy_runs.assert_goes_on(config, tmp_path)
+    assert [line["step"] for line in policy] == list(range(1, 11))
+    if name == "ado":
+        assert all(policy[-1]["state"]["fitted"].values())
+    if name == "doge":
+        assert policy[-1]["state"]["count"] == 10

@@ -1,0 +1,163 @@
+import json
+import math
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dataflex_jax import files as records
+from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.files import JsonlWriter, read_jsonl
+from dataflex_jax.reporting.run_folder import RunRecords, write_summary
+
+
+def test_floats_read_back_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    doubles = rng.standard_normal(200) * 10.0 ** rng.integers(-300, 300, 200)
+    singles = (rng.standard_normal(200) * 10.0 ** rng.integers(-44, 38, 200)).astype(np.float32)
+    halves = jnp.asarray(rng.standard_normal(20), jnp.bfloat16)
+    with JsonlWriter(tmp_path / "m.jsonl") as writer:
+        writer.write({"d": doubles, "s": singles, "h": halves, "d0": doubles[0], "s0": singles[0], "h0": halves[0]})
+    (record,) = read_jsonl(tmp_path / "m.jsonl")
+    np.testing.assert_array_equal(np.array(record["d"]), doubles)
+    np.testing.assert_array_equal(np.array(record["s"], np.float32), singles)
+    np.testing.assert_array_equal(np.array(record["s"]), singles.astype(np.float64))
+    np.testing.assert_array_equal(np.array(record["h"]), np.asarray(halves, np.float64))
+    assert (record["d0"], record["s0"]) == (float(doubles[0]), float(singles[0]))
+    assert record["h0"] == float(halves[0])
+
+
+def test_values_keep_their_kind(tmp_path):
+    record = {
+        "step": np.int64(3),
+        "rows": jnp.array([1, 2], jnp.int32),
+        "published": np.bool_(True),
+        "name": "café",
+        "path": tmp_path,
+        "nothing": None,
+        "nested": {"a": (1, jnp.float32(0.5))},
+    }
+    with JsonlWriter(tmp_path / "m.jsonl") as writer:
+        writer.write(record)
+    (back,) = read_jsonl(tmp_path / "m.jsonl")
+    assert back == {
+        "step": 3,
+        "rows": [1, 2],
+        "published": True,
+        "name": "café",
+        "path": str(tmp_path),
+        "nothing": None,
+        "nested": {"a": [1, 0.5]},
+    }
+    assert back["published"] is True
+    assert isinstance(back["step"], int)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float32("nan"), jnp.float32("inf")])
+def test_not_finite_is_null_only_where_allowed(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    with JsonlWriter(path) as writer:
+        writer.write({"step": 1, "mfu": bad, "observed": {"domain_loss": {"a": 1.0, "b": bad}}})
+        with pytest.raises(TrainingError, match=r"^metrics\.jsonl at step 2: state\.reward\[1\] is (nan|-?inf); "):
+            writer.write({"step": 2, "state": {"reward": [0.0, bad]}})
+    assert read_jsonl(path) == [{"step": 1, "mfu": None, "observed": {"domain_loss": {"a": 1.0, "b": None}}}]
+    with JsonlWriter(path, nullable=("excess",)) as writer:
+        writer.write({"step": 2, "excess": [bad, 1]})
+        with pytest.raises(TrainingError, match=r"mfu is "):
+            writer.write({"step": 3, "mfu": bad})
+    assert read_jsonl(path)[1:] == [{"step": 2, "excess": [None, 1]}]
+
+
+def test_what_has_no_json_form_is_refused(tmp_path):
+    with JsonlWriter(tmp_path / "m.jsonl") as writer, pytest.raises(TypeError, match=r"a\.b is a complex"):
+        writer.write({"a": {"b": 1j}})
+
+
+def test_each_line_is_in_the_file_at_once(tmp_path):
+    writer = JsonlWriter(tmp_path / "new" / "m.jsonl")
+    long = {"step": 1, "text": "x" * 100_000}
+    writer.write(long)
+    assert read_jsonl(writer.path) == [long]
+    writer.write({"step": 2})
+    assert [record["step"] for record in read_jsonl(writer.path)] == [1, 2]
+    writer.close()
+
+
+def test_a_torn_last_line_is_left_out_and_not_continued(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_jsonl(path) == [{"step": 1}]
+    with JsonlWriter(path) as writer:
+        writer.write({"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    # A torn line longer than what is read at once, and nothing before it.
+    path.write_text("x" * 200_000)
+    JsonlWriter(path).close()
+    assert path.read_bytes() == b""
+
+
+def test_truncate_after_keeps_the_bytes_before(tmp_path):
+    path = tmp_path / "m.jsonl"
+    kept = '{"step": 1,   "loss": 0.10}\n{"step": 2}\n'
+    path.write_text(kept + '{"step": 3}\n{"step": 4}\n{"step": 5, "l')
+    with JsonlWriter(path) as writer:
+        writer.truncate_after(2)
+        assert path.read_text() == kept
+        writer.write({"step": 3, "again": True})
+    assert path.read_text() == kept + '{"step": 3, "again": true}\n'
+    assert os.listdir(tmp_path) == ["m.jsonl"]
+
+
+def test_truncate_after_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "m.jsonl"
+    before = '{"step": 1}\n{"step": 2}\n'
+    path.write_text(before)
+    writer = JsonlWriter(path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        writer.truncate_after(1)
+    assert path.read_text() == before
+
+
+def test_truncate_after_refuses_a_line_without_step(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"loss": 2}\n')
+    with pytest.raises(InputError, match=r"m\.jsonl:2: no integer `step`"):
+        JsonlWriter(path).truncate_after(1)
+
+
+@pytest.mark.parametrize(("line", "message"), [("{", "not valid JSON"), ("[1]", "a JSON list"), ("", "not valid JSON")])
+def test_read_jsonl_names_file_and_line(tmp_path, line, message):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(InputError, match=rf"m\.jsonl:2: {message}"):
+        read_jsonl(path)
+    with pytest.raises(InputError, match=r"none\.jsonl: cannot be read"):
+        read_jsonl(tmp_path / "none.jsonl")
+
+
+def test_summary(tmp_path):
+    path = write_summary(tmp_path / "run", {"loss": np.float32(0.1), "eval": {"mfu": math.nan}})
+    assert path == tmp_path / "run" / "summary.json"
+    assert json.loads(path.read_text()) == {"loss": float(np.float32(0.1)), "eval": {"mfu": None}}
+    with pytest.raises(TrainingError, match=r"summary\.json: eval\.nll is inf"):
+        write_summary(tmp_path / "run", {"eval": {"nll": math.inf}})
+    write_summary(tmp_path / "run", {"loss": 0})
+    assert json.loads(path.read_text()) == {"loss": 0}
+    assert os.listdir(path.parent) == ["summary.json"]
+
+
+def test_run_records_refuse_a_malformed_file(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert RunRecords.load(tmp_path).metrics == []
+    (tmp_path / "summary.json").write_text("[]")
+    with pytest.raises(InputError, match=r"summary\.json: a JSON list; one object is expected"):
+        RunRecords.load(tmp_path)
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(InputError, match=r"summary\.json: not valid JSON"):
+        RunRecords.load(tmp_path)

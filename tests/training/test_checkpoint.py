@@ -1,0 +1,199 @@
+"""Checkpoints by themselves: complete or not there, read as they were saved, and clear words where they are damaged."""
+
+import gc
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.training.checkpoint import Checkpoints, locate
+from dataflex_jax.training.step import TrainState
+from tests.helpers.command import contents, saved_steps
+
+# TensorStore's reads that were under way when another one failed say so when they are done.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def state(step: int, devices: int = 8) -> TrainState:
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("fsdp",))
+    weights = jax.random.normal(jax.random.key(step), (16, 512))
+    return TrainState(
+        step=jnp.int32(step),
+        params={"split": jax.device_put(weights, NamedSharding(mesh, P("fsdp"))), "half": jnp.ones(3, jnp.bfloat16)},
+        opt_state=(jnp.float32(0.1), ()),
+        mixer=jnp.array([0.1, 0.9]),
+        weighters=(),
+        key=jax.random.key(7),
+    )
+
+
+def abstract(devices: int = 8) -> TrainState:
+    def leaf(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+    return jax.tree.map(leaf, state(0, devices))
+
+
+def save(folder, *steps, keep=None) -> None:
+    with Checkpoints(folder, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step), {"step": step, "third": 1 / 3, "pending": [[5, {"a": 0.1}]]})
+
+
+def save_and_wait(checkpoints: Checkpoints, step: int, run: dict) -> None:
+    checkpoints.save(step, state(step), run)
+    checkpoints.wait()
+
+
+def read(checkpoints: Checkpoints, step: int):
+    return checkpoints.read_run(step), checkpoints.read_state(step, abstract())
+
+
+def assert_equal(restored: TrainState, expected: TrainState) -> None:
+    data = jax.random.key_data
+    for ours, other in zip(*map(jax.tree.leaves, (restored._replace(key=0), expected._replace(key=0))), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours, np.float64), np.asarray(other, np.float64))
+    np.testing.assert_array_equal(data(restored.key), data(expected.key))
+
+
+@pytest.mark.parametrize("devices", [8, 2])
+def test_read_as_saved_on_any_number_of_devices(tmp_path, devices):
+    save(tmp_path, 3)
+    checkpoints = Checkpoints(tmp_path, writable=False)
+    restored = checkpoints.read_state(3, abstract(devices))
+    assert_equal(restored, state(3))
+    assert restored.params["split"].sharding == state(0, devices).params["split"].sharding
+    assert restored.params["half"].dtype == jnp.bfloat16
+    assert checkpoints.read_run(3) == {"step": 3, "third": 1 / 3, "pending": [[5, {"a": 0.1}]]}
+    params = Checkpoints(tmp_path, writable=False).read_parts(3, params=abstract(devices).params)["params"]
+    assert_equal(state(3)._replace(params=params), state(3))
+
+
+def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        given = state(1)
+        checkpoints.save(1, given, {})
+        jax.tree.map(lambda leaf: leaf.delete(), given)
+        assert checkpoints.latest() in (None, 1)
+    assert_equal(Checkpoints(tmp_path, writable=False).read_state(1, abstract()), state(1))
+
+
+def test_the_newest_are_kept(tmp_path):
+    save(tmp_path / "two", 1, 2, 3, keep=2)
+    assert saved_steps(tmp_path / "two") == [2, 3]
+    save(tmp_path / "all", 1, 2, 3)
+    assert saved_steps(tmp_path / "all") == [1, 2, 3]
+
+
+def test_a_half_written_one_is_no_checkpoint_and_is_left_to_its_writer(tmp_path):
+    """`evaluate --checkpoint=RUN` may look into the folder of a run in progress."""
+    save(tmp_path, 1)
+    half_written = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    half_written.mkdir()
+    (half_written / "_CHECKPOINT_METADATA").write_text("{}")
+    before = contents(tmp_path)
+    assert locate(tmp_path) == (tmp_path, 1)
+    assert Checkpoints(tmp_path, writable=False).latest() == 1
+    assert contents(tmp_path) == before
+    save(tmp_path, 2)
+    assert saved_steps(tmp_path) == [1, 2]
+    assert not half_written.exists()
+
+
+def test_reading_makes_no_folder(tmp_path):
+    with pytest.raises(InputError, match="neither a run folder"):
+        locate(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("state/manifest.ocdbt", "torn"),
+        ("state/manifest.ocdbt", "gone"),
+        ("state/_METADATA", "torn"),
+        ("state/d/*", "torn"),
+        ("state/ocdbt.process_0/d/*", "torn"),
+        ("state/ocdbt.process_0/d/*", "gone"),
+        ("run/metadata", "torn"),
+        ("run/metadata", "gone"),
+    ],
+)
+def test_a_damaged_one_is_named_with_the_way_out(tmp_path, name, damage):
+    save(tmp_path, 4, 8)
+    files = list((tmp_path / "checkpoints" / "8").glob(name))
+    assert files
+    for file in files:
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    checkpoints = Checkpoints(tmp_path, writable=False)
+    way_out = rf"^{tmp_path}/checkpoints/8: cannot be read \(.+\); .* delete .* to go back to step 4$"
+    with pytest.raises(InputError, match=way_out):
+        read(checkpoints, 8)
+    gc.collect()  # so that the reads left behind complain here, not in a later test
+    assert_equal(checkpoints.read_state(4, abstract()), state(4))
+
+
+def test_the_last_one_of_all_cannot_be_gone_back_from(tmp_path):
+    save(tmp_path, 8)
+    (tmp_path / "checkpoints/8/run/metadata").unlink()
+    with pytest.raises(InputError, match=r"delete .* to start from the beginning"):
+        Checkpoints(tmp_path, writable=False).read_run(8)
+
+
+def test_a_save_that_fails_names_the_last_good_one_and_the_next_may_succeed(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), {})
+        with pytest.raises(TrainingError, match=rf"failed \(.*\); last good checkpoint: {tmp_path}/checkpoints/1$"):
+            save_and_wait(checkpoints, 2, {"not JSON": object()})
+        checkpoints.save(3, state(3), {})
+    assert saved_steps(tmp_path) == [1, 3]
+    assert_equal(Checkpoints(tmp_path, writable=False).read_state(3, abstract()), state(3))
+
+
+def test_the_save_under_way_counts_as_the_last_good_one(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.last_good() == "no checkpoint is complete yet"
+        checkpoints.save(1, state(1), {})
+        assert checkpoints.last_good() == f"last good checkpoint: {tmp_path}/checkpoints/1"
+
+
+def test_a_run_that_fails_completes_the_save_under_way(tmp_path):
+    def fails():
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, state(1), {})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert saved_steps(tmp_path) == [1]
+
+
+def test_only_a_folder_of_checkpoints_is_written_to(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(InputError, match="checkpoints: not a folder of checkpoints"):
+        Checkpoints(tmp_path)
+    assert (tmp_path / "checkpoints").read_text() == "mine"
+    with pytest.raises(InputError, match=r"--workdir=.*: cannot be made as a folder \(Not a directory\)"):
+        Checkpoints(tmp_path / "checkpoints" / "run")
+
+
+def test_hidden_files_of_the_file_system_are_none_of_its_business(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".nfs0001").write_text("")
+    save(tmp_path, 1)
+    assert json.loads((tmp_path / "checkpoints/1/run/metadata").read_text())["step"] == 1
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    with Checkpoints(tmp_path), pytest.raises(InputError, match="another run is using it"):
+        Checkpoints(tmp_path)
+    with Checkpoints(tmp_path), Checkpoints(tmp_path, writable=False):
+        pass

@@ -1,0 +1,126 @@
+"""What weighting the loss does to the train step: its gradient and its scale, however the batch is cut and placed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dataflex_jax.training import objective
+from dataflex_jax.training.objective import Forward
+from tests.helpers.weighted_step import (
+    LEARNING_RATE,
+    NUM_DOMAINS,
+    POLICIES,
+    forward,
+    initial,
+    make_batch,
+    of_rows,
+    take_sharded_step,
+    take_step,
+)
+
+OF_STATE = ("mixer", "params")
+
+
+@functools.cache
+def whole(name):
+    """(state after, metrics) of the step on the batch in one piece."""
+    return take_step(POLICIES[name], make_batch())
+
+
+@jax.jit
+def loss_and_gradients(params, tokens, weights):
+    return jax.value_and_grad(lambda params: jnp.sum(weights * forward(params, tokens)[0]))(params)
+
+
+def assert_same_step(after, metrics, name):
+    expected, expected_metrics = whole(name)
+    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
+    for part in OF_STATE:
+        ours, theirs = (jax.tree.leaves(getattr(state, part)) for state in (after, expected))
+        for got, want in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-5)
+    for figure in ("example_weight_min", "example_weight_max", "example_weight_mean"):
+        assert (figure in metrics) == bool(POLICIES[name].weighters)
+        if figure in metrics:
+            np.testing.assert_allclose(metrics[figure], expected_metrics[figure], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_gradient_takes_the_weights_as_numbers(name):
+    batch, before = make_batch(), initial(POLICIES[name])
+    after, metrics = whole(name)
+    losses, weights = numbers(POLICIES[name], before, batch)
+    loss, gradients = loss_and_gradients(before.params, batch["tokens"], weights)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    moved = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, before.params, gradients)
+    for got, want in zip(jax.tree.leaves(after.params), jax.tree.leaves(moved), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    mean = np.sum(batch["mask"] * losses) / np.sum(batch["mask"])
+    if name != "static":
+        assert abs(metrics["loss"] - mean) > 1e-3
+
+
+def numbers(policies, before, batch):
+    """The token losses, and their weights in the loss under what the mixer made of the batch."""
+    losses, hidden = jax.device_get(forward(before.params, batch["tokens"]))
+    state = before.mixer
+    if policies.mixer.loss_weights is not None:
+        excess = np.maximum(losses - batch["reference_losses"], 0) * batch["mask"]
+        members = np.asarray(batch["domain"])[:, None] == np.arange(NUM_DOMAINS)
+        present = members.any(axis=0)
+        tokens = (members * np.sum(batch["mask"], axis=1)[:, None]).sum(axis=0)
+        lam = (members * excess.sum(axis=1)[:, None]).sum(axis=0) / np.maximum(tokens, 1)
+        raised = np.exp(np.where(present, lam, lam[present].mean())) / len(lam)
+        alpha = (1 - 1e-3) * raised / raised.sum() + 1e-3 / len(lam)
+        state = state._replace(alpha=jnp.asarray(alpha, jnp.float32))
+    scheduled = policies.scheduled()
+    seen = Forward(losses, objective.embeddings(scheduled, hidden, batch), batch["reference_losses"])
+    weights = objective.weigh(
+        policies.mixer, scheduled, state, before.weighters, batch, seen, jnp.int32(1), jax.random.key(0)
+    )
+    return losses, weights.tokens
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_step_does_not_depend_on_how_often_the_batch_is_repeated(name):
+    batch = make_batch()
+    after, metrics = take_step(POLICIES[name], of_rows(batch, np.tile(np.arange(8), 2)))
+    assert_same_step(after, metrics, name)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_step_does_not_depend_on_accumulation(name):
+    after, metrics = take_step(POLICIES[name], make_batch(), 4)
+    assert_same_step(after, metrics, name)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_step_does_not_depend_on_the_devices(name):
+    after, metrics = take_sharded_step(POLICIES[name], make_batch())
+    assert_same_step(after, metrics, name)
+
+
+def test_weighing_over_microbatches_is_the_mean_of_their_steps():
+    policies, batch = POLICIES["loss"], make_batch()
+    after, metrics = take_step(policies, batch, 2, microbatches=True)
+    parts = [take_step(policies, of_rows(batch, slice(part, None, 2))) for part in range(2)]
+    np.testing.assert_allclose(metrics["loss"], np.mean([of_part["loss"] for _, of_part in parts]), rtol=1e-5)
+    leaves = [jax.tree.leaves(state.params) for state in (after, *(state for state, _ in parts))]
+    for got, *of_parts in zip(*leaves, strict=True):
+        np.testing.assert_allclose(got, np.mean(of_parts, axis=0), atol=1e-6)
+    assert abs(float(metrics["loss"]) - whole("loss")[1]["loss"]) > 1e-3
+    assert float(metrics["example_weight_mean"]) == pytest.approx(1)
+
+
+def test_weighing_over_microbatches_takes_the_mixers_weights_of_the_last_step():
+    policies, batch = POLICIES["doremi"], make_batch()
+    after, metrics = take_step(policies, batch, 2, microbatches=True)
+    before = initial(policies)
+    losses = numbers(policies, before, batch)[0]
+    factors = np.asarray(before.mixer.alpha / before.mixer.sampling)[batch["domain"]][:, None] * batch["mask"]
+    parts = [(factors[part::2] * losses[part::2]).sum() / factors[part::2].sum() for part in range(2)]
+    np.testing.assert_allclose(metrics["loss"], np.mean(parts), rtol=1e-5)
+    np.testing.assert_allclose(after.mixer.alpha, whole("doremi")[0].mixer.alpha, atol=1e-6)

@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.eval_every = 0  # steps between evaluations on the held-out split; 0: only after the last step
     config.eval_rows = 256  # at most this many held-out rows a domain in each evaluation
+    config.evaluators = ("held_out",)  # what is evaluated then: held-out losses, and evaluators that plugins register
     config.checkpoint_every = 500  # steps between checkpoints; the last step is always saved
     config.keep = 3  # newest checkpoints kept
     config.tensorboard = True
@@ -64,6 +65,9 @@ def get_config(arg: str = "") -> ConfigDict:
     model.param_dtype = "float32"  # of the master weights and the optimizer state
     model.remat = "full"  # what the backward pass recomputes, by name; see dataflex_jax/models/decoder.py
     model.attention = "auto"  # "auto", "xla" or "cudnn"
+    # Patterns of the parameters that are trained, such as ("layers/attention/*", "lm_head/*"); the others stay as they
+    # are. None: all; with adapters, these alone.
+    model.trainable = placeholder(tuple)
 
     # Low-rank adapters (LoRA): the model stays as it is, only they are trained and saved.
     config.lora = lora = ConfigDict()

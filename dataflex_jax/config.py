@@ -3,26 +3,18 @@
 `configs/base.py` explains the fields; `CHECKS` says which values each one takes.
 """
 
-import json
 import math
-import platform
-import subprocess
 from collections.abc import Callable, Iterator
-from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
-from dataflex_jax import __version__
 from dataflex_jax.data.sources.streams import FORMATTINGS
 from dataflex_jax.data.text.chat import BUILT_IN
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import replace_file
 from dataflex_jax.models.config import LORA_MODULES
 from dataflex_jax.policies.proportions import normalised
-from dataflex_jax.policies.registry import KINDS, check_schedule, policy_config
+from dataflex_jax.policies.registry import KINDS, check_schedule
 from dataflex_jax.policies.schedule import Schedule
 
 
@@ -99,6 +91,7 @@ CHECKS: dict[str, Check] = {
     "log_every": _integer(1),
     "eval_every": _integer(0),
     "eval_rows": _integer(1),
+    "evaluators": _NAMES,
     "checkpoint_every": _integer(1),
     "keep": _integer(1),
     "tensorboard": _BOOL,
@@ -126,6 +119,7 @@ CHECKS: dict[str, Check] = {
     "model.param_dtype": _one_of("float32", "bfloat16"),
     "model.remat": _TEXT,
     "model.attention": _one_of("auto", "xla", "cudnn"),
+    "model.trainable": _optional(_NAMES),
     "lora.rank": _integer(0),
     "lora.alpha": _optional(_number(0, open_low=True)),
     "lora.dropout": _number(0, 1),
@@ -213,7 +207,7 @@ def validate(config: ConfigDict) -> None:
             raise InputError(f"config.{name} = {value!r}: must be {CHECKS[name].accepts}")
     if missing := sorted(CHECKS.keys() - values.keys()):
         raise InputError(f"config.{missing[0]}: missing; start the recipe from configs/base.py")
-    check_schedule("config.", schedule(config))
+    check_schedule("config.", Schedule(config.warmup_step, config.update_step, config.update_times))
     data = config.data
     if config.lora.name_or_path is not None and config.lora.rank == 0:
         raise InputError(f"config.lora.rank = 0: must be that of the adapter {config.lora.name_or_path!r}")
@@ -252,71 +246,3 @@ def validate(config: ConfigDict) -> None:
         normalised(data.proportions, len(data.domains), "config.data.proportions")
     if [config.mesh[axis] for axis in config.mesh].count(-1) > 1:
         raise InputError("config.mesh: -1 (the rest) is accepted for one axis only")
-
-
-def schedule(config: ConfigDict) -> Schedule:
-    """The schedule of policies that do not override it."""
-    return Schedule(config.warmup_step, config.update_step, config.update_times)
-
-
-def mixer_section(config: ConfigDict) -> ConfigDict:
-    """`config.mixer`, or the static mixer's where it is off."""
-    return config.mixer or policy_config("mixer", "static")
-
-
-def weighter_sections(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The section of each weighter, by its dotted name without "config."."""
-    if not config.weighter:
-        return {}
-    if "name" in config.weighter:
-        return {"weighter": config.weighter}
-    return {f"weighter.{name}": section for name, section in config.weighter.items()}
-
-
-def _git_revision() -> str | None:
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    result = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
-
-
-def resolved(config: ConfigDict) -> dict[str, Any]:
-    """The content of the run folder's config.json: the configuration and what it ran on."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {
-        "config": config.to_dict(),
-        "versions": {
-            "dataflex_jax": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
-        },
-        "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "hosts": jax.process_count()},
-        "git_revision": _git_revision(),
-    }
-
-
-def write(config: ConfigDict, path: Path) -> None:
-    """Writes config.json."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(resolved(config), indent=2) + "\n").encode())
-
-
-def read(run_folder: Path) -> ConfigDict:
-    """The configuration of a run, from its config.json.
-
-    Raises:
-        InputError: there is none, or it is not what a run writes.
-    """
-    path = run_folder / "config.json"
-    try:
-        saved = json.loads(path.read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{path}: not the config.json of a run ({e})") from e
-    return ConfigDict(_with_tuples(saved))
-
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _with_tuples(field) for name, field in value.items()}
-    return tuple(value) if isinstance(value, list) else value

@@ -1,12 +1,12 @@
 """Held-out loss of a checkpoint, per domain.
 
-    python -m dataflex_jax.evaluate --checkpoint=RUN_DIR [--config=configs/odm.py:local --config.data.root=DIR ...]
+    python -m dataflex_jax.evaluate --checkpoint=MODEL [--config=configs/odm.py:local --config.data.root=DIR ...]
 
---checkpoint is a run folder (its newest step) or one step's folder. Without --config the data are those of the run;
-with it, the recipe's, in the run's tokens. Prints a table and writes evaluation.json into the run folder.
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id. Without --config
+the data are those of the run; with it, the recipe's, in the model's tokens. Prints a table, and writes evaluation.json
+into the run folder.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,33 +18,29 @@ from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import check_rows
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import to_json
+from dataflex_jax.files import replace_file, to_json
+from dataflex_jax.policies import registry
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training.checkpoint import Checkpoints, locate
-from dataflex_jax.training.evaluation import make_evaluate
-from dataflex_jax.training.weights import read_checkpoint
+from dataflex_jax.training import run_config
+from dataflex_jax.training.evaluation import EvaluationContext, held_out
+from dataflex_jax.training.weights import How, Opened, locate, open_model
+
+CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
 
 
-def evaluate_checkpoint(trained: ConfigDict, config: ConfigDict, run_folder: Path, step: int) -> dict[str, Any]:
-    """A record as in eval.jsonl.
+def evaluate(opened: Opened, config: ConfigDict) -> dict[str, Any]:
+    """Held-out losses as in eval.jsonl.
 
     Args:
-        trained: the run's own configuration, which says what the model is.
-        config: the configuration whose data, mesh and eval_rows to use.
-        run_folder: of the checkpoint.
-        step: of the checkpoint.
+        opened: whose model; its parameters are on the mesh of `config`.
+        config: whose data and eval_rows to use, in the model's tokens.
 
     Raises:
         InputError: data that cannot be read, or a mesh that does not fit the devices.
     """
-    mesh = make_mesh(config.mesh)
-    rows = config.data.batch_size // config.data.grad_accumulation
-    check_rows(mesh, rows, 1)
-    with jax.set_mesh(mesh):
-        domains, _ = open_domains(config.data)
-        _, graphdef, params = read_checkpoint(Checkpoints(run_folder, writable=False), step, trained, mesh)
-        evaluate = make_evaluate(graphdef, domains, rows, config.eval_rows, mesh)
-        return {"step": step, **evaluate(params)}
+    with jax.set_mesh(opened.mesh):
+        domains, tokenizer = open_domains(config.data)
+        return held_out(EvaluationContext(config, domains, tokenizer, opened.mesh)).run(opened.model)
 
 
 def table(record: dict[str, Any]) -> str:
@@ -60,24 +56,30 @@ def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
     if CHECKPOINT.value is None:
-        raise InputError("--checkpoint is missing: a run folder, or the folder of one step in it")
-    run_folder, step = locate(CHECKPOINT.value)
-    trained = configuration.read(run_folder)
-    config = trained
-    if CONFIG.value is not None:
-        config = cli.chosen_config(CONFIG)
-        config.data.tokenizer = str(run_folder / "tokenizer")
+        raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
+    run = locate(CHECKPOINT.value)
+    if run is None and CONFIG.value is None:
+        raise InputError("--config is missing: a Hugging Face checkpoint has no data of its own; name a recipe's")
+    config = cli.chosen_config(CONFIG) if CONFIG.value is not None else run_config.read(run.folder)
+    registry.load_plugins(config.plugins)
+    mesh = make_mesh(config.mesh)
+    check_rows(mesh, config.data.batch_size // config.data.grad_accumulation, 1)
+    opened = open_model(CHECKPOINT.value, mesh, how=How.of(config))
+    config.data.tokenizer = opened.tokenizer_source
     configuration.validate(config)
-    record = evaluate_checkpoint(trained, config, run_folder, step)
+    record = evaluate(opened, config)
     if not record["domains"]:
         raise InputError("no domain has held-out text: raise config.data.valid_fraction, or add NAME.valid.jsonl files")
-    path = run_folder / "evaluation.json"
-    path.write_text(to_json(record, indent=2) + "\n")
-    print(f"Step {step} of {run_folder}, held out:\n{table(record)}\nWritten to {path}.")
+    named = f"Step {run.step} of {run.folder}" if run else CHECKPOINT.value
+    print(f"{named}, held out:\n{table(record)}")
+    if run is not None:
+        path = run.folder / "evaluation.json"
+        replace_file(path, (to_json({"step": run.step, **record}, indent=2) + "\n").encode())
+        print(f"Written to {path}.")
 
 
 if __name__ == "__main__":
     # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
     CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one step in it.")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINTS.capitalize() + ".")
     cli.run(main)

@@ -26,27 +26,23 @@ import transformers
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax import cli, train
-from dataflex_jax import config as configuration
 from dataflex_jax.configs import base
+from dataflex_jax import cli
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import lora
-from dataflex_jax.models.hf import folders, peft
-from dataflex_jax.models.hf import weights as hf
-from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training import resume
-from dataflex_jax.training.checkpoint import FOLDER, Checkpoints, locate
-from dataflex_jax.training.weights import read_adapters, read_checkpoint
+from dataflex_jax.models import parts
+from dataflex_jax.models.hf import folders, peft, weights
+from dataflex_jax.training.checkpoint import FOLDER
+from dataflex_jax.training.imports import adapter_and_base, imported
+from dataflex_jax.training.weights import Opened, open_model
 
 logger = logging.getLogger(__name__)
 
 
-def export_checkpoint(run_folder: Path, step: int, output: Path, dtype: str | None = None) -> None:
-    """Writes a checkpoint as a Hugging Face folder, with adapters merged into their base.
+def export_checkpoint(source: str, output: Path, dtype: str | None = None) -> Opened:
+    """Writes a model as a Hugging Face folder, with adapters merged into their base.
 
     Args:
-        run_folder: of the checkpoint.
-        step: of the checkpoint.
+        source: a run folder, one step's folder, or a Hugging Face folder or hub id.
         output: a new or empty folder.
         dtype: of the tensors, "float32" or "bfloat16"; None: that of the checkpoint.
 
@@ -54,15 +50,19 @@ def export_checkpoint(run_folder: Path, step: int, output: Path, dtype: str | No
         InputError: a checkpoint that cannot be read, or an output folder in use.
         TrainingError: the files cannot be written.
     """
-    trained = configuration.read(run_folder)
-    mesh = make_mesh({"fsdp": -1})
-    with Checkpoints(run_folder, writable=False) as checkpoints, jax.set_mesh(mesh):
-        model, _, params = read_checkpoint(checkpoints, step, trained, mesh)
-        if model.lora is not None:
-            params = lora.merge(*lora.split(params), model.lora, dtype or model.param_dtype)
-        hf.save_pretrained(output, model, params, run_folder / "tokenizer", dtype=dtype)
+    opened = open_model(source)
+    with jax.set_mesh(opened.mesh):
+        model = opened.model.without_adapters(dtype or opened.model.config.param_dtype)
+        weights.save_pretrained(output, model.config, model.whole(), _tokenizer_folder(opened), dtype=dtype)
     if jax.process_index() == 0:
         _warn_of_other_rules(output)
+    return opened
+
+
+def _tokenizer_folder(opened: Opened) -> Path:
+    if opened.run is not None:
+        return Path(opened.tokenizer_source)
+    return folders.local_folder(opened.tokenizer_source, ["tokenizer*", "*.jinja"], "--checkpoint")
 
 
 def _warn_of_other_rules(folder: Path) -> None:
@@ -79,32 +79,39 @@ def _warn_of_other_rules(folder: Path) -> None:
         )
 
 
-def export_adapter(run_folder: Path, step: int, output: Path) -> None:
-    """Writes the adapters of a LoRA run's checkpoint as a PEFT folder. The base itself is not read.
+def export_adapter(source: str, output: Path) -> Opened:
+    """Writes the adapters of a checkpoint as a PEFT folder. Of a run, the base itself is not read.
 
     Args:
-        run_folder: of the checkpoint.
-        step: of the checkpoint.
+        source: a run folder, one step's folder, or a PEFT folder or hub id.
         output: a new or empty folder.
 
     Raises:
         InputError: a checkpoint that cannot be read or has no adapters, or an output folder in use.
         TrainingError: the files cannot be written.
     """
-    trained = configuration.read(run_folder)
-    mesh = make_mesh({"fsdp": -1})
-    with Checkpoints(run_folder, writable=False) as checkpoints, jax.set_mesh(mesh):
-        model, adapters, base = read_adapters(checkpoints, step, trained, mesh)
-        config = dataclasses.replace(model.lora, dropout=trained.lora.dropout)
-        named = trained.model.name_or_path if not trained.model.from_scratch else None
-        peft.save_adapter(output, config, adapters, named, base["weights"])
+    opened = open_model(source, frozen=False)
+    model = opened.model
+    if model.config.lora is None:
+        raise InputError(f"--checkpoint={source}: has no adapters, all parameters were trained")
+    others, adapters = parts.split(model.params, parts.is_adapter)
+    if others:
+        raise InputError(f"--checkpoint={source}: other parameters were trained too, such as {parts.paths(others)[0]}")
+    lora, base, named = model.config.lora, None, None
+    if opened.run is not None:
+        lora = dataclasses.replace(lora, dropout=opened.config.lora.dropout)
+        base = opened.saved["base"]["weights"]
+        named = None if opened.config.model.from_scratch else opened.config.model.name_or_path
+    with jax.set_mesh(opened.mesh):
+        peft.save_adapter(output, lora, adapters, named, base)
+    return opened
 
 
 def import_pretrained(source: str, config: ConfigDict, run_folder: Path) -> None:
-    """Makes a run folder whose checkpoint of step 0 has the weights and the tokenizer of a Hugging Face checkpoint.
+    """Makes a run folder whose checkpoint of step 0 has the weights and the tokenizer of a checkpoint; needs no data.
 
     Args:
-        source: a folder or a hub id.
+        source: a Hugging Face folder or hub id, or one in PEFT's format.
         config: the recipe to prepare it for; its model's shape and its tokenizer become those of `source`.
         run_folder: a folder without checkpoints.
 
@@ -114,19 +121,13 @@ def import_pretrained(source: str, config: ConfigDict, run_folder: Path) -> None
     """
     if (run_folder / FOLDER).exists():
         raise InputError(f"--output={run_folder}: has checkpoints already; choose another folder")
-    if Path(source).is_dir():
-        source = str(Path(source).absolute())
-    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG], "--import_from")
-    if (folder / peft.CONFIG).is_file():
-        adapter, named = peft.read_lora_config(source, "--import_from", config.lora.base_dtype)
+    source = str(Path(source).absolute()) if Path(source).is_dir() else source
+    adapter, base = adapter_and_base(source, config, "--import_from")
+    if adapter is not None:
         config.lora.update(name_or_path=source, **dataclasses.asdict(adapter))
-        source = config.model.name_or_path or named
-        if source is None:
-            raise InputError(f"{folder / peft.CONFIG}: does not name its base; give it as --config.model.name_or_path")
-    config.model.update(name_or_path=source, from_scratch=False)
-    config.data.tokenizer = source
-    with train.prepared(config, run_folder) as (job, state, position):
-        job.checkpoints.save(position.sampler.step, state, resume.to_json(job.identity, position))
+    config.model.update(name_or_path=base, from_scratch=False)
+    config.data.tokenizer = base
+    imported(config, run_folder)
 
 
 def main(argv: list[str]) -> None:
@@ -142,13 +143,13 @@ def main(argv: list[str]) -> None:
             raise InputError("--config is for --import_from; with --checkpoint the run says what the model is")
         if ADAPTER.value and DTYPE.value is not None:
             raise InputError("--dtype is for whole models; adapters keep the dtype that they were trained in")
-        run_folder, step = locate(CHECKPOINT.value)
         if ADAPTER.value:
-            export_adapter(run_folder, step, output)
+            opened = export_adapter(CHECKPOINT.value, output)
         else:
-            export_checkpoint(run_folder, step, output, DTYPE.value)
+            opened = export_checkpoint(CHECKPOINT.value, output, DTYPE.value)
         kind = "PEFT adapter" if ADAPTER.value else "Hugging Face checkpoint"
-        print(f"Step {step} of {run_folder} is now a {kind} in {output}.")
+        named = f"Step {opened.run.step} of {opened.run.folder}" if opened.run else opened.source
+        print(f"{named} is now a {kind} in {output}.")
     else:
         if ADAPTER.value:
             raise InputError("--adapter is for --checkpoint; --import_from finds out what a folder holds")

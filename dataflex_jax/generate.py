@@ -1,70 +1,61 @@
 """What a checkpoint writes when it is prompted.
 
-    python -m dataflex_jax.generate --checkpoint=RUN_DIR --prompt="Once upon a time" [--prompt=...] [--chat]
+    python -m dataflex_jax.generate --checkpoint=MODEL --prompt="Once upon a time" [--prompt=...] [--chat]
         [--max_new_tokens=128] [--temperature=0.8] [--top_k=50] [--top_p=0.95] [--seed=0]
 
---checkpoint is a run folder (its newest step) or one step's folder. Prints each prompt with its continuation; greedy
-unless --temperature is given. With --chat each prompt is a user's question, put into the run's chat template. A
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id. Prints each prompt
+with its continuation; greedy unless --temperature is given. With --chat each prompt is a user's question, put into the
+model's chat template. A
 continuation ends with the text, or with the turn where the model was tuned on conversations. The model is split over
 all devices.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
 
 from dataflex_jax import cli
-from dataflex_jax import config as configuration
 from dataflex_jax.data.text.chat import ChatEncoder
-from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.generation.generate import generate_texts
-from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training.checkpoint import Checkpoints, locate
-from dataflex_jax.training.weights import read_checkpoint
+from dataflex_jax.training.weights import Opened, open_model
+
+CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
 
 
-def generate_from_checkpoint(
-    run_folder: Path, step: int, prompts: Sequence[str], *, chat: bool = False, **options
-) -> list[str]:
+def continuations(opened: Opened, prompts: Sequence[str], *, chat: bool = False, **options: Any) -> list[str]:
     """The continuation of every prompt.
 
     Args:
-        run_folder: of the checkpoint.
-        step: of the checkpoint.
+        opened: whose model.
         prompts: texts.
-        chat: they are questions, for the run's chat template.
-        **options: those of `dataflex_jax.models.generation.generate.generate_texts`.
+        chat: they are questions, for the model's chat template.
+        **options: those of `generation.generate.generate_texts`.
 
     Raises:
-        InputError: a checkpoint that cannot be read or has no chat template, or an option outside its range.
+        InputError: no chat template, or an option outside its range.
     """
-    trained = configuration.read(run_folder)
-    tokenizer = load_tokenizer(str(run_folder / "tokenizer"), texts=lambda: iter(()), cache_dir=run_folder)
+    tokenizer = opened.tokenizer
     if chat:
         if tokenizer.chat_template is None:
-            raise InputError(f"--chat: the tokenizer of {run_folder} has no chat template; leave --chat out")
+            raise InputError(f"--chat: the tokenizer of {opened.source} has no chat template; leave --chat out")
         encoder = ChatEncoder(tokenizer, tokenizer.chat_template)
         prompts = [encoder.encode_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
-    mesh = make_mesh({"fsdp": -1})
-    with Checkpoints(run_folder, writable=False) as checkpoints, jax.set_mesh(mesh):
-        _, graphdef, params = read_checkpoint(checkpoints, step, trained, mesh)
-        return generate_texts(graphdef, params, tokenizer, prompts, **options)
+    with jax.set_mesh(opened.mesh):
+        return generate_texts(opened.model, tokenizer, prompts, **options)
 
 
 def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
     if CHECKPOINT.value is None:
-        raise InputError("--checkpoint is missing: a run folder, or the folder of one step in it")
+        raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
     if not PROMPT.value:
         raise InputError('--prompt is missing: the text to continue, e.g. --prompt="Once upon a time"')
-    run_folder, step = locate(CHECKPOINT.value)
-    continuations = generate_from_checkpoint(
-        run_folder,
-        step,
+    texts = continuations(
+        open_model(CHECKPOINT.value),
         PROMPT.value,
         chat=CHAT.value,
         max_new_tokens=MAX_NEW_TOKENS.value,
@@ -73,13 +64,13 @@ def main(argv: list[str]) -> None:
         top_k=TOP_K.value,
         top_p=TOP_P.value,
     )
-    for prompt, continuation in zip(PROMPT.value, continuations, strict=True):
+    for prompt, continuation in zip(PROMPT.value, texts, strict=True):
         print(prompt, continuation, sep="\n" if CHAT.value else "", end="\n\n")
 
 
 if __name__ == "__main__":
     # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one step in it.")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINTS.capitalize() + ".")
     PROMPT = flags.DEFINE_multi_string("prompt", None, "The text to continue; may be given several times.")
     CHAT = flags.DEFINE_bool("chat", False, "The prompts are questions, to be put into the run's chat template.")
     MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most, unless the text ends before.")

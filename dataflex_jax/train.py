@@ -6,97 +6,15 @@ The same command again goes on from the newest checkpoint in the run folder. Sev
 SLURM or Open MPI, or give --coordinator, --num_processes and --process_id.
 """
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from dataflex_jax import cli, preemption
-from dataflex_jax import config as configuration
-from dataflex_jax.data.loader import check_rows
-from dataflex_jax.policies import registry
-from dataflex_jax.policies.active import active_policies
-from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax import cli
 from dataflex_jax.reporting.summary import write_results
-from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training import loop, resume
-from dataflex_jax.training.assembly import assemble, open_inputs
-from dataflex_jax.training.checkpoint import Checkpoints
-from dataflex_jax.training.domain_weights import with_weights_files
-from dataflex_jax.training.job import Job, Outcome
-from dataflex_jax.training.learner import fresh_state, make_learner
-from dataflex_jax.training.resume import Position
-from dataflex_jax.training.step import TrainState
-
-logger = logging.getLogger(__name__)
-
-
-def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
-    """Runs a configuration to its end, from the newest checkpoint in `run_folder` if there is one.
-
-    Raises:
-        InputError: a configuration or an input that cannot be run, in one line.
-        TrainingError: a run that cannot go on.
-    """
-    try:
-        with prepared(config, run_folder) as (job, state, position):
-            return loop.run(job, state, position, run_folder)
-    except preemption.StopRequested:
-        # While something was prepared for the first step, such as cached losses, which a later run goes on with.
-        return Outcome(0, True, 0, None, None)
-
-
-@contextlib.contextmanager
-def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainState, Position]]:
-    """All that the loop needs, with the mesh set: a fresh state, or the newest checkpoint's in `run_folder`.
-
-    Raises:
-        InputError: a configuration or an input that cannot be run, in one line.
-    """
-    configuration.validate(config)
-    registry.load_plugins(config.plugins)
-    mesh = make_mesh(config.mesh)
-    check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
-    active_policies(config)  # refuses what it can before any data is read
-
-    with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
-        latest = checkpoints.latest()
-        inputs = open_inputs(config.data, run_folder, new=latest is None)
-        given, config = config, with_weights_files(config, [domain.name for domain in inputs.domains])
-        policies = active_policies(config)
-        proportions = starting_proportions(
-            config.data.proportions, np.diff(inputs.pool.offsets), "config.data.proportions"
-        )
-        learner = make_learner(config, inputs.tokenizer, policies, proportions, mesh)
-        identity = resume.identify(
-            config,
-            learner.model,
-            inputs.tokenizer,
-            inputs.domains,
-            policies.mixer.sampling_weights(learner.mixer),
-            policies.names(),
-            learner.base and learner.base.identity(),
-            by_domain=policies.by_domain,
-        )
-        if latest is None:
-            state, position = fresh_state(learner, config), resume.beginning(identity)
-        else:
-            state, position = resume.restore(
-                checkpoints, latest, identity, policies.mixer, policies.schedule, learner.abstract, learner.mixer
-            )
-            logger.info("Going on from step %d of %s.", latest, run_folder)
-        if jax.process_index() == 0:
-            configuration.write(given, run_folder / "config.json")
-        with preemption.watch() as stop_requested:
-            job = assemble(config, inputs, policies, learner, identity, checkpoints, run_folder, mesh, stop_requested)
-            if latest is not None and job.selection is not None:
-                job.selection.restore(checkpoints.read_selection(latest))
-            yield job, state, position
+from dataflex_jax.training.setup import train_and_evaluate
 
 
 def main(argv: list[str]) -> None:
@@ -114,7 +32,13 @@ def main(argv: list[str]) -> None:
     elif outcome.preempted:
         print(f"Stopped on request after step {outcome.step}, saved; the same command goes on from there.")
     elif jax.process_index() == 0:
-        write_results(run_folder, outcome)
+        write_results(
+            run_folder,
+            steps=outcome.step,
+            tokens_seen=outcome.tokens_seen,
+            tokens_per_second=outcome.tokens_per_second,
+            mfu=outcome.mfu,
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.rows import ExampleRows, Row
@@ -42,6 +42,11 @@ class Pool:
         self.offsets = np.cumsum([0, *(rows.num_rows for rows in self._rows)], dtype=np.int64)
         self.num_rows = int(self.offsets[-1])
         self.buckets, self.packed = self._rows[0].buckets, self._rows[0].packed
+
+    @property
+    def natural(self) -> Float64[np.ndarray, " K"]:
+        """Each domain's share of the rows."""
+        return np.diff(self.offsets) / self.num_rows
 
     def domain_of(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """The domain's number of each row."""

@@ -5,7 +5,7 @@ A row of n tokens has n - 1 inputs and as many predictions. Batches are padded o
 """
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -202,25 +202,3 @@ def bucket_of(length: int, buckets: Sequence[int]) -> int:
     if at == len(buckets):
         raise ValueError(f"a row of {length} inputs is longer than the largest bucket, {buckets[-1]}")
     return buckets[at]
-
-
-def padded(rows: Iterable[Row | None], length: int, *, packed: bool = False) -> dict[str, np.ndarray]:
-    """Rows as one batch, padded on the right with token 0, mask 0, segment 0; None makes a row of padding.
-
-    Returns:
-        tokens int32 [B, length + 1] and mask float32 [B, length]; if `packed`, also segment_ids and positions int32
-        [B, length].
-    """
-    rows = list(rows)
-    batch = {
-        "tokens": np.zeros((len(rows), length + 1), np.int32),
-        "mask": np.zeros((len(rows), length), np.float32),
-    }
-    if packed:
-        batch |= {name: np.zeros((len(rows), length), np.int32) for name in ("segment_ids", "positions")}
-    for b, row in enumerate(rows):
-        if row is not None:
-            for name, values in batch.items():
-                value = getattr(row, name)
-                values[b, : len(value)] = value
-    return batch

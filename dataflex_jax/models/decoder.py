@@ -7,7 +7,7 @@ and one layer's gathered weights are alive at a time.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,44 @@ from dataflex_jax.models.rope import apply_rope, rope_tables
 from dataflex_jax.sharding import BATCH_AXES, constrain, gather_weights
 
 Params = PyTree[Array]
-BlockTransform = Callable[[Params, Int[Array, ""]], Params]
 # (memory, layer index, rotated queries, rotated keys, values) -> (attended, memory); see `run_blocks`.
 Attend = Callable[..., tuple[Float[Array, "B T N H"], PyTree]]
+
+
+class Hooks(NamedTuple):
+    """What a caller has done inside the model; nothing by default.
+
+    Attributes:
+        dropout_keys: [B], one a row, for the dropout of adapters; None: no dropout.
+        block_transform: called in the scan's body with one layer's parameters (kernels in the compute dtype and
+            gathered, the rest as stored) and the layer's index; returns the parameters that the layer uses.
+        product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
+        tile_tokens: how many tokens of a device's rows have their logits in memory at once.
+        frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
+    """
+
+    dropout_keys: PRNGKeyArray | None = None
+    block_transform: Callable[[Params, Int[Array, ""]], Params] | None = None
+    product: Product | None = None
+    tile_tokens: int = TILE_TOKENS
+    frozen_head: bool = False
+
+
+NO_HOOKS = Hooks()
+
+
+class Decoded(NamedTuple):
+    """What a forward pass over next tokens gives.
+
+    Attributes:
+        losses: cross-entropy in nats, float32.
+        hidden: the last hidden states, in the compute dtype.
+        aux: what the blocks say beside their outputs, stacked over the layers.
+    """
+
+    losses: Float[Array, "B T"]
+    hidden: Float[Array, "B T D"]
+    aux: PyTree
 
 
 class Attention(nnx.Module):
@@ -83,10 +118,13 @@ class Block(nnx.Module):
         self.mlp = MLP(cfg, rngs)
 
     def __call__(self, x, rope, attend):
-        """[B, T, D] -> ([B, T, D], memory); `rope` from `rope_tables`, `attend` of queries, keys and values."""
+        """[B, T, D] -> ([B, T, D], memory, aux); `rope` from `rope_tables`, `attend` of queries, keys and values.
+
+        `aux` is a dict of arrays: what the block says beside its output, such as the loads of a router.
+        """
         attended, memory = self.attention(self.input_layernorm(x), rope, attend)
         x = constrain(x + attended, BATCH_AXES, None, None)
-        return constrain(x + self.mlp(self.post_attention_layernorm(x)), BATCH_AXES, None, None), memory
+        return constrain(x + self.mlp(self.post_attention_layernorm(x)), BATCH_AXES, None, None), memory, {}
 
 
 class Decoder(nnx.Module):
@@ -134,23 +172,18 @@ def hidden_states(
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
-    dropout_keys: PRNGKeyArray | None = None,
-    block_transform: BlockTransform | None = None,
-    product: Product | None = None,
-) -> Float[Array, "B T D"]:
-    """The last hidden states, after the final norm, in the compute dtype.
+    hooks: Hooks = NO_HOOKS,
+) -> tuple[Float[Array, "B T D"], PyTree]:
+    """(the last hidden states, after the final norm, in the compute dtype; what the blocks say beside them).
 
     Args:
-      graphdef: from `create`.
-      params: from `create`.
-      tokens_BxT: token ids.
-      positions: of each token in its text, for the rotary embeddings; None: 0 to T-1. Only their differences matter,
-        so packed segments need none of their own. The causal mask and the sliding window go by place in the row.
-      segment_ids: tokens attend only within equal ids; None: one segment a row.
-      dropout_keys: [B], one a row, for the dropout of adapters; None: no dropout.
-      block_transform: called in the scan's body with one layer's parameters (kernels in the compute dtype and gathered,
-        the rest as stored) and the layer's index; returns the parameters that the layer uses.
-      product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
+        graphdef: from `create`.
+        params: from `create`.
+        tokens_BxT: token ids.
+        positions: of each token in its text, for the rotary embeddings; None: 0 to T-1. Only their differences matter,
+            so packed segments need none of their own. The causal mask and the sliding window go by place in the row.
+        segment_ids: tokens attend only within equal ids; None: one segment a row.
+        hooks: what the caller has done inside.
     """
     cfg = nnx.merge(graphdef, params).cfg
     if positions is None:
@@ -167,17 +200,8 @@ def hidden_states(
         )
         return attended, memory
 
-    return run_blocks(
-        graphdef,
-        params,
-        tokens_BxT,
-        positions,
-        attend,
-        None,
-        dropout_keys=dropout_keys,
-        block_transform=block_transform,
-        product=product,
-    )[0]
+    hidden, _, aux = run_blocks(graphdef, params, tokens_BxT, positions, attend, None, hooks)
+    return hidden, aux
 
 
 def run_blocks(
@@ -187,27 +211,24 @@ def run_blocks(
     positions: Int[Array, "#B T"],
     attend: Attend,
     memory: PyTree,
-    *,
-    dropout_keys: PRNGKeyArray | None = None,
-    block_transform: BlockTransform | None = None,
-    product: Product | None = None,
-) -> tuple[Float[Array, "B T D"], PyTree]:
+    hooks: Hooks = NO_HOOKS,
+) -> tuple[Float[Array, "B T D"], PyTree, PyTree]:
     """The last hidden states as in `hidden_states`, with any attention, which may keep a memory across layers.
 
     Args:
-      graphdef: from `create`.
-      params: from `create`.
-      tokens_BxT: token ids.
-      positions: of each token in its text.
-      attend: called with the memory, the layer's index, the rotated queries [B, T, N, H] and keys [B, T, K, H] and the
-        values [B, T, K, H]; returns what the queries attended to [B, T, N, H] and the memory for the next layer.
-      memory: what the first layer finds, such as a cache of keys and values; updated in place where XLA can.
-      dropout_keys: as in `hidden_states`.
-      block_transform: as in `hidden_states`.
-      product: as in `hidden_states`.
+        graphdef: from `create`.
+        params: from `create`.
+        tokens_BxT: token ids.
+        positions: of each token in its text.
+        attend: called with the memory, the layer's index, the rotated queries [B, T, N, H] and keys [B, T, K, H] and
+            the values [B, T, K, H]; returns what the queries attended to [B, T, N, H] and the memory for the next
+            layer.
+        memory: what the first layer finds, such as a cache of keys and values; updated in place where XLA can.
+        hooks: as in `hidden_states`.
 
     Returns:
-      (hidden, memory): compute dtype [B, T, D], after the final norm; the memory that the last layer left.
+        (hidden, memory, aux): compute dtype [B, T, D], after the final norm; the memory that the last layer left; what
+        each block says beside its output, stacked over the layers.
     """
     model = nnx.merge(graphdef, params)
     cfg, dtype = model.cfg, jnp.dtype(model.cfg.dtype)
@@ -218,20 +239,21 @@ def run_blocks(
         x, memory = carry
         index, weights = layer
         weights = gather_weights(weights, dtype, "layers")
-        if block_transform is not None:
-            weights = block_transform(weights, index)
+        if hooks.block_transform is not None:
+            weights = hooks.block_transform(weights, index)
         module = nnx.merge(block_graphdef, weights)
-        set_dropout(module, dropout_keys, index)
-        if product is not None:
-            set_product(module, product, index)
-        return module(x, rope, partial(attend, memory, index)), None
+        set_dropout(module, hooks.dropout_keys, index)
+        if hooks.product is not None:
+            set_product(module, hooks.product, index)
+        x, memory, aux = module(x, rope, partial(attend, memory, index))
+        return (x, memory), aux
 
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
     layers = (jnp.arange(cfg.num_hidden_layers), params["layers"])
     # The scan already keeps the recomputation apart, so the barriers against merging it away would only cost.
     block = jax.checkpoint(block, policy=remat_policy(cfg.remat), prevent_cse=False)
-    (x, memory), _ = jax.lax.scan(block, (x, memory), layers)
-    return model.norm(x), memory
+    (x, memory), aux = jax.lax.scan(block, (x, memory), layers)
+    return model.norm(x), memory, aux
 
 
 def output_weight(params: Params) -> Float[Array, "D V"]:
@@ -248,43 +270,25 @@ def token_losses(
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
-    dropout_keys: PRNGKeyArray | None = None,
-    block_transform: BlockTransform | None = None,
-    product: Product | None = None,
-    tile_tokens: int = TILE_TOKENS,
-    frozen_head: bool = False,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T D"]]:
-    """Cross-entropy of every next token, and the hidden states that predicted it.
+    hooks: Hooks = NO_HOOKS,
+) -> Decoded:
+    """Cross-entropy of every next token, and what predicted it.
 
     Args:
-      graphdef: from `create`.
-      params: from `create`.
-      tokens_BxT1: token ids; the first T are read, the last T are predicted.
-      positions: as in `hidden_states`, of the T tokens that are read.
-      segment_ids: as in `hidden_states`, of the T tokens that are read. The loss across a segment's end is computed as
-        any other: mask it where it should not count.
-      dropout_keys: as in `hidden_states`.
-      block_transform: as in `hidden_states`.
-      product: as in `hidden_states`.
-      tile_tokens: how many tokens of a device's rows have their logits in memory at once.
-      frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
-
-    Returns:
-      (losses, hidden): float32 nats [B, T]; compute dtype [B, T, D].
+        graphdef: from `create`.
+        params: from `create`.
+        tokens_BxT1: token ids; the first T are read, the last T are predicted.
+        positions: as in `hidden_states`, of the T tokens that are read.
+        segment_ids: as in `hidden_states`, of the T tokens that are read. The loss across a segment's end is computed
+            as any other: mask it where it should not count.
+        hooks: what the caller has done inside.
     """
-    hidden = hidden_states(
-        graphdef,
-        params,
-        tokens_BxT1[:, :-1],
-        positions=positions,
-        segment_ids=segment_ids,
-        dropout_keys=dropout_keys,
-        block_transform=block_transform,
-        product=product,
+    hidden, aux = hidden_states(
+        graphdef, params, tokens_BxT1[:, :-1], positions=positions, segment_ids=segment_ids, hooks=hooks
     )
     weight, labels = output_weight(params), tokens_BxT1[:, 1:]
-    losses = cross_entropy(hidden, weight, labels, tile_tokens=tile_tokens, frozen_weight=frozen_head)
-    return losses, hidden
+    losses = cross_entropy(hidden, weight, labels, tile_tokens=hooks.tile_tokens, frozen_weight=hooks.frozen_head)
+    return Decoded(losses, hidden, aux)
 
 
 def remat_policy(name: str) -> Callable[..., bool]:

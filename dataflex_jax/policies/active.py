@@ -1,18 +1,14 @@
 """The policies of a run, built from its configuration."""
 
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dataflex_jax import config as configuration
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
-from dataflex_jax.policies.base import Mixer, Reference
-from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.selection.choosing import Selecting
-from dataflex_jax.selection.windows import Ordering
-from dataflex_jax.training import objective
-from dataflex_jax.training.objective import ScheduledWeighter
+from dataflex_jax.policies.base import Mixer, Order, Reference, Selector, Weighter
+from dataflex_jax.policies.schedule import Schedule, Scheduled
 
 
 class ActivePolicies(NamedTuple):
@@ -20,64 +16,81 @@ class ActivePolicies(NamedTuple):
 
     Attributes:
         mixer: the mixer; the static one where none is named.
-        schedule: when the mixer's weights are published.
-        selecting: the selector, or None.
-        ordering: the order, or None.
+        selector: the selector, where it chooses anything, or None.
+        order: the order, or None.
         weighters: the weighters.
-        reference: the model that some of them compare with, or None.
         by_domain: whether rows are drawn domain by domain; otherwise a selector or an order has the whole pool.
+        mixes: whether a mixer is named.
+        save_all_scores: whether selections keep the scores of all candidates.
     """
 
-    mixer: Mixer
-    schedule: Schedule
-    selecting: Selecting | None
-    ordering: Ordering | None
-    weighters: tuple[ScheduledWeighter, ...]
-    reference: Reference | None
+    mixer: Scheduled[Mixer]
+    selector: Scheduled[Selector] | None
+    order: Scheduled[Order] | None
+    weighters: tuple[Scheduled[Weighter], ...]
     by_domain: bool
+    mixes: bool
+    save_all_scores: bool
+
+    def needs(self, what: Hashable) -> bool:
+        """Whether one of them needs it."""
+        return any(what in policy.needs for policy in self._with_needs())
+
+    def _with_needs(self) -> Iterator[Mixer | Weighter | Selector]:
+        yield self.mixer.policy
+        yield from (weighter.policy for weighter in self.weighters)
+        if self.selector is not None:
+            yield self.selector.policy
 
     @property
-    def want_targets(self) -> bool:
-        """Whether a target set is needed."""
-        policies = (self.mixer, *(w.weighter for w in self.weighters), self.selecting and self.selecting.selector)
-        return any(policy is not None and "targets" in policy.needs for policy in policies)
+    def any_named(self) -> bool:
+        """Whether there is anything that decides."""
+        return self.mixes or bool(self.selector or self.order or self.weighters)
 
     def names(self) -> dict[str, str | None]:
         """Field of the configuration -> name."""
         return {
-            "selector.name": self.selecting and self.selecting.name,
-            "order.name": self.ordering and self.ordering.name,
+            "mixer.name": self.mixer.name if self.mixes else None,
+            "selector.name": self.selector and self.selector.name,
+            "order.name": self.order and self.order.name,
             "weighter.name": "+".join(weighter.name for weighter in self.weighters) or None,
         }
+
+    def reference(self) -> Reference | None:
+        """The reference model that they compare with.
+
+        Raises:
+            InputError: they want different ones.
+        """
+        policies = (self.mixer.policy, *(weighter.policy for weighter in self.weighters))
+        wanted = {policy.reference for policy in policies if policy.reference is not None}
+        if len(wanted) > 1:
+            named = " and ".join(f"{r.path!r} ({r.losses})" for r in sorted(wanted))
+            raise InputError(
+                f"config: the policies want different reference models, {named}; give all of them the same"
+            )
+        return next(iter(wanted), None)
 
 
 def active_policies(config: ConfigDict) -> ActivePolicies:
     """Builds what `config.mixer`, `.selector`, `.order` and `.weighter` name.
 
     Raises:
-        InputError: an unknown policy, or a value it refuses.
+        InputError: an unknown policy, a value it refuses, or policies that do not go together.
     """
-    schedule = configuration.schedule(config)
-    mixer, mixer_schedule = registry.build("mixer", configuration.mixer_section(config), schedule)
-    selecting = ordering = None
+    schedule = Schedule(config.warmup_step, config.update_step, config.update_times)
+    mixer = registry.build("mixer", config.mixer or registry.policy_config("mixer", "static"), schedule)
+    selector = order = None
     if config.selector:
-        selector, selector_schedule = registry.build("selector", config.selector, schedule)
-        if selector.score is not None:
-            keep = config.selector.save_all_scores
-            selecting = Selecting(config.selector.name, selector, selector_schedule, keep)
+        selector = registry.build("selector", config.selector, schedule)
+        selector = None if selector.policy.score is None else selector
     if config.order:
-        ordering = Ordering(config.order.name, *registry.build("order", config.order, schedule))
-        if ordering.order.scores == "selector" and selecting is None:
-            raise InputError('config.order.scores = "selector": needs a config.selector that scores')
-        given = [field for field in Schedule._fields if config.order.get(field) is not None]
-        if given and (selecting or not ordering.order.dynamic):
-            when = "each of the selector's choices" if selecting else "all rows, before the first step"
-            raise InputError(f"config.order.{given[0]}: not used, the order arranges {when}; leave it None")
+        order = registry.build("order", config.order, schedule)
+        _check_order(config.order, order.policy, selector)
     weighters = tuple(
-        ScheduledWeighter(section.name, *registry.build("weighter", section, schedule, option))
-        for option, section in configuration.weighter_sections(config).items()
+        registry.build("weighter", section, schedule, option) for option, section in weighter_sections(config).items()
     )
-    by_domain = config.mixer is not None or not (selecting or ordering)
+    by_domain = config.mixer is not None or not (selector or order)
     if not by_domain:
         if config.data.proportions is not None:
             raise InputError(
@@ -85,6 +98,26 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
                 "None, or name a mixer too, such as mixer=static"
             )
         # The static mixer that stands in has nothing to publish to a sampler that draws from the pool as a whole.
-        mixer_schedule = mixer_schedule._replace(update_times=0)
-    reference = objective.reference(mixer, weighters)
-    return ActivePolicies(mixer, mixer_schedule, selecting, ordering, weighters, reference, by_domain)
+        mixer = mixer._replace(schedule=mixer.schedule._replace(update_times=0))
+    save_all_scores = bool(config.selector and config.selector.save_all_scores)
+    policies = ActivePolicies(mixer, selector, order, weighters, by_domain, bool(config.mixer), save_all_scores)
+    policies.reference()
+    return policies
+
+
+def weighter_sections(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The section of each weighter, by its dotted name without "config."."""
+    if not config.weighter:
+        return {}
+    if "name" in config.weighter:
+        return {"weighter": config.weighter}
+    return {f"weighter.{name}": section for name, section in config.weighter.items()}
+
+
+def _check_order(section: ConfigDict, order: Order, selector: Scheduled[Selector] | None) -> None:
+    if order.scores == "selector" and selector is None:
+        raise InputError('config.order.scores = "selector": needs a config.selector that scores')
+    given = [field for field in Schedule._fields if section.get(field) is not None]
+    if given and (selector or not order.dynamic):
+        when = "each of the selector's choices" if selector else "all rows, before the first step"
+        raise InputError(f"config.order.{given[0]}: not used, the order arranges {when}; leave it None")

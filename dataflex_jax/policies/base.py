@@ -5,13 +5,13 @@ the hyperparameters and returns a NamedTuple of functions. The train step calls 
 one jitted function; selectors and orders decide between two steps.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from dataflex_jax.signals.projections import Projection
+from dataflex_jax.policies.signals import Embed, Signals
 
 PyTree = Any
 
@@ -62,20 +62,6 @@ class Reference(NamedTuple):
     losses: str
 
 
-class DomainGradients(NamedTuple):
-    """Inner products of the gradients of each domain's mean loss, on fresh training rows.
-
-    Attributes:
-        gram: <g_i, g_j>.
-        target: <g_i, g_target>, of the target set's mean loss; None without a target set.
-        learning_rate: of the coming step.
-    """
-
-    gram: Float[Array, "K K"]
-    target: Float[Array, " K"] | None
-    learning_rate: Float[Array, ""]
-
-
 class Mixer(NamedTuple):
     """Decides from which domain the next rows come.
 
@@ -91,9 +77,9 @@ class Mixer(NamedTuple):
         on_resume: (old state, fresh state) -> state, called where a run resumes with other proportions or further
             domains. Leaves of the old state whose leading axis is K arrive aligned with the new domains, with the fresh
             state's values where a domain is new. None: the fresh state.
-        refresh: (state, DomainGradients | None) -> state, jitted, called before each step at which the schedule
-            updates, for what is too expensive for every step; None: nothing to do.
-        needs: what `refresh` wants: "domain_gradients", and "targets" for those of the target set too.
+        refresh: (state, Signals) -> state, called before each step at which the schedule updates, for what is too
+            expensive for every step; None: nothing to do.
+        needs: what must be there for it, such as `TARGETS`.
         reference: the model of Observation.reference_losses; None: not wanted.
     """
 
@@ -104,8 +90,8 @@ class Mixer(NamedTuple):
     loss_mean: str = "tokens"
     average: Callable[[PyTree], Float[Array, " K"]] | None = None
     on_resume: Callable[[PyTree, PyTree], PyTree] | None = None
-    refresh: Callable[[PyTree, DomainGradients | None], PyTree] | None = None
-    needs: frozenset[str] = frozenset()
+    refresh: Callable[[PyTree, Signals], PyTree] | None = None
+    needs: frozenset[Hashable] = frozenset()
     reference: Reference | None = None
 
 
@@ -135,10 +121,6 @@ class RowObservation(NamedTuple):
     reference_losses: Float[Array, "B T"] | None = None
 
 
-# (last hidden states [B, T, D], 1 where an input is no padding [B, T]) -> [B, E]
-Embed = Callable[[Float[Array, "B T D"], Float[Array, "B T"]], Float[Array, "B E"]]
-
-
 class Weighter(NamedTuple):
     """Decides how much each row of a batch counts in its loss.
 
@@ -152,84 +134,17 @@ class Weighter(NamedTuple):
         refresh: (state, Signals) -> state, called when the warm-up is over and every `refresh_interval` steps after,
             e.g. to embed the target set under the current model; None: never.
         refresh_interval: steps between two refreshes.
-        needs: "targets" where `refresh` asks for the target set.
+        needs: what must be there for it, such as `TARGETS`.
         reference: the model of RowObservation.reference_losses; None: not wanted.
     """
 
     init: Callable[[int], PyTree]
     weigh: Callable[[PyTree, RowObservation], Float[Array, "B *T"]]
     embed: Embed | None = None
-    refresh: Callable[[PyTree, "Signals"], PyTree] | None = None
+    refresh: Callable[[PyTree, Signals], PyTree] | None = None
     refresh_interval: int = 1
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[Hashable] = frozenset()
     reference: Reference | None = None
-
-
-class Preconditioner(NamedTuple):
-    """How Adam's moments shape a candidate's gradient; see algorithm "less".
-
-    Attributes:
-        eps_mode: "outside": `m / (sqrt(v) + eps)`; "inside": `m / sqrt(v + eps)`.
-        bias_correction: whether to divide the moments by `1 - b^t`.
-    """
-
-    eps_mode: str = "outside"
-    bias_correction: bool = False
-
-
-class Signals(Protocol):
-    """What a selector or a weighter may ask of the model as it is now, in evaluation mode, by sweeps over whole sets.
-
-    The N candidates are the training rows, the M targets another set of rows in named groups. Each method runs over
-    one set ("candidates" or "targets") or over some of it (`ids`, places in the set), and gives one entry a row, in
-    order. Rows of non-finite losses give non-finite entries.
-
-    Attributes:
-        num_candidates: N.
-        num_targets: M; 0 without a target set.
-        target_groups: group of each target, in [0, number of groups).
-        group_names: of the groups; each has at least one target.
-        checkpoints: (weight, signals) of each model that is asked; only this one, with weight 1, while training.
-    """
-
-    num_candidates: int
-    num_targets: int
-    target_groups: Int[np.ndarray, " M"]
-    group_names: tuple[str, ...]
-    checkpoints: Sequence[tuple[float, "Signals"]]
-
-    def losses(self, which: str = "candidates", ids: Int[np.ndarray, " n"] | None = None) -> Float[np.ndarray, " n"]:
-        """Token-mean loss of each row in nats."""
-
-    def embeddings(
-        self, embed: Embed, which: str = "candidates", ids: Int[np.ndarray, " n"] | None = None
-    ) -> Float[np.ndarray, "n E"]:
-        """`embed` of each row's last hidden states."""
-
-    def gradients(
-        self,
-        projection: Projection,
-        which: str = "candidates",
-        ids: Int[np.ndarray, " n"] | None = None,
-        *,
-        adam: Preconditioner | None = None,
-        then: Callable[[Float[Array, "B P"], PyTree], Float[Array, "B *F"]] | None = None,
-        operand: PyTree = None,
-    ) -> Float[np.ndarray, "n *F"]:
-        """Each row's projected gradient of its token-mean loss, or `then(gradients, operand)`.
-
-        Args:
-            projection: from the trained parameters to P numbers; the same map for both sets.
-            which: the set.
-            ids: places in it; None: all.
-            adam: precondition by the optimizer's state; None: the plain gradient.
-            then: keeps only what is wanted of the P numbers; traced into the sweep, and compiled once if it is the same
-                function each time.
-            operand: arrays for `then`.
-
-        Raises:
-            InputError: `adam` without an Adam state.
-        """
 
 
 class Request(NamedTuple):
@@ -260,28 +175,40 @@ class Choice(NamedTuple):
     all_scores: Float[Array, " n"]
 
 
+class Evidence(NamedTuple):
+    """What a selector's choice depends on.
+
+    Attributes:
+        rows: arrays whose leading axis is the candidates'.
+        shared: further arrays, the same for all candidates.
+    """
+
+    rows: PyTree
+    shared: PyTree = None
+
+
 class Selector(NamedTuple):
     """Decides which examples come next.
 
-    Evidence is a pytree of arrays whose leading axis is the candidates'. Before `choose`, candidates with anything
-    non-finite in it are taken out; with a mixer, `choose` is called once a domain, with that domain's evidence.
+    Before `choose`, candidates with anything non-finite in their evidence are taken out; with a mixer, `choose` is
+    called once a domain, with the evidence of that domain's rows.
 
     Attributes:
-        score: (state, Signals, Request) -> (evidence, state); runs on the host and asks for sweeps. None, as `choose`
+        score: (state, Signals, Request) -> (Evidence, state); runs on the host and asks for sweeps. None, as `choose`
             then is: there is nothing to choose, and the plain pool goes on with its epochs.
-        choose: (evidence, Request, num) -> Choice of `num` distinct candidates unless `replacement`; jitted, `num`
+        choose: (Evidence, Request, num) -> Choice of `num` distinct candidates unless `replacement`; jitted, `num`
             static.
         init: Signals of the untrained model -> state, a dict of arrays that checkpoints hold; None: no state, {}.
         replacement: whether `choose` may take a candidate several times. Otherwise it is never asked for more than
             there are.
-        needs: "targets" where `score` asks for the target set.
+        needs: what must be there for `score`, such as `TARGETS`.
     """
 
-    score: Callable[[PyTree, Signals, Request], tuple[PyTree, PyTree]] | None
-    choose: Callable[[PyTree, Request, int], Choice] | None
+    score: Callable[[PyTree, Signals, Request], tuple[Evidence, PyTree]] | None
+    choose: Callable[[Evidence, Request, int], Choice] | None
     init: Callable[[Signals], PyTree] | None = None
     replacement: bool = False
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[Hashable] = frozenset()
 
 
 class Order(NamedTuple):

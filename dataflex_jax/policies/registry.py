@@ -27,7 +27,7 @@ from ml_collections import config_dict
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import mixers, orders, selectors, weighters
-from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.policies.schedule import Schedule, Scheduled
 
 _BUILTIN = {"mixer": mixers, "selector": selectors, "order": orders, "weighter": weighters}
 KINDS = tuple(_BUILTIN)
@@ -123,8 +123,8 @@ def policy_config(kind: str, name: str) -> ml_collections.ConfigDict:
 
 def build(
     kind: str, section: ml_collections.ConfigDict, schedule: Schedule, option: str | None = None
-) -> tuple[Any, Schedule]:
-    """Builds a policy and its schedule (the global `schedule` with the section's overrides).
+) -> Scheduled[Any]:
+    """Builds a policy with its schedule (the global `schedule` with the section's overrides).
 
     Args:
         kind: the kind of policy.
@@ -153,7 +153,7 @@ def build(
             )
     schedule = schedule._replace(**overrides)
     check_schedule(f"config.{option}.", schedule)
-    return checked(option, factory, **hyperparameters), schedule
+    return Scheduled(name, checked(option, factory, **hyperparameters), schedule)
 
 
 def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

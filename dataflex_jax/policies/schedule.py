@@ -1,9 +1,11 @@
 """When a policy's decision takes effect: the one schedule that every kind of policy shares."""
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
+
+Policy = TypeVar("Policy")
 
 
 class Schedule(NamedTuple):
@@ -33,3 +35,26 @@ class Schedule(NamedTuple):
         if self.update_times >= 0:
             index = jnp.minimum(index, self.update_times - 1)
         return jnp.where(since < 0, -1, index)
+
+    def active(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether the policy is at work in step `step`, from the warm-up to the end of the last update. Traceable."""
+        since = step - self.warmup_step
+        active = since >= 1
+        if self.update_times >= 0:
+            active &= since <= self.update_times * self.update_step
+        return active
+
+    def every(self, interval: int, step: int) -> bool:
+        """Whether what comes every `interval` steps while the policy is at work is due once `step` steps are done."""
+        since = step - self.warmup_step
+        if since < 0 or since % interval:
+            return False
+        return self.update_times < 0 or since < self.update_times * self.update_step
+
+
+class Scheduled(NamedTuple, Generic[Policy]):
+    """A policy at work: its name, what it does and when."""
+
+    name: str
+    policy: Policy
+    schedule: Schedule

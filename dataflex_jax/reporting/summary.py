@@ -6,32 +6,42 @@ from dataflex_jax.files import read_jsonl
 from dataflex_jax.reporting.hardware import peak_memory_bytes
 from dataflex_jax.reporting.page import write_report
 from dataflex_jax.reporting.plots import plot_run
-from dataflex_jax.reporting.run_folder import write_summary
-from dataflex_jax.training.job import Outcome
+from dataflex_jax.reporting.evaluations import evaluations
+from dataflex_jax.reporting.run_folder import RunRecords, write_summary
 
 
-def write_results(run_folder: Path, outcome: Outcome) -> None:
-    """Writes the final files of a run and prints where they are."""
-    evaluation = read_jsonl(run_folder / "eval.jsonl")[-1]
+def write_results(
+    run_folder: Path, *, steps: int, tokens_seen: int, tokens_per_second: float | None, mfu: float | None
+) -> None:
+    """Writes the final files of a run and prints where they are.
+
+    Args:
+        run_folder: with the lines that it wrote.
+        steps: optimizer steps done.
+        tokens_seen: tokens trained on, those that count in the loss.
+        tokens_per_second: over the last steps; None where unknown.
+        mfu: over the last steps; None where unknown.
+    """
+    held_out = ([{}] + evaluations(RunRecords.load(run_folder)))[-1]
     last = read_jsonl(run_folder / "metrics.jsonl")[-1]
     memory = peak_memory_bytes()
     write_summary(
         run_folder,
         {
-            "steps": outcome.step,
-            "tokens_seen": outcome.tokens_seen,
+            "steps": steps,
+            "tokens_seen": tokens_seen,
             "loss": last["loss"],
-            "held_out": {"overall": evaluation["overall"], "domains": evaluation["domains"]},
+            "held_out": {"overall": held_out.get("overall"), "domains": held_out.get("domains", {})},
             "domain_epochs": last["domain_epochs"],
-            "tokens_per_second": outcome.tokens_per_second,
-            "mfu": outcome.mfu,
+            "tokens_per_second": tokens_per_second,
+            "mfu": mfu,
             "peak_memory": memory._asdict(),
         },
     )
     plots = plot_run(run_folder)
     report = write_report([run_folder], run_folder / "report.html")
-    if evaluation["overall"]:
-        print(f"Held-out loss {evaluation['overall']['nll']:.4f} nats/token after {outcome.step} steps.")
+    if held_out.get("overall"):
+        print(f"Held-out loss {held_out['overall']['nll']:.4f} nats/token after {steps} steps.")
     print(f"Results: {run_folder}/summary.json, metrics.jsonl, policy.jsonl, eval.jsonl, checkpoints/")
     print(f"Plots:   {', '.join(str(plot) for plot in plots)}")
     print(f"Report:  {report}")

@@ -12,19 +12,11 @@ from jaxtyping import Int64
 
 from dataflex_jax.data.pool import Group, Pool
 from dataflex_jax.errors import TrainingError
-from dataflex_jax.policies.base import Choice, Request, Selector, Signals
-from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
+from dataflex_jax.policies.schedule import Scheduled
+from dataflex_jax.policies.signals import Signals
 
 logger = logging.getLogger(__name__)
-
-
-class Selecting(NamedTuple):
-    """A selector at work: its name, when it decides, and whether all scores are kept."""
-
-    name: str
-    selector: Selector
-    schedule: Schedule
-    save_all_scores: bool
 
 
 class Chosen(NamedTuple):
@@ -49,14 +41,15 @@ class Chooser:
     """Asks a selector for its choice.
 
     Args:
-        selecting: the selector.
+        selector: whose choice.
         pool: the candidates.
         groups: parts of the pool to choose from, each by itself.
     """
 
-    def __init__(self, selecting: Selecting, pool: Pool, groups: Sequence[Group]):
-        self._selecting, self._pool, self._groups = selecting, pool, groups
-        self._choose = jax.jit(selecting.selector.choose, static_argnums=2)
+    def __init__(self, selector: Scheduled[Selector], pool: Pool, groups: Sequence[Group]):
+        self._name, self._selector = selector.name, selector.policy
+        self._pool, self._groups = pool, groups
+        self._choose = jax.jit(self._selector.choose, static_argnums=2)
         self._said: set[str] = set()
 
     def choose(
@@ -67,19 +60,18 @@ class Chooser:
         Raises:
             TrainingError: a group without any finite candidate.
         """
-        selector = self._selecting.selector
-        evidence, state = selector.score(state, signals, request)
+        evidence, state = self._selector.score(state, signals, request)
         finite = np.ones(self._pool.num_rows, bool)
-        for leaf in jax.tree.leaves(evidence):
+        for leaf in jax.tree.leaves(evidence.rows):
             if jnp.issubdtype(leaf.dtype, jnp.inexact):
                 finite &= np.isfinite(leaf).reshape(len(finite), -1).all(axis=1)
         all_scores = np.full(self._pool.num_rows, np.nan, np.float32)
         parts, scores = [], []
         for number, (group, count) in enumerate(zip(self._groups, counts, strict=True)):
             members = group.start + np.flatnonzero(finite[group.start : group.stop])
-            part = jax.tree.map(lambda leaf, rows=members: np.asarray(leaf)[rows], evidence)
+            part = jax.tree.map(lambda leaf, rows=members: np.asarray(leaf)[rows], evidence.rows)
             in_group = request._replace(key=jax.random.fold_in(request.key, number))
-            choice = self._chosen(part, in_group, group, len(members), count)
+            choice = self._chosen(evidence._replace(rows=part), in_group, group, len(members), count)
             ids = members[np.asarray(choice.ids)]
             all_scores[members] = choice.all_scores
             repeats = np.arange(count) % len(ids)
@@ -93,10 +85,10 @@ class Chooser:
             self._say("not finite", message)
         return Chosen(np.concatenate(parts), np.concatenate(scores), all_scores, slices, not_finite), state
 
-    def _chosen(self, evidence: Any, request: Request, group: Group, available: int, count: int) -> Choice:
+    def _chosen(self, evidence: Evidence, request: Request, group: Group, available: int, count: int) -> Choice:
         if available == 0:
             raise TrainingError(f"{group.name}: no candidate has a finite loss or gradient; nothing can be selected")
-        if count > available and not self._selecting.selector.replacement:
+        if count > available and not self._selector.replacement:
             self._say(
                 group.name,
                 f"{group.name}: {count} examples wanted of {available}; each is taken once before any is taken again.",
@@ -107,7 +99,7 @@ class Chooser:
     def _say(self, about: str, message: str) -> None:
         """Once: the figures change from update to update, and policy.jsonl has them."""
         if about not in self._said:
-            logger.warning("%s: %s", self._selecting.name, message)
+            logger.warning("%s: %s", self._name, message)
         self._said.add(about)
 
 

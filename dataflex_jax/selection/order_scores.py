@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.base import Signals
+from dataflex_jax.policies.signals import Losses, Signals
 
 _FIELD = "field:"
 _ACCEPTED = '"loss", "selector", "field:NAME", or a .npy or .jsonl file with one score a candidate'
@@ -32,7 +32,7 @@ def order_scores(
     if not source:
         return np.zeros(pool.num_rows if ids is None else len(ids), np.float32)
     if source == "loss":
-        return signals.losses("candidates", ids)
+        return signals.candidates.sweep(Losses(), ids)
     values = _field(source, pool) if source.startswith(_FIELD) else _file(Path(source), pool.num_rows)
     return values if ids is None else values[ids]
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from dataflex_jax.policies.signals import Preconditioner
+
 PyTree = Any
 EPS_MODES = ("outside", "inside")
 
@@ -41,6 +43,28 @@ class Moments:
     eps: float
     eps_mode: str = "outside"
     bias_correction: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AdamState:
+    """The state of an optimizer that has Adam in it, and Adam's constants.
+
+    Attributes:
+        opt_state: of any optax chain.
+        b1: as the optimizer has it; so are `b2` and `eps`.
+        b2: see `b1`.
+        eps: see `b1`.
+    """
+
+    opt_state: PyTree
+    b1: float = dataclasses.field(metadata={"static": True})
+    b2: float = dataclasses.field(metadata={"static": True})
+    eps: float = dataclasses.field(metadata={"static": True})
+
+    def moments(self, preconditioner: Preconditioner) -> Moments:
+        """The moments in it, to be used as `preconditioner` says."""
+        return adam_moments(self.opt_state, b1=self.b1, b2=self.b2, eps=self.eps, **preconditioner._asdict())
 
 
 def adam_moments(

@@ -8,42 +8,33 @@ whole batch runs as in training, without `jax.vmap`.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.models import decoder, lora
+from dataflex_jax.data.batch import Batch
+from dataflex_jax.models import lora
+from dataflex_jax.models.decoder import Hooks
+from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import BATCH_AXES, constrain
 from dataflex_jax.signals.projections import Projection, kronecker_signs
 from dataflex_jax.signals.rows import LAYERS, ExampleLoss
 
-PyTree = Any
-
 
 def kronecker_features(
-    graphdef: nnx.GraphDef,
-    projection: Projection,
-    paths: tuple[str, ...],
-    loss: ExampleLoss,
-    params: PyTree,
-    frozen: PyTree | None,
-    rows: dict[str, Array],
+    model: Model, projection: Projection, paths: tuple[str, ...], loss: ExampleLoss, rows: Batch
 ) -> Float[Array, "B dim"]:
     """sum over matrices of P_in^T (sum_t a_t d_t^T) P_out, flattened; every matrix and layer has factors of its own.
 
     All matrices add to the same `dim` numbers: apart, each would have a share only, and the error would be no smaller.
 
     Args:
-        graphdef: the model's static part.
+        model: whose gradients.
         projection: `dim` and `seed` of the map.
         paths: of the matrices.
         loss: of a row.
-        params: those that are trained.
-        frozen: the others.
-        rows: what `loss` reads.
+        rows: the batch's.
 
     Raises:
         ValueError: a path that is not a linear layer's in the blocks.
@@ -55,17 +46,10 @@ def kronecker_features(
         image = image.reshape(image.shape[0], -1) / math.sqrt(p_in.shape[1] * p_out.shape[1])
         return jnp.pad(image, ((0, 0), (0, projection.dim - image.shape[1])))
 
-    return _summed(graphdef, paths, summarize, (projection.dim,), loss, params, frozen, rows)
+    return _summed(model, paths, summarize, (projection.dim,), loss, rows)
 
 
-def squared_norms(
-    graphdef: nnx.GraphDef,
-    paths: tuple[str, ...],
-    loss: ExampleLoss,
-    params: PyTree,
-    frozen: PyTree | None,
-    rows: dict[str, Array],
-) -> Float[Array, " B"]:
+def squared_norms(model: Model, paths: tuple[str, ...], loss: ExampleLoss, rows: Batch) -> Float[Array, " B"]:
     """|sum_t a_t d_t^T|^2 = sum_{s,t} <a_s, a_t> <d_s, d_t>, summed over the matrices (Goodfellow 2015,
     https://arxiv.org/abs/1510.01799; Li et al. 2022, https://arxiv.org/abs/2110.05679, for sequences).
 
@@ -75,10 +59,10 @@ def squared_norms(
     def summarize(path, inputs, gradients, layer):
         return jnp.sum(_matmul("bti,bsi->bts", inputs, inputs) * _matmul("bto,bso->bts", gradients, gradients), (1, 2))
 
-    return _summed(graphdef, paths, summarize, (), loss, params, frozen, rows)
+    return _summed(model, paths, summarize, (), loss, rows)
 
 
-def _summed(graphdef, paths, summarize, shape, loss, params, frozen, rows):
+def _summed(model, paths, summarize, shape, loss, rows):
     """The sum over `paths` and layers of summarize(path, inputs, output gradients, layer): [B, *shape]."""
     for path in paths:
         if not (path.startswith(LAYERS) and path.endswith(("/kernel", *lora.FACTORS))):
@@ -89,11 +73,10 @@ def _summed(graphdef, paths, summarize, shape, loss, params, frozen, rows):
             path = f"{LAYERS}{path}"
             return _observed(partial(summarize, path), x, weight, tap, layer) if path in paths else x @ weight
 
-        model = lora.combine(frozen, params)
-        token_losses, _ = decoder.token_losses(graphdef, model, rows["tokens"], product=product, frozen_head=True)
-        return jnp.sum(jax.vmap(loss)(token_losses, rows))
+        decoded = model.token_losses(rows, Hooks(product=product, frozen_head=True))
+        return jnp.sum(jax.vmap(loss)(decoded.losses, rows))
 
-    tap = jnp.zeros((rows["tokens"].shape[0], *shape), jnp.float32)
+    tap = jnp.zeros((rows.num_rows, *shape), jnp.float32)
     return jax.grad(summed_loss)(constrain(tap, BATCH_AXES, *(None,) * len(shape)))
 
 

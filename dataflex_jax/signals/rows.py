@@ -8,28 +8,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.lora import FACTORS
 from dataflex_jax.models.loss import TILE_TOKENS
 from dataflex_jax.sharding import BATCH_AXES
 
 PyTree = Any
 Select = Callable[[str], bool]
-ExampleLoss = Callable[[Float[Array, " T"], dict[str, Array]], Float[Array, ""]]
+# (token losses, the row) -> its loss
+ExampleLoss = Callable[[Float[Array, " T"], Batch], Float[Array, ""]]
 
 LAYERS = "layers/"
-_ARRAYS = ("tokens", "mask", "token_weights")
 
 
-def row_loss(token_losses: Float[Array, " T"], row: dict[str, Array]) -> Float[Array, ""]:
-    """The mean over the row's targets, 0 without any; the weighted sum where the row has token_weights."""
-    if "token_weights" in row:
-        return jnp.sum(row["token_weights"] * token_losses)
-    return jnp.sum(row["mask"] * token_losses) / jnp.maximum(jnp.sum(row["mask"]), 1.0)
+def row_loss(token_losses: Float[Array, " T"], row: Batch) -> Float[Array, ""]:
+    """The mean over the row's targets, 0 without any."""
+    return jnp.sum(row.mask * token_losses) / jnp.maximum(jnp.sum(row.mask), 1.0)
 
 
-def row_arrays(batch: dict[str, Array], example_loss: ExampleLoss | None = None) -> dict[str, Array]:
-    """The arrays that a row's loss reads: all of them where it is the caller's own."""
-    return dict(batch) if example_loss is not None else {name: batch[name] for name in _ARRAYS if name in batch}
+def alone(row: Batch) -> Batch:
+    """A row under `jax.vmap` as a batch of one."""
+    return jax.tree.map(lambda leaf: leaf[None], row)
 
 
 def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Int64
 from tqdm import tqdm
 
-from dataflex_jax.data.loader import Batch, Loader
+from dataflex_jax.data.batch import Batch
+from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import bucket_of
 from dataflex_jax.sharding import replicated
@@ -63,7 +64,7 @@ class Sweeper:
         memory: int | None = None,
         poll: Callable[[], None] = lambda: None,
     ):
-        self._mesh, self._rows, self._memory, self._poll = mesh, rows, memory, poll
+        self.mesh, self._rows, self._memory, self._poll = mesh, rows, memory, poll
         self._shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self._jitted: dict[RowFunction, Any] = {}
         self._compiled: dict[tuple, Any] = {}
@@ -154,11 +155,11 @@ class Sweeper:
         return self._shards * (most if fit >= most else 2 ** (fit.bit_length() - 1))
 
     def _executable(self, compiled_for, operands, batch):
-        shapes = tuple((name, value.shape) for name, value in sorted(batch.items()))
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         key, function = (*compiled_for, shapes), compiled_for[0]
         if key not in self._compiled:
             if function not in self._jitted:
-                self._jitted[function] = jax.jit(function, out_shardings=replicated(self._mesh))
+                self._jitted[function] = jax.jit(function, out_shardings=replicated(self.mesh))
             self._compiled[key] = self._jitted[function].lower(operands, batch).compile()
         return self._compiled[key]
 
@@ -174,4 +175,4 @@ class Sweeper:
 def _load(rows: Source, ids: np.ndarray, places: np.ndarray, size: int) -> Batch:
     padded = np.full(size, -1, np.int64)
     padded[: len(places)] = ids[places]
-    return rows.loader.load(padded, np.ones(1, np.float32))
+    return rows.loader.load(padded)

@@ -8,32 +8,31 @@ import numpy as np
 
 from dataflex_jax.data.sampler import SamplerState
 from dataflex_jax.policies.active import ActivePolicies
-from dataflex_jax.policies.base import DomainGradients, Signals
+from dataflex_jax.policies.signals import Signals
 from dataflex_jax.selection.windows import Selection
-from dataflex_jax.training.step import TrainState
+from dataflex_jax.training.state import TrainState
 
 
 class Updates:
     """Asks the policies, between two steps, what they decide there.
 
+    Attributes:
+        selection: the selector and the order; None: neither.
+
     Args:
         policies: of the run.
-        selection: the selector and the order; None: neither.
-        signals_of: the signals of a state's model.
-        gradients: (state, step) -> DomainGradients, for mixers that want them.
+        selection: as above.
+        signals_of: (state, steps done) -> the signals of the state's model.
     """
 
     def __init__(
         self,
         policies: ActivePolicies,
         selection: Selection | None,
-        signals_of: Callable[[TrainState], Signals],
-        gradients: Callable[[TrainState, int], DomainGradients],
+        signals_of: Callable[[TrainState, int], Signals],
     ):
-        self._policies, self._selection = policies, selection
-        self._signals_of, self._gradients = signals_of, gradients
-        refresh = policies.mixer.refresh
-        self._refresh_mixer = jax.jit(refresh) if refresh else None
+        self.selection = selection
+        self._policies, self._signals_of = policies, signals_of
 
     def between(self, step: int, state: TrainState, planned: SamplerState) -> tuple[TrainState, list[dict[str, Any]]]:
         """Once `step` steps are done and before the next one is planned.
@@ -41,32 +40,38 @@ class Updates:
         Returns:
             The state for the next step, and lines for policy.jsonl.
         """
-        records = []
-        due = [scheduled.refreshes(step) for scheduled in self._policies.weighters]
-        if any(due):
-            signals = self._signals_of(state)
-            weighters = tuple(
-                scheduled.weighter.refresh(old, signals) if now else old
-                for scheduled, old, now in zip(self._policies.weighters, state.weighters, due, strict=True)
-            )
-            state = state._replace(weighters=jax.tree.map(_from_host, weighters, state.weighters))
-            records += [
-                {"step": step, "policy": scheduled.name, "refreshed": signals.num_targets}
-                for scheduled, now in zip(self._policies.weighters, due, strict=True)
-                if now
-            ]
-        if self._selection is not None:
+        state, records = self._refreshed_weighters(step, state)
+        if self.selection is not None:
             # Last of what a request to stop can interrupt: once made, its state must not be saved without its line.
-            record = self._selection.between(step, state, planned)
+            record = self.selection.between(step, planned, state.key, lambda: self._signals_of(state, step))
             records += [record] if record else []
-        if self._refresh_mixer is not None and self._policies.schedule.is_update(step + 1):
-            wanted = "domain_gradients" in self._policies.mixer.needs
-            gradients = self._gradients(state, step) if wanted else None
-            mixer = self._refresh_mixer(state.mixer, gradients)
-            state = state._replace(
-                mixer=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), mixer, state.mixer)
-            )
+        mixer = self._policies.mixer
+        if mixer.policy.refresh is not None and mixer.schedule.is_update(step + 1):
+            refreshed = mixer.policy.refresh(state.mixer, self._signals_of(state, step))
+            placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), refreshed, state.mixer)
+            state = state._replace(mixer=placed)
         return state, records
+
+    def _refreshed_weighters(self, step: int, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
+        weighters = self._policies.weighters
+        due = [
+            weighter.policy.refresh is not None and weighter.schedule.every(weighter.policy.refresh_interval, step)
+            for weighter in weighters
+        ]
+        if not any(due):
+            return state, []
+        signals = self._signals_of(state, step)
+        refreshed = tuple(
+            weighter.policy.refresh(old, signals) if now else old
+            for weighter, old, now in zip(weighters, state.weighters, due, strict=True)
+        )
+        seen = signals.targets.num_rows if signals.targets else 0
+        records = [
+            {"step": step, "policy": weighter.name, "refreshed": seen}
+            for weighter, now in zip(weighters, due, strict=True)
+            if now
+        ]
+        return state._replace(weighters=jax.tree.map(_from_host, refreshed, state.weighters)), records
 
 
 def _from_host(new: Any, old: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.training.step import PyTree, TrainState
+from dataflex_jax.training.state import PyTree, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -203,24 +203,3 @@ def _check_folder(folder: Path) -> None:
             raise InputError(
                 f"{folder}: not a folder of checkpoints (it holds {entry.name!r}); choose another --workdir"
             )
-
-
-def locate(path: str | Path) -> tuple[Path, int]:
-    """Resolves a `--checkpoint` option: a run folder (its newest step) or the folder of one step.
-
-    Returns:
-        The run folder and the step.
-
-    Raises:
-        InputError: it is neither.
-    """
-    path = Path(path).absolute()
-    if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
-        return path.parent.parent, int(path.name)
-    if not (path / FOLDER).is_dir():
-        raise InputError(f"--checkpoint={path}: neither a run folder (with {FOLDER}/) nor a step's folder in one")
-    with Checkpoints(path, writable=False) as checkpoints:
-        step = checkpoints.latest()
-    if step is None:
-        raise InputError(f"--checkpoint={path}: no complete checkpoint in {path / FOLDER}")
-    return path, step

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.proportions import normalised
 
+WEIGHTS_FILE = "domain_weights.json"  # in a run folder
 FIELDS = ("proportions", "initial_proportions", "sampling", "prior")
 
 

@@ -1,47 +1,133 @@
-"""Held-out loss per domain."""
+"""Evaluators: what is measured of the model on the way. The held-out loss by domain is one; plugins register others.
 
-import functools
+    @register_evaluator("accuracy")
+    def accuracy(context):
+        def run(model):
+            ...
+            return {"split": "accuracy", "domains": {"algebra": {"accuracy": 0.4}}, "overall": {"accuracy": 0.4}}
+
+        return Evaluator("accuracy", context.config.eval_every, run)
+
+`config.evaluators` names those that a run uses.
+"""
+
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
+from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.loader import held_out_batches
-from dataflex_jax.training.step import PyTree, eval_step
+from dataflex_jax.data.text.tokenizer import Tokenizer
+from dataflex_jax.errors import InputError
+from dataflex_jax.models.model import Model
+from dataflex_jax.training.step import domain_statistics
+
+Evaluation = dict[str, Any]
 
 
-def make_evaluate(
-    graphdef: nnx.GraphDef, domains: Sequence[Domain], batch_size: int, max_rows: int, mesh: Mesh
-) -> Callable[[PyTree], dict[str, Any]]:
-    """A function from parameters to the record of eval.jsonl (without the step).
+class Evaluator(NamedTuple):
+    """Something that is measured of a model.
 
-    Per domain and overall: nll [nats a token], perplexity = exp(nll), bits_per_byte (of UTF-8 text), tokens (that
-    count in the loss). Domains without held-out rows are left out.
+    Attributes:
+        name: of what is measured.
+        every: optimizer steps between two times; 0: only after the last step, when all evaluators run.
+        run: model -> a line of eval.jsonl without the step: "split" (the name of what was measured), "domains" ({group:
+            {metric: number}}, may be empty) and "overall" ({metric: number}, or None).
+    """
 
-    Args:
-        graphdef: the model's static part.
-        domains: the K domains.
-        batch_size: rows a batch.
-        max_rows: rows a domain, at most, from the start of its held-out split.
+    name: str
+    every: int
+    run: Callable[[Model], Evaluation]
+
+
+class EvaluationContext(NamedTuple):
+    """What an evaluator may use.
+
+    Attributes:
+        config: of the run.
+        domains: its data.
+        tokenizer: of them.
         mesh: the devices.
     """
-    step = jax.jit(functools.partial(eval_step, graphdef, len(domains)))
 
-    def evaluate(params: PyTree) -> dict[str, Any]:
-        batches = held_out_batches(domains, batch_size, max_rows, mesh)
-        sums = jax.device_get([step(params, batch) for batch in batches])
-        nll, tokens = (sum((s[i] for s in sums), start=np.zeros(len(domains))) for i in range(2))
+    config: ConfigDict
+    domains: Sequence[Domain]
+    tokenizer: Tokenizer
+    mesh: Mesh
+
+    @property
+    def rows_a_batch(self) -> int:
+        """Rows that the devices take at a time while training."""
+        return self.config.data.batch_size // self.config.data.grad_accumulation
+
+
+MakeEvaluator = Callable[[EvaluationContext], Evaluator]
+_EVALUATORS: dict[str, MakeEvaluator] = {}
+
+
+def register_evaluator(name: str) -> Callable[[MakeEvaluator], MakeEvaluator]:
+    """Registers the function that makes an evaluator of a run.
+
+    Raises:
+        InputError: another one has the name.
+    """
+
+    def add(make: MakeEvaluator) -> MakeEvaluator:
+        known = _EVALUATORS.get(name)
+        if known is not None and known.__module__ != make.__module__:
+            raise InputError(f"evaluator {name!r} of {make.__module__} is already registered by {known.__module__}")
+        _EVALUATORS[name] = make
+        return make
+
+    return add
+
+
+def evaluators(context: EvaluationContext) -> tuple[Evaluator, ...]:
+    """Those that `config.evaluators` names.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    for name in context.config.evaluators:
+        if name not in _EVALUATORS:
+            raise InputError(
+                f"config.evaluators: unknown evaluator {name!r}; known: {', '.join(sorted(_EVALUATORS))} "
+                "(config.plugins adds your own)"
+            )
+    return tuple(_EVALUATORS[name](context) for name in context.config.evaluators)
+
+
+@register_evaluator("held_out")
+def held_out(context: EvaluationContext) -> Evaluator:
+    """Held-out loss per domain and overall, on at most `config.eval_rows` rows a domain.
+
+    nll [nats a token], perplexity = exp(nll), bits_per_byte (of UTF-8 text), tokens (that count in the loss). Domains
+    without held-out rows are left out.
+    """
+    domains, max_rows = context.domains, context.config.eval_rows
+
+    @jax.jit
+    def sums(model: Model, batch: Batch) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
+        statistics = domain_statistics(model.token_losses(batch).losses, batch, len(domains))
+        return statistics.loss * statistics.tokens, statistics.tokens
+
+    def run(model: Model) -> Evaluation:
+        batches = held_out_batches(domains, context.rows_a_batch, max_rows, context.mesh)
+        found = jax.device_get([sums(model, batch) for batch in batches])
+        nll, tokens = (sum((pair[i] for pair in found), start=np.zeros(len(domains))) for i in range(2))
         return _record(domains, nll, tokens)
 
-    return evaluate
+    return Evaluator("held_out", context.config.eval_every, run)
 
 
-def _record(domains: Sequence[Domain], nll_sums: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
+def _record(domains: Sequence[Domain], nll_sums: np.ndarray, tokens: np.ndarray) -> Evaluation:
     byte_counts = [n * domain.valid.bytes_per_target for n, domain in zip(tokens, domains, strict=True)]
     figures = {
         domain.name: _figures(nll, n, num_bytes)

@@ -3,26 +3,26 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
-from dataflex_jax.data.domains import Domain
-from dataflex_jax.data.loader import Batch, Loader
-from dataflex_jax.data.pool import Pool
-from dataflex_jax.data.sampler import Sampler, SamplerState
-from dataflex_jax.data.window import Sequences
-from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.selection.windows import Selection
+from dataflex_jax.data.batch import Batch
+from dataflex_jax.data.loader import Loader
+from dataflex_jax.policies.active import ActivePolicies
+from dataflex_jax.reporting.run_log import LogSettings
+from dataflex_jax.selection.windows import Draws, Selection
+from dataflex_jax.training.between import Updates
 from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.evaluation import Evaluator
+from dataflex_jax.training.ledger import Publishing
 from dataflex_jax.training.resume import Identity
-from dataflex_jax.training.step import PyTree, TrainState
+from dataflex_jax.training.state import PyTree, TrainState
 
 
 class Cadence(NamedTuple):
-    """How often things happen, in optimizer steps; 0 for `evaluate` means only after the last."""
+    """How often things happen, in optimizer steps."""
 
     train_step: int
-    log: int
-    evaluate: int
     checkpoint: int
 
 
@@ -30,59 +30,66 @@ class Job(NamedTuple):
     """What a run consists of, put together by assembly.py.
 
     Attributes:
+        policies: at work.
         step: the jitted train step, `(state, batch) -> (state, metrics)`, state donated.
-        evaluate: parameters -> record for eval.jsonl.
-        between: what policies decide between two steps; see `Updates.between`.
-        selection: the part of it that checkpoints hold beside the state, or None.
-        stop_requested: whether to save and stop, the same answer at the same step on every host.
-        sampler: draws plans.
-        sequences: turns plans into rows.
+        model: parameters -> the model.
+        updates: what policies decide between two steps.
+        evaluators: what is evaluated on the way.
+        draws: where rows come from.
         loader: turns rows into batches.
-        pool: the training rows.
-        domains: the K domains.
-        mixer: the mixer's name, or None where it is off.
-        policies: whether policy.jsonl is written.
-        average: the mixer's state -> proportions for later runs, or None.
-        schedule: when the mixer's weights are published.
-        lag: further steps until they take effect.
-        cadence: when to log, evaluate and save.
+        publishing: when the mixer's weights take effect.
+        cadence: when to stop and to save.
+        log: what the run writes.
         identity: what checkpoints remember.
         checkpoints: of the run.
-        flops_per_token: of the model, forward and backward.
-        peak_flops: of all devices together; None where unknown.
-        tensorboard: whether to write TensorBoard events.
-        wandb_project: Weights & Biases project, or None.
+        stop_requested: whether to save and stop, the same answer at the same step on every host.
     """
 
+    policies: ActivePolicies
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, PyTree]]]
-    evaluate: Callable[[PyTree], dict[str, Any]]
-    between: Callable[[int, TrainState, SamplerState], tuple[TrainState, list[dict[str, Any]]]]
-    selection: Selection | None
-    stop_requested: Callable[[int], bool]
-    sampler: Sampler
-    sequences: Sequences
+    model: Callable[[PyTree], Any]
+    updates: Updates
+    evaluators: Sequence[Evaluator]
+    draws: Draws
     loader: Loader
-    pool: Pool
-    domains: Sequence[Domain]
-    mixer: str | None
-    policies: bool
-    average: Callable[[PyTree], Float[Array, " K"]] | None
-    schedule: Schedule
-    lag: int
+    publishing: Publishing
     cadence: Cadence
+    log: LogSettings
     identity: Identity
     checkpoints: Checkpoints
-    flops_per_token: float
-    peak_flops: float | None
-    tensorboard: bool
-    wandb_project: str | None
+    stop_requested: Callable[[int], bool]
+
+    @property
+    def selection(self) -> Selection | None:
+        """What a selector or an order has decided."""
+        return self.updates.selection
+
+    @property
+    def average(self) -> Callable[[PyTree], Float[Array, " K"]] | None:
+        """The mixer's state -> proportions for later runs, or None."""
+        return self.policies.mixer.policy.average
 
 
 class Outcome(NamedTuple):
-    """How a run ended: the last step done, whether it was asked to stop before the end, and the last rates."""
+    """How a run ended.
+
+    Attributes:
+        step: the last one done.
+        preempted: whether it was asked to stop before the end.
+        tokens_seen: tokens trained on, those that count in the loss.
+        tokens_per_second: over the last steps; None where unknown.
+        mfu: over the last steps; None where unknown.
+    """
 
     step: int
     preempted: bool
-    tokens_seen: int
-    tokens_per_second: float | None
-    mfu: float | None
+    tokens_seen: int = 0
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+
+
+def start_fetch(metrics: dict[str, PyTree]) -> dict[str, PyTree]:
+    """The metrics, on their way to the host."""
+    for leaf in jax.tree.leaves(metrics):
+        leaf.copy_to_host_async()
+    return metrics

@@ -1,51 +1,40 @@
 """What a run trains: the model, what of it is frozen, the optimizer, and the state that training begins from."""
 
-import dataclasses
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import optax
-from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from dataflex_jax.data.text.tokenizer import Tokenizer
-from dataflex_jax.models import lora
-from dataflex_jax.models.config import ModelConfig
-from dataflex_jax.models.hf.resolve import model_config
+from dataflex_jax.models.model import Model
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import ActivePolicies
-from dataflex_jax.sharding import shardings
 from dataflex_jax.training import optim
-from dataflex_jax.training.step import PyTree, TrainState, abstract_state, init_state
-from dataflex_jax.training.weights import Base, open_base, starting_params
+from dataflex_jax.training.state import PyTree, Start, TrainState
+from dataflex_jax.training.weights import Base, open_base, resolved_model, starting_params, trained_of
 
 
 class Learner(NamedTuple):
     """What a run trains.
 
     Attributes:
-        model: its shape.
-        base: the frozen parameters of a run with adapters; None where all are trained.
-        optimizer: optax transformation.
-        learning_rate: the schedule inside it.
-        mixer: the mixer's initial state.
-        init: (key, the trained parameters to start from or None) -> the model's static part and a fresh state.
-        graphdef: the model's static part.
+        start: the model's shape, the optimizer and the policies' initial states.
+        base: the frozen parameters; None where all are trained.
+        learning_rate: the schedule inside the optimizer.
         abstract: shapes, dtypes and shardings of the state.
     """
 
-    model: ModelConfig
+    start: Start
     base: Base | None
-    optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
-    mixer: PyTree
-    init: Callable[[PRNGKeyArray, PyTree | None], tuple[nnx.GraphDef, TrainState]]
-    graphdef: nnx.GraphDef
     abstract: TrainState
+
+    @property
+    def model(self) -> Model:
+        """Its shape."""
+        return self.start.model
 
     @property
     def frozen(self) -> PyTree | None:
@@ -54,17 +43,13 @@ class Learner(NamedTuple):
 
 
 def make_learner(
-    config: ConfigDict,
-    tokenizer: Tokenizer,
-    policies: ActivePolicies,
-    proportions: Float[Array, " K"],
-    mesh: Mesh,
+    config: ConfigDict, vocab_size: int, policies: ActivePolicies, proportions: Float[Array, " K"], mesh: Mesh
 ) -> Learner:
     """Builds what the configuration says to train; reads frozen parameters, if there are any, but no others.
 
     Args:
         config: of the run.
-        tokenizer: of the run.
+        vocab_size: of its tokenizer.
         policies: of the run, whose states are part of what a step changes.
         proportions: the mixer's, at the start.
         mesh: the devices.
@@ -72,15 +57,14 @@ def make_learner(
     Raises:
         InputError: a model that cannot be resolved, a base that cannot be read, or proportions that a mixer refuses.
     """
-    model = dataclasses.replace(model_config(config.model, tokenizer), lora=lora.lora_config(config.lora))
-    base = open_base(config, model, mesh)
-    mixer = registry.checked("mixer", policies.mixer.init, proportions)
-    weighters = tuple(scheduled.weighter.init(model.hidden_size) for scheduled in policies.weighters)
+    model = resolved_model(config, vocab_size)
+    trained = trained_of(model, config.model.trainable)
+    base = open_base(config, model, trained, mesh)
+    mixer = registry.checked("mixer", policies.mixer.policy.init, proportions)
+    weighters = tuple(weighter.policy.init(model.hidden_size) for weighter in policies.weighters)
     learning_rate = optim.learning_rate(config.optim, config.train_step)
-    optimizer = optim.adamw(config.optim, learning_rate)
-    init = functools.partial(init_state, model, optimizer, mixer, weighters)
-    graphdef, abstract = abstract_state(init, mesh)
-    return Learner(model, base, optimizer, learning_rate, mixer, init, graphdef, abstract)
+    start = Start(Model.shape(model), trained, optim.adamw(config.optim, learning_rate), mixer, weighters)
+    return Learner(start, base, learning_rate, start.abstract(mesh))
 
 
 def fresh_state(learner: Learner, config: ConfigDict) -> TrainState:
@@ -89,10 +73,7 @@ def fresh_state(learner: Learner, config: ConfigDict) -> TrainState:
     Raises:
         InputError: weights that cannot be read or do not fit.
     """
-    pretrained = starting_params(config, learner.model, learner.base, learner.abstract.params)
-    start = jax.jit(
-        lambda key, params: learner.init(key, params)[1],
-        out_shardings=shardings(learner.abstract),
-        donate_argnums=1,
-    )
-    return start(jax.random.key(config.seed), pretrained)
+    named = None if config.model.from_scratch else config.model.name_or_path
+    adapter = config.lora.name_or_path
+    params = starting_params(learner.model.config, learner.abstract.params, config.seed, named, adapter, learner.base)
+    return learner.start.placed(jax.random.key(config.seed), learner.abstract, params)

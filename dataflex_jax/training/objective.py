@@ -13,36 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from dataflex_jax.errors import InputError
-from dataflex_jax.policies.base import Mixer, Reference, RowObservation, Weighter
-from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.data.batch import Batch
+from dataflex_jax.policies.base import Mixer, RowObservation, Weighter
+from dataflex_jax.policies.schedule import Scheduled
 
 PyTree = Any
-Batch = dict[str, jax.Array]
+Weighters = tuple[Scheduled[Weighter], ...]
 _TINY = 1e-30
-
-
-class ScheduledWeighter(NamedTuple):
-    """A weighter, its name and when it is at work."""
-
-    name: str
-    weighter: Weighter
-    schedule: Schedule
-
-    def steps_since_warmup(self, step: Int[Array, ""]) -> tuple[Int[Array, ""], Array]:
-        """(steps since the warm-up, from 1; whether the weighter weighs step number `step`)."""
-        since = step - self.schedule.warmup_step
-        active = since >= 1
-        if self.schedule.update_times >= 0:
-            active &= since <= self.schedule.update_times * self.schedule.update_step
-        return since, active
-
-    def refreshes(self, step: int) -> bool:
-        """Whether the weighter's state is to be refreshed once `step` steps are done."""
-        since = step - self.schedule.warmup_step
-        if self.weighter.refresh is None or since < 0 or since % self.weighter.refresh_interval:
-            return False
-        return self.schedule.update_times < 0 or since < self.schedule.update_times * self.schedule.update_step
 
 
 class Forward(NamedTuple):
@@ -72,36 +49,16 @@ class Weights(NamedTuple):
 
 
 def embeddings(
-    weighters: tuple[ScheduledWeighter, ...], hidden: Float[Array, "B T D"], batch: Batch
+    weighters: Weighters, hidden: Float[Array, "B T D"], batch: Batch
 ) -> tuple[Float[Array, "B E"] | None, ...]:
     """What each weighter wants of the last hidden states."""
-    hidden, inputs = jax.lax.stop_gradient(hidden), real_inputs(batch)
-    return tuple(None if w.weighter.embed is None else w.weighter.embed(hidden, inputs) for w in weighters)
-
-
-def real_inputs(batch: Batch) -> Float[Array, "B T"]:
-    """1 where an input is no padding."""
-    if "lengths" not in batch:
-        return jnp.ones(batch["mask"].shape, jnp.float32)
-    return (jnp.arange(batch["mask"].shape[1]) < batch["lengths"][:, None]).astype(jnp.float32)
-
-
-def reference(mixer: Mixer, weighters: tuple[ScheduledWeighter, ...]) -> Reference | None:
-    """The reference model that the policies compare with.
-
-    Raises:
-        InputError: they want different ones.
-    """
-    wanted = {p.reference for p in (mixer, *(w.weighter for w in weighters)) if p.reference is not None}
-    if len(wanted) > 1:
-        named = " and ".join(f"{r.path!r} ({r.losses})" for r in sorted(wanted))
-        raise InputError(f"config: the policies want different reference models, {named}; give all of them the same")
-    return next(iter(wanted), None)
+    hidden, inputs = jax.lax.stop_gradient(hidden), batch.real_inputs
+    return tuple(None if w.policy.embed is None else w.policy.embed(hidden, inputs) for w in weighters)
 
 
 def weigh(
     mixer: Mixer,
-    weighters: tuple[ScheduledWeighter, ...],
+    weighters: Weighters,
     mixer_state: PyTree,
     weighter_states: tuple[PyTree, ...],
     batch: Batch,
@@ -116,14 +73,13 @@ def weigh(
         weighters: their weights are multiplied; the product has the product of their means.
         mixer_state: of the mixer.
         weighter_states: of the weighters.
-        batch: mask [B, T], domain [B], drawn_with [K].
+        batch: its mask, domains and number of domains are read.
         forward: of these rows.
         step: number of the step, from 1.
         key: the run's policy key.
     """
-    mask = batch["mask"]
-    row_tokens = jnp.sum(mask, axis=1)
-    domains = _domain_weights(mixer, mixer_state, batch, row_tokens)[batch["domain"]]
+    mask, row_tokens = batch.mask, batch.row_tokens
+    domains = _domain_weights(mixer, mixer_state, batch, row_tokens)[batch.domain]
     rows, kept = _rows_and_tokens(weighters, weighter_states, batch, forward, step, key)
     if rows is None:
         # The loss is a mean over tokens: over all, or over those that were kept.
@@ -142,34 +98,33 @@ def weigh(
 
 def _domain_weights(mixer: Mixer, state: PyTree, batch: Batch, row_tokens: Float[Array, " B"]) -> Float[Array, " K"]:
     """The weight of each domain's tokens."""
-    num_domains = batch["drawn_with"].shape[0]
+    num_domains = batch.drawn_with.shape[0]
     if mixer.loss_weights is None:
         return jnp.ones(num_domains)
     weights = mixer.loss_weights(state)
     if mixer.loss_mean == "tokens":
         return weights
-    member = batch["domain"][:, None] == jnp.arange(num_domains)
+    member = batch.domain[:, None] == jnp.arange(num_domains)
     return weights / jnp.maximum(jnp.sum(member * row_tokens[:, None], axis=0), 1.0)
 
 
 def _rows_and_tokens(weighters, states, batch, forward, step, key):
     """The weighters' weights of the rows [B] and of the tokens [B, T]; None where no weighter gives such."""
-    mask, rows, kept = batch["mask"], [], []
+    mask, rows, kept = batch.mask, [], []
     losses = jnp.sum(mask * forward.token_losses, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0)
     for scheduled, state, embedded in zip(weighters, states, forward.embeddings, strict=True):
-        since, active = scheduled.steps_since_warmup(step)
         seen = RowObservation(
             step=step,
-            steps_since_warmup=since,
+            steps_since_warmup=step - scheduled.schedule.warmup_step,
             key=key,
             losses=losses,
             token_losses=forward.token_losses,
             mask=mask,
-            domains=batch["domain"],
+            domains=batch.domain,
             embeddings=embedded,
             reference_losses=forward.reference_losses,
         )
-        weights = jnp.where(active, scheduled.weighter.weigh(state, seen), 1.0)
+        weights = jnp.where(scheduled.schedule.active(step), scheduled.policy.weigh(state, seen), 1.0)
         (rows if weights.ndim == 1 else kept).append(weights)
     product = math.prod(rows) if rows else None
     if len(rows) > 1:

@@ -6,14 +6,13 @@ parameters or the cursors mean something else.
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int64
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from dataflex_jax.data import sampler
@@ -23,29 +22,18 @@ from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.hf.resolve import describe, described_config
-from dataflex_jax.policies.base import Mixer, PyTree
-from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.policies.active import ActivePolicies
+from dataflex_jax.policies.base import Mixer
+from dataflex_jax.policies.schedule import Scheduled
 from dataflex_jax.training.checkpoint import Checkpoints
-from dataflex_jax.training.step import TrainState
+from dataflex_jax.training.ledger import Position
+from dataflex_jax.training.state import Start, TrainState
 
 logger = logging.getLogger(__name__)
 
 
 POOL = ("pool",)  # the one group of rows, where a selector or an order has the whole pool
-
-
-class Position(NamedTuple):
-    """Where a run stands beside its TrainState.
-
-    Attributes:
-        sampler: what is drawn next.
-        tokens_seen: tokens trained on so far, those that count in the loss.
-        rows_seen: rows of each domain trained on so far, int64 [K].
-    """
-
-    sampler: SamplerState
-    tokens_seen: int
-    rows_seen: Int64[np.ndarray, " K"]
+_TRAINABLE = "model.trainable"
 
 
 class Identity(NamedTuple):
@@ -53,7 +41,8 @@ class Identity(NamedTuple):
 
     Attributes:
         fields: configuration fields (dotted, without "config.") and their values.
-        stores: the content key of each domain's rows store, in the order of the domains.
+        stores: the content key of each domain's rows store, in the order of the domains; none of imported weights,
+            which any run may go on from.
         initial_weights: what the mixer draws with before its first update, by domain.
         base: "name" and "weights" (a fingerprint) of the frozen parameters; None where all are trained.
         by_domain: whether the sampler draws domain by domain; otherwise from the pool as a whole.
@@ -75,29 +64,44 @@ def identify(
     model: ModelConfig,
     tokenizer: Tokenizer,
     domains: Sequence[Domain],
+    policies: ActivePolicies,
     initial_weights: Float[Array, " K"],
-    policies: Mapping[str, str | None],
     base: dict[str, str] | None = None,
-    *,
-    by_domain: bool = True,
 ) -> Identity:
-    """The identity of the run as it is configured now; `policies` are names of policies by field."""
+    """The identity of the run as it is configured now.
+
+    Args:
+        config: of the run.
+        model: its model.
+        tokenizer: of its data.
+        domains: its data.
+        policies: of the run.
+        initial_weights: what the mixer draws with before its first update.
+        base: identity of the frozen parameters, if there are any.
+    """
     names = [domain.name for domain in domains]
     return Identity(
         fields={
-            **{f"model.{name}": value for name, value in describe(model).items()},
-            **_lora_fields(model.lora),
-            "data.tokenizer": tokenizer.fingerprint,
+            **model_fields(model, config.model.trainable, tokenizer),
             "data.seq_len": config.data.seq_len,
             "seed": config.seed,
-            "mixer.name": config.mixer.name if config.mixer else None,
-            **policies,
+            **policies.names(),
         },
         stores={domain.name: domain.key for domain in domains},
         initial_weights=dict(zip(names, np.asarray(initial_weights, np.float64).tolist(), strict=True)),
         base=base,
-        by_domain=by_domain,
+        by_domain=policies.by_domain,
     )
+
+
+def model_fields(model: ModelConfig, trainable: Sequence[str] | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The fields of an identity that say what the parameters are."""
+    return {
+        **{f"model.{name}": value for name, value in describe(model).items()},
+        **({} if trainable is None else {_TRAINABLE: list(trainable)}),
+        **_lora_fields(model.lora),
+        "data.tokenizer": tokenizer.fingerprint,
+    }
 
 
 def _lora_fields(lora: LoraConfig | None) -> dict[str, Any]:
@@ -113,16 +117,15 @@ def saved_model(saved: dict[str, Any], model: ConfigDict) -> ModelConfig:
     def section(prefix: str) -> dict[str, Any]:
         return {name.removeprefix(prefix): v for name, v in saved["fields"].items() if name.startswith(prefix)}
 
-    lora = section("lora.")
-    return dataclasses.replace(described_config(section("model."), model), lora=LoraConfig(**lora) if lora else None)
+    lora, shape = section("lora."), section("model.")
+    shape.pop("trainable", None)
+    return dataclasses.replace(described_config(shape, model), lora=LoraConfig(**lora) if lora else None)
 
 
-def with_saved_tokenizer(data: ConfigDict, run_folder: Path) -> ConfigDict:
-    """`config.data` with the tokenizer that the run trained for itself: further domains would train another one."""
-    data = data.copy_and_resolve_references()
-    if data.tokenizer.startswith("train:"):
-        data.tokenizer = str(run_folder / "tokenizer")
-    return data
+def saved_trainable(saved: dict[str, Any]) -> tuple[str, ...] | None:
+    """The patterns of the parameters that a checkpoint's run trains, from its JSON part; None: all, or adapters."""
+    patterns = saved["fields"].get(_TRAINABLE)
+    return None if patterns is None else tuple(patterns)
 
 
 def beginning(identity: Identity) -> Position:
@@ -148,7 +151,7 @@ def check(saved: dict[str, Any], identity: Identity) -> None:
     Raises:
         InputError: names the first mismatch.
     """
-    for name in saved["fields"] | identity.fields:
+    for name in saved["fields"] if is_imported(saved) else saved["fields"] | identity.fields:
         before, now = saved["fields"].get(name), identity.fields.get(name)
         if before != now:
             raise InputError(
@@ -160,6 +163,11 @@ def check(saved: dict[str, Any], identity: Identity) -> None:
                 f"domain {name!r}: its text, tokenizer or held-out split is not what the checkpoint was trained on; "
                 "use a new --workdir"
             )
+
+
+def is_imported(saved: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds weights alone, brought in from elsewhere, by its JSON part."""
+    return not saved["stores"]
 
 
 def check_base(saved: dict[str, Any], base: dict[str, str] | None) -> None:
@@ -177,13 +185,7 @@ def check_base(saved: dict[str, Any], base: dict[str, str] | None) -> None:
 
 
 def restore(
-    checkpoints: Checkpoints,
-    step: int,
-    identity: Identity,
-    mixer: Mixer,
-    schedule: Schedule,
-    abstract: TrainState,
-    fresh: PyTree,
+    checkpoints: Checkpoints, step: int, identity: Identity, mixer: Scheduled[Mixer], start: Start, abstract: TrainState
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from.
 
@@ -192,9 +194,8 @@ def restore(
         step: which one.
         identity: of the run as it is configured now.
         mixer: the mixer as configured now.
-        schedule: its schedule.
-        abstract: shapes, dtypes and shardings of the TrainState as configured now.
-        fresh: the mixer's initial state as configured now.
+        start: what the run would start from.
+        abstract: shapes, dtypes and shardings of its state.
 
     Raises:
         InputError: the checkpoint belongs to another model, tokenizer or data.
@@ -202,6 +203,9 @@ def restore(
     saved = checkpoints.read_run(step)
     check(saved, identity)
     check_base(saved, identity.base)
+    if is_imported(saved):
+        params = checkpoints.read_parts(step, params=abstract.params)["params"]
+        return start.placed(jax.random.key(identity.fields["seed"]), abstract, params), beginning(identity)
     names, saved_names = tuple(identity.stores), tuple(saved["stores"])
     if saved_names != names and any(identity.fields.get(f"{kind}.name") for kind in ("selector", "order")):
         raise InputError(
@@ -217,13 +221,14 @@ def restore(
 
     logger.info("Proportions before: %s; now: %s.", saved["initial_weights"], identity.initial_weights)
     source = np.array([saved_names.index(name) if name in saved_names else -1 for name in names])
+    policy, fresh = mixer.policy, start.mixer
     aligned = jax.tree.map(lambda old, new: _aligned(old, new, source), state.mixer, fresh)
-    adapted = mixer.on_resume(aligned, fresh) if mixer.on_resume is not None else fresh
+    adapted = policy.on_resume(aligned, fresh) if policy.on_resume is not None else fresh
     state = state._replace(mixer=jax.tree.map(_placed, adapted, abstract.mixer))
     if not identity.by_domain:
         return state, position
-    in_effect = adapted if step >= schedule.warmup_step else fresh
-    weights = np.asarray(mixer.sampling_weights(in_effect), np.float64)
+    in_effect = adapted if step >= mixer.schedule.warmup_step else fresh
+    weights = np.asarray(policy.sampling_weights(in_effect), np.float64)
     position = position._replace(sampler=position.sampler._replace(weights=weights / weights.sum(), pending=()))
     return state, position
 

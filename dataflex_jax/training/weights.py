@@ -1,36 +1,58 @@
-"""The parameters of a run: those it does not train, and those of a checkpoint, which holds only what is trained."""
+"""Where a model's parameters come from: a run, a Hugging Face checkpoint, or the seed.
+
+`open_model` takes any of them. A run's checkpoint holds only what the run trained; what it did not train is read again
+from where the run had it.
+"""
 
 import dataclasses
-from typing import NamedTuple
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
+from dataflex_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import decoder, lora
-from dataflex_jax.models.config import ModelConfig
-from dataflex_jax.models.hf import peft
+from dataflex_jax.models import decoder, layout, lora, parts
+from dataflex_jax.models.config import LoraConfig, ModelConfig
+from dataflex_jax.models.hf import config as hf_config
+from dataflex_jax.models.hf import folders, peft
+from dataflex_jax.models.hf.resolve import model_config
 from dataflex_jax.models.hf.weights import load_params
-from dataflex_jax.sharding import placed, shardings
-from dataflex_jax.training import optim, resume
-from dataflex_jax.training.checkpoint import Checkpoints
-from dataflex_jax.training.step import initial_keys
+from dataflex_jax.models.model import Model
+from dataflex_jax.sharding import make_mesh, shardings
+from dataflex_jax.signals.moments import AdamState
+from dataflex_jax.training import optim, resume, run_config
+from dataflex_jax.training.checkpoint import FOLDER, Checkpoints
+from dataflex_jax.training.state import initial_keys
+
+Trained = Callable[[str], bool] | None
+
+
+class RunStep(NamedTuple):
+    """A checkpoint of a run."""
+
+    folder: Path
+    step: int
 
 
 class Base(NamedTuple):
-    """The frozen parameters of a LoRA run, and what tells them from others.
+    """The frozen parameters of a run, and what tells them from others.
 
     Attributes:
-        params: in `config.lora.base_dtype`, on the mesh.
-        name: hub id or folder, or "random weights".
+        params: on the mesh.
+        name: where they come from, or "random weights".
         weights: their dtype and fingerprint; the seed where they are random, as devices round these differently.
     """
 
-    params: PyTree
+    params: PyTree[Array]
     name: str
     weights: str
 
@@ -39,138 +61,331 @@ class Base(NamedTuple):
         return {"name": self.name, "weights": self.weights}
 
 
-def open_base(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Base | None:
-    """The frozen base of a run with adapters: read from `config.model.name_or_path`, or drawn from the seed.
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model from somewhere, with what belongs to it.
 
-    Drawn ones are those that the run without adapters starts from. None where all parameters are trained.
+    Attributes:
+        source: as it was given.
+        model: on the mesh.
+        mesh: the devices.
+        tokenizer_source: where its tokenizer is, as a value of `config.data.tokenizer`.
+        run: the run's checkpoint that it comes from; None: a Hugging Face checkpoint.
+        config: of that run.
+        saved: the JSON part of that checkpoint.
+        adam: the optimizer's state, where it was asked for and there is one.
+    """
+
+    source: str
+    model: Model
+    mesh: Mesh
+    tokenizer_source: str
+    run: RunStep | None = None
+    config: ConfigDict | None = None
+    saved: dict[str, Any] | None = None
+    adam: AdamState | None = None
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Text to the model's token ids and back."""
+        return load_tokenizer(self.tokenizer_source, texts=lambda: iter(()), cache_dir=self.tokenizer_source)
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a Hugging Face checkpoint becomes a model; a run's is as the run had it.
+
+    Attributes:
+        dtype: of the forward and backward pass.
+        param_dtype: of the parameters.
+        remat: what the backward pass recomputes.
+        attention: "auto", "xla" or "cudnn".
+        lora: fresh adapters on it; None: none.
+        trainable: patterns of the parameters that are trained; None: all, or the adapters alone.
+        seed: of fresh adapters.
+    """
+
+    dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    remat: str = "full"
+    attention: str = "auto"
+    lora: LoraConfig | None = None
+    trainable: tuple[str, ...] | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "How":
+        """As a run with this configuration would have it."""
+        model = config.model
+        run = {name: model[name] for name in ("dtype", "param_dtype", "remat", "attention", "trainable")}
+        return cls(**run, lora=lora.lora_config(config.lora), seed=config.seed)
+
+
+def locate(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
+    """The checkpoint of a run that `source` names: a run folder (its newest step) or the folder of one step.
+
+    None for a Hugging Face checkpoint: a folder or a hub id.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    path = Path(source).expanduser().absolute()
+    if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
+        return RunStep(path.parent.parent, int(path.name))
+    if (path / FOLDER).is_dir():
+        with Checkpoints(path, writable=False) as checkpoints:
+            step = checkpoints.latest()
+        if step is None:
+            raise InputError(f"{_given(option, path)}: no complete checkpoint in {path / FOLDER}")
+        return RunStep(path, step)
+    if path.is_dir() and ((path / peft.CONFIG).is_file() or _is_model(path / folders.CONFIG)):
+        return None
+    if not path.exists() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
+        return None
+    raise InputError(
+        f"{_given(option, path)}: neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging Face "
+        "checkpoint (a folder or a hub id)"
+    )
+
+
+def _given(option: str, value: str | Path) -> str:
+    return f"{option}={value}" if option.startswith("--") else f"{option} = {str(value)!r}"
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        return "model_type" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def open_model(
+    source: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    option: str = "--checkpoint",
+    how: How | None = None,
+    optimizer: bool = False,
+    frozen: bool = True,
+) -> Opened:
+    """The model of a run folder (its newest step), of one step's folder, of a Hugging Face folder or hub id.
+
+    A folder in PEFT's format is a model with adapters on the base that it names.
+
+    Args:
+        source: which one.
+        mesh: the devices; None: all, with the parameters split over them.
+        option: what the user set to `source`, for messages.
+        how: what becomes of a Hugging Face checkpoint.
+        optimizer: read the optimizer's state too.
+        frozen: False: leave out the parameters that were not trained.
+
+    Raises:
+        InputError: it cannot be read, or what it was trained on is missing or has changed since.
+    """
+    mesh = make_mesh({"fsdp": -1}) if mesh is None else mesh
+    with jax.set_mesh(mesh):
+        run = locate(source, option)
+        if run is None:
+            return _open_pretrained(str(source), mesh, option, how or How())
+        return _open_run(str(source), run, mesh, optimizer=optimizer, frozen=frozen)
+
+
+def _open_run(source: str, run: RunStep, mesh: Mesh, *, optimizer: bool, frozen: bool) -> Opened:
+    config = run_config.read(run.folder)
+    with Checkpoints(run.folder, writable=False) as checkpoints:
+        saved = checkpoints.read_run(run.step)
+        model = Model.shape(resume.saved_model(saved, config.model))
+        trained = trained_of(model.config, resume.saved_trainable(saved))
+        shapes = {"params": trained_shapes(model, trained)}
+        if optimizer:
+            made = optim.adamw(config.optim, optim.learning_rate(config.optim, config.train_step))
+            shapes["opt_state"] = jax.eval_shape(made.init, shapes["params"])
+        read = checkpoints.read_parts(run.step, **layout.placed(mesh, shapes))
+    base = open_base(config, model.config, trained, mesh) if frozen else None
+    resume.check_base(saved, base and base.identity())
+    adam = None
+    if optimizer:
+        adam = AdamState(read["opt_state"], config.optim.b1, config.optim.b2, config.optim.eps)
+    model = model.having(read["params"], base and base.params)
+    return Opened(source, model, mesh, str(run.folder / "tokenizer"), run, config, saved, adam)
+
+
+def _open_pretrained(source: str, mesh: Mesh, option: str, how: How) -> Opened:
+    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG, "tokenizer*", "*.jinja"], option)
+    base, adapter, tokenizer = source, None, source
+    if (folder / peft.CONFIG).is_file():
+        dtype = how.lora.base_dtype if how.lora else how.param_dtype
+        configured, named = peft.read_lora_config(source, option, dtype)
+        if named is None:
+            raise InputError(f"{folder / peft.CONFIG}: does not name its base")
+        base, adapter, how = named, source, dataclasses.replace(how, lora=configured)
+        tokenizer = source if (folder / "tokenizer_config.json").is_file() else named
+    shape = folders.read_config(folders.local_folder(base, [folders.CONFIG], option))
+    run = {name: getattr(how, name) for name in ("dtype", "param_dtype", "remat", "attention", "lora")}
+    config = hf_config.from_hf(shape, **run)
+    trained = trained_of(config, how.trainable)
+    frozen = None if trained is None else read_base(base, config, trained, mesh, option)
+    shape = Model.shape(config)
+    abstract = layout.placed(mesh, trained_shapes(shape, trained))
+    params = starting_params(config, abstract, how.seed, base, adapter, frozen, option=option, adapter_option=option)
+    return Opened(source, shape.having(params, frozen and frozen.params), mesh, tokenizer)
+
+
+def trained_of(config: ModelConfig, patterns: Sequence[str] | None) -> Trained:
+    """Which parameters of a model are trained, by path; None: all.
+
+    Raises:
+        InputError: a pattern that matches no parameter.
+    """
+    return parts.trained_paths(_shapes(config), patterns)
+
+
+def trained_shapes(model: Model, trained: Trained) -> PyTree:
+    """Shapes and dtypes of the trained parameters."""
+    shapes = _shapes(model.config)
+    return shapes if trained is None else parts.split(shapes, trained)[1]
+
+
+@functools.cache
+def _shapes(config: ModelConfig) -> PyTree:
+    return jax.eval_shape(lambda key: decoder.create(config, key)[1], jax.random.key(0))
+
+
+def resolved_model(config: ConfigDict, vocab_size: int) -> ModelConfig:
+    """The model that a configuration asks for, with its adapters; `name_or_path` may be a run.
+
+    Raises:
+        InputError: no such model, or one that is incomplete, unsupported or too small for the tokenizer.
+    """
+    shape, named = None, config.model.name_or_path
+    if named is not None and (run := locate(named, "config.model.name_or_path")) is not None:
+        with Checkpoints(run.folder, writable=False) as checkpoints:
+            saved = checkpoints.read_run(run.step)
+        shape = hf_config.to_hf(dataclasses.replace(resume.saved_model(saved, config.model), lora=None))
+    model = model_config(config.model, vocab_size, shape)
+    return dataclasses.replace(model, lora=lora.lora_config(config.lora))
+
+
+def open_base(config: ConfigDict, model: ModelConfig, trained: Trained, mesh: Mesh) -> Base | None:
+    """The parameters that a run does not train: from `config.model.name_or_path`, or drawn from the seed.
+
+    Drawn ones are those that a run which trains all of them starts from. None where all are trained.
 
     Raises:
         InputError: weights that cannot be read or do not fit `model`.
     """
-    if model.lora is None:
+    if trained is None:
         return None
-    dtype = jnp.dtype(model.lora.base_dtype)
-    plain = dataclasses.replace(model, lora=None)
+    if not config.model.from_scratch:
+        return read_base(config.model.name_or_path, model, trained, mesh, "config.model.name_or_path")
+    dtype = _frozen_dtype(model)
 
     def draw(key):
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), decoder.create(plain, initial_keys(key)[0])[1])
+        params = decoder.create(dataclasses.replace(model, lora=None), initial_keys(key)[0])[1]
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), parts.split(params, trained)[0])
 
     key = jax.random.key(config.seed)
-    abstract = placed(mesh, jax.eval_shape(draw, key))
-    if config.model.from_scratch:
-        return Base(jax.jit(draw, out_shardings=shardings(abstract))(key), "random weights", f"seed {config.seed}")
-    params = load_params(config.model.name_or_path, abstract)
-    return Base(params, config.model.name_or_path, f"{dtype} {lora.fingerprint(params)}")
+    abstract = layout.placed(mesh, jax.eval_shape(draw, key))
+    return Base(jax.jit(draw, out_shardings=shardings(abstract))(key), "random weights", f"seed {config.seed}")
 
 
-def starting_params(config: ConfigDict, model: ModelConfig, base: Base | None, abstract: PyTree) -> PyTree | None:
-    """What a fresh run starts to train from: weights or an adapter that the configuration names; None: random ones.
+def read_base(name: str, model: ModelConfig, trained: Callable[[str], bool], mesh: Mesh, option: str) -> Base:
+    """The parameters of a checkpoint that are not to be trained.
+
+    Raises:
+        InputError: weights that cannot be read or do not fit `model`.
+    """
+    dtype = _frozen_dtype(model)
+    shapes, _ = parts.split(_shapes(dataclasses.replace(model, lora=None)), trained)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    params = read_weights(name, layout.placed(mesh, shapes), option, model=model)
+    return Base(params, name, f"{dtype} {parts.fingerprint(params)}")
+
+
+def _frozen_dtype(model: ModelConfig) -> jnp.dtype:
+    return jnp.dtype(model.param_dtype if model.lora is None else model.lora.base_dtype)
+
+
+def starting_params(
+    model: ModelConfig,
+    abstract: PyTree,
+    seed: int,
+    weights: str | None,
+    adapter: str | None,
+    base: Base | None,
+    *,
+    option: str = "config.model.name_or_path",
+    adapter_option: str = "config.lora.name_or_path",
+) -> PyTree | None:
+    """The trained parameters that a fresh run starts from; None: all of them random.
 
     Args:
-        config: of the run.
-        model: as the configuration resolves it.
-        base: of the run.
-        abstract: shapes, dtypes and shardings of the parameters that are trained.
+        model: with its adapters, if any.
+        abstract: shapes, dtypes and shardings of the trained parameters.
+        seed: of the run, from which fresh adapters are drawn.
+        weights: the checkpoint of all others; None: random ones.
+        adapter: a PEFT adapter to start from; None: a fresh one.
+        base: the frozen parameters beside them.
+        option: what the user set to `weights`, for messages.
+        adapter_option: what the user set to `adapter`.
 
     Raises:
         InputError: they cannot be read or do not fit.
     """
-    if base is not None:
-        adapter, option = config.lora.name_or_path, "config.lora.name_or_path"
-        return None if adapter is None else peft.load_adapter(adapter, model, option, base.name, base.weights)
-    return None if config.model.from_scratch else load_params(config.model.name_or_path, abstract)
+    if weights is None and adapter is None:
+        return None
+    others, adapters = parts.split(abstract, parts.is_adapter)
+    if adapter is not None:
+        drawn = peft.load_adapter(adapter, model, adapter_option, base.name, base.weights)
+        drawn = jax.tree.map(lambda value, like: jax.device_put(value, like.sharding), drawn, adapters)
+    elif adapters:
+        # Under jit nothing but the adapters is drawn.
+        draw = jax.jit(
+            lambda key: parts.split(decoder.create(model, initial_keys(key)[0])[1], parts.is_adapter)[1],
+            out_shardings=shardings(adapters),
+        )
+        drawn = draw(jax.random.key(seed))
+    else:
+        drawn = {}
+    if not others:
+        return drawn
+    if weights is None:
+        raise InputError(f"{adapter_option} = {adapter!r}: needs weights for the other parameters that are trained")
+    return parts.combined(read_weights(weights, others, option, model=model), drawn)
 
 
-def read_checkpoint(
-    checkpoints: Checkpoints, step: int, trained: ConfigDict, mesh: Mesh
-) -> tuple[ModelConfig, nnx.GraphDef, PyTree]:
-    """The model of a checkpoint with all its parameters, adapters beside their base, on the mesh.
+def read_weights(name: str, abstract: PyTree, option: str, *, model: ModelConfig) -> PyTree[Array]:
+    """Parameters of a checkpoint, a run's or Hugging Face's, in the shapes, dtypes and shardings of `abstract`.
 
-    Args:
-        checkpoints: of the run.
-        step: which one.
-        trained: the run's own configuration.
-        mesh: the devices.
-
-    Raises:
-        InputError: a checkpoint that cannot be read, or a base that is missing or has changed since.
-    """
-    saved = checkpoints.read_run(step)
-    model = resume.saved_model(saved, trained.model)
-    graphdef, shapes = jax.eval_shape(lambda key: decoder.create(model, key), jax.random.key(0))
-    if model.lora is None:
-        return model, graphdef, checkpoints.read_parts(step, params=placed(mesh, shapes))["params"]
-    base = open_base(trained, model, mesh)
-    resume.check_base(saved, base.identity())
-    _, adapters, _ = read_adapters(checkpoints, step, trained, mesh)
-    return model, graphdef, lora.combine(base.params, adapters)
-
-
-class Trained(NamedTuple):
-    """A checkpoint's model as it was being trained.
-
-    Attributes:
-        graphdef: its static part.
-        params: the trained parameters.
-        frozen: those beside them; None where all are trained.
-        opt_state: the optimizer's state.
-    """
-
-    graphdef: nnx.GraphDef
-    params: PyTree
-    frozen: PyTree | None
-    opt_state: PyTree
-
-
-def read_trained(
-    checkpoints: Checkpoints, step: int, trained: ConfigDict, mesh: Mesh, base: Base | None = None
-) -> Trained:
-    """The trained parameters of a checkpoint apart from the frozen ones, with the optimizer's state, on the mesh.
+    Of a run with adapters these are merged into it.
 
     Args:
-        checkpoints: of the run.
-        step: which one.
-        trained: the run's own configuration.
-        mesh: the devices.
-        base: the run's, where it is open already.
+        name: as for `open_model`.
+        abstract: all parameters without adapters, or a part of them.
+        option: what the user set to `name`, for messages.
+        model: what they are for.
 
     Raises:
-        InputError: a checkpoint that cannot be read, or a base that is missing or has changed since.
+        InputError: they cannot be read, or do not fit.
     """
-    saved = checkpoints.read_run(step)
-    model = resume.saved_model(saved, trained.model)
-    base = base or open_base(trained, model, mesh)
-    resume.check_base(saved, base and base.identity())
-    optimizer = optim.adamw(trained.optim, optim.learning_rate(trained.optim, trained.train_step))
+    if locate(name, option) is None:
+        return load_params(name, abstract, option, part=len(jax.tree.leaves(abstract)) < _num_leaves(model))
+    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+    whole = open_model(name, mesh, option=option).model.without_adapters().whole()
+    wanted = set(parts.paths(abstract))
+    _, found = parts.split(whole, lambda path: path in wanted)
+    for path, leaf in parts.leaves(abstract):
+        theirs = dict(parts.leaves(found)).get(path)
+        if theirs is None or theirs.shape != leaf.shape:
+            has = "does not have it" if theirs is None else f"has {list(theirs.shape)} there"
+            raise InputError(f"{_given(option, name)}: {path} is {list(leaf.shape)} in this run, and the model {has}")
+    cast = jax.jit(
+        lambda tree: jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, abstract),
+        out_shardings=shardings(abstract),
+    )
+    return cast(found)
 
-    def shapes(key):
-        params = decoder.create(model, key)[1]
-        params = params if model.lora is None else lora.split(params)[1]
-        return {"params": params, "opt_state": optimizer.init(params)}
 
-    abstract = placed(mesh, jax.eval_shape(shapes, jax.random.key(0)))
-    graphdef, _ = jax.eval_shape(lambda key: decoder.create(model, key), jax.random.key(0))
-    parts = checkpoints.read_parts(step, **abstract)
-    return Trained(graphdef, parts["params"], base and base.params, parts["opt_state"])
-
-
-def read_adapters(
-    checkpoints: Checkpoints, step: int, trained: ConfigDict, mesh: Mesh
-) -> tuple[ModelConfig, PyTree, dict[str, str]]:
-    """The model of a LoRA run's checkpoint, its adapters on the mesh, and the identity of the base (`Base.identity`).
-
-    Args:
-        checkpoints: of the run.
-        step: which one.
-        trained: the run's own configuration.
-        mesh: the devices.
-
-    Raises:
-        InputError: a checkpoint that cannot be read, or has no adapters.
-    """
-    saved = checkpoints.read_run(step)
-    model = resume.saved_model(saved, trained.model)
-    if model.lora is None:
-        raise InputError(f"{checkpoints.folder / str(step)}: has no adapters, all parameters were trained")
-    shapes = jax.eval_shape(lambda key: lora.init(model, model.lora, key), jax.random.key(0))
-    return model, checkpoints.read_parts(step, params=placed(mesh, shapes))["params"], saved["base"]
+def _num_leaves(model: ModelConfig) -> int:
+    return len(jax.tree.leaves(_shapes(dataclasses.replace(model, lora=None))))

@@ -273,14 +273,14 @@ def _generate(
             return kv.attend(cache, layer, queries, positions_B), cache
 
         last = jax.lax.dynamic_slice_in_dim(state.generation.tokens, state.step - 1, 1, axis=1)
-        hidden, cache = run_blocks(graphdef, params, last, positions_B[:, None], read_token, state.cache)
+        hidden, cache, _ = run_blocks(graphdef, params, last, positions_B[:, None], read_token, state.cache)
         return append(state._replace(cache=cache), hidden)
 
     # The last new token is not read, so it needs no slot.
     cache = kv.empty(cfg, num_rows, padded_length + max_new_tokens - 1)
     places = jnp.arange(padded_length)[None]
     prompts_BxP = jnp.where(places < prompt_lengths_B[:, None], prompts_BxP, 0)
-    hidden, cache = run_blocks(graphdef, params, prompts_BxP, places, read_prompts, cache)
+    hidden, cache, _ = run_blocks(graphdef, params, prompts_BxP, places, read_prompts, cache)
     last = jnp.take_along_axis(hidden, prompt_lengths_B[:, None, None] - 1, axis=1)
     nothing = Generation(
         tokens=jnp.full((num_rows, max_new_tokens), pad_id, jnp.int32),

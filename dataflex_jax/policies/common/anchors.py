@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.base import Embed, Signals
+from dataflex_jax.policies.signals import Embed, Embeddings, Signals
 
 
 def mean_target(weighter: str, embed: Embed, signals: Signals) -> Float[np.ndarray, " E"]:
@@ -18,9 +18,9 @@ def mean_target(weighter: str, embed: Embed, signals: Signals) -> Float[np.ndarr
     Raises:
         InputError: there is no target set.
     """
-    if signals.num_targets == 0:
+    if signals.targets is None:
         raise InputError(f"config.targets: weighter {weighter!r} needs a target set to compare the rows with")
-    return np.mean(signals.embeddings(embed, "targets"), axis=0, dtype=np.float64).astype(np.float32)
+    return np.mean(signals.targets.sweep(Embeddings(embed)), axis=0, dtype=np.float64).astype(np.float32)
 
 
 def check_interval(refresh_interval: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.base import Preconditioner, Signals
+from dataflex_jax.policies.signals import Gradients, Preconditioner, Signals
 from dataflex_jax.signals.projections import METHODS, Projection
 
 GRADIENT_TYPES = ("adam", "sgd")
@@ -112,12 +112,13 @@ def directions(influence: Influence, signals: Signals) -> Float[Array, "G P"]:
     Raises:
         InputError: there is no target set, or a group of it has no direction.
     """
-    if signals.num_targets == 0:
+    targets = signals.targets
+    if targets is None:
         raise InputError("config.targets: the selector compares gradients with a target set's, and there is none")
-    gradients = np.asarray(signals.gradients(influence.projection, "targets"), np.float32)
+    gradients = np.asarray(targets.sweep(Gradients(influence.projection)), np.float32)
     rows = []
-    for group, name in enumerate(signals.group_names):
-        members = gradients[np.asarray(signals.target_groups) == group].astype(np.float64)
+    for group, name in enumerate(targets.group_names):
+        members = gradients[np.asarray(targets.groups) == group].astype(np.float64)
         members = members[np.isfinite(members).all(axis=1) & members.any(axis=1)]
         if influence.target_agg == "mean_of_cos":
             members /= np.linalg.norm(members, axis=1, keepdims=True)
@@ -139,16 +140,9 @@ def group_influences(influence: Influence, signals: Signals) -> Float[np.ndarray
     Raises:
         InputError: see `directions`.
     """
+    wanted = Gradients(influence.projection, influence.adam, then=cosines)
     return sum(
-        np.float32(weight)
-        * np.asarray(
-            checkpoint.gradients(
-                influence.projection,
-                adam=influence.adam,
-                then=cosines,
-                operand=directions(influence, checkpoint),
-            )
-        )
+        np.float32(weight) * np.asarray(checkpoint.candidates.sweep(wanted, operand=directions(influence, checkpoint)))
         for weight, checkpoint in signals.checkpoints
     )
 
@@ -164,11 +158,7 @@ def scores(influence: Influence, signals: Signals, group_agg: str) -> Float[np.n
     if len(signals.checkpoints) > 1:
         return aggregate(group_influences(influence, signals), group_agg)
     ((weight, checkpoint),) = signals.checkpoints
+    wanted = Gradients(influence.projection, influence.adam, then=_AGGREGATED_COSINES[group_agg])
     return np.float32(weight) * np.asarray(
-        checkpoint.gradients(
-            influence.projection,
-            adam=influence.adam,
-            then=_AGGREGATED_COSINES[group_agg],
-            operand=directions(influence, checkpoint),
-        )
+        checkpoint.candidates.sweep(wanted, operand=directions(influence, checkpoint))
     )

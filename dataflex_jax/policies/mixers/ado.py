@@ -140,11 +140,12 @@ def ado(
         update=update,
         sampling_weights=lambda state: state.weights,
         on_resume=on_resume,
-        refresh=refitted,
+        refresh=lambda state, signals: refitted(state),
     )
 
 
-def refitted(state: AdoState, gradients: None) -> AdoState:
+@jax.jit
+def refitted(state: AdoState) -> AdoState:
     """The state with the scaling laws of the losses so far; with too few points or no finite fit the last one stays."""
     samples, losses, counts = state.history.points()
     law = jax.vmap(scaling_law.fit)(samples, losses, counts)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.errors import InputError
-from dataflex_jax.policies.base import DomainGradients, Mixer
+from dataflex_jax.policies.base import Mixer
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.policies.registry import register_mixer
+from dataflex_jax.policies.signals import TARGETS, DomainGradients, Signals
 
-TARGETS = ("others", "targets")
+TOWARDS = ("others", "targets")
 
 
 class DogeState(NamedTuple):
@@ -71,7 +71,6 @@ def doge(
 
     Raises:
         ValueError: a hyperparameter out of its range.
-        InputError: from `refresh`, targets="targets" without a target set.
     """
     if mu <= 0:
         raise ValueError(f"mu = {mu}: must be > 0")
@@ -79,8 +78,8 @@ def doge(
         raise ValueError(f"c = {c}: must be in [0, 1]")
     if clip <= 0:
         raise ValueError(f"clip = {clip}: must be > 0")
-    if targets not in TARGETS:
-        raise ValueError(f"targets = {targets!r}: must be one of {', '.join(TARGETS)}")
+    if targets not in TOWARDS:
+        raise ValueError(f"targets = {targets!r}: must be one of {', '.join(TOWARDS)}")
     if not 0 <= ema < 1:
         raise ValueError(f"ema = {ema}: must be in [0, 1)")
 
@@ -89,14 +88,11 @@ def doge(
         zeros = jnp.zeros_like(weights)
         return DogeState(weights, smoothed=weights, weights_sum=zeros, score=zeros, count=jnp.int32(0))
 
-    def refresh(state: DogeState, gradients: DomainGradients) -> DogeState:
+    @jax.jit
+    def moved(state: DogeState, gradients: DomainGradients) -> DogeState:
         squared_norms = jnp.diagonal(gradients.gram)
-        if targets == "others":
-            agreement = jnp.sum(gradients.gram, axis=1) - squared_norms
-        elif gradients.target is None:
-            raise InputError("config.mixer.targets = \"targets\": mixer 'doge' needs a target set, config.targets")
-        else:
-            agreement = gradients.target
+        others = jnp.sum(gradients.gram, axis=1) - squared_norms
+        agreement = others if targets == "others" else gradients.target
         norm = jnp.mean(jnp.sqrt(squared_norms))
         lr = gradients.learning_rate
         score = jnp.clip(lr * agreement / jnp.maximum(norm, 1e-20), 0.0, clip * lr)
@@ -104,6 +100,9 @@ def doge(
         weights = (1 - c) * weights + c / weights.shape[0]
         smoothed = ema * state.smoothed + (1 - ema) * weights
         return DogeState(weights, smoothed, state.weights_sum + weights, score, state.count + 1)
+
+    def refresh(state: DogeState, signals: Signals) -> DogeState:
+        return moved(state, signals.domain_gradients())
 
     def on_resume(old: DogeState, fresh: DogeState) -> DogeState:
         started = old.count > 0
@@ -118,5 +117,5 @@ def doge(
         average=average,
         on_resume=on_resume,
         refresh=refresh,
-        needs=frozenset({"domain_gradients", "targets"} if targets == "targets" else {"domain_gradients"}),
+        needs=frozenset({TARGETS} if targets == "targets" else ()),
     )

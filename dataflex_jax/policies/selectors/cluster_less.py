@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
 from dataflex_jax.policies.common.influence import (
     GROUP_AGGREGATIONS,
     Influence,
@@ -20,14 +20,15 @@ from dataflex_jax.policies.common.influence import (
 )
 from dataflex_jax.policies.common.kmeans import kmeans
 from dataflex_jax.policies.registry import register_selector
+from dataflex_jax.policies.signals import TARGETS, Embeddings, Gradients, Signals
 
 # Projected gradients that are held at a time, 128 MiB at the default proj_dim.
 _ROWS_AT_A_TIME = 4096
 _cosines = jax.jit(cosines)
 
 
-class ClusterEvidence(NamedTuple):
-    """What the choice depends on.
+class Clustered(NamedTuple):
+    """What the choice depends on, of each candidate.
 
     Attributes:
         score: float32 [n], of each candidate's cluster; NaN where it has none.
@@ -107,7 +108,7 @@ def cluster_less(
     )
 
     def init(signals: Signals) -> dict[str, Array]:
-        embeddings = np.asarray(signals.embeddings(_POOLINGS[pooling]), np.float32)
+        embeddings = np.asarray(signals.candidates.sweep(Embeddings(_POOLINGS[pooling])), np.float32)
         finite = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
         if not len(finite):
             raise InputError("config.selector: no candidate has a finite embedding to cluster by")
@@ -118,7 +119,7 @@ def cluster_less(
         distance = jnp.full((len(embeddings),), jnp.nan, jnp.float32).at[finite].set(distances)
         return {"cluster": cluster, "distance": distance}
 
-    def score(state: dict[str, Array], signals: Signals, request: Request) -> tuple[ClusterEvidence, dict[str, Array]]:
+    def score(state: dict[str, Array], signals: Signals, request: Request) -> tuple[Evidence, dict[str, Array]]:
         cluster = np.asarray(state["cluster"])
         clusters, chosen = representatives(cluster, np.asarray(state["distance"]), samples_per_cluster)
         influences = sum(
@@ -128,13 +129,14 @@ def cluster_less(
         by_cluster = np.full(max(clusters.max() + 1, 1), np.nan, np.float32)
         by_cluster[clusters] = aggregate(influences, group_agg)
         scores = np.where(cluster >= 0, by_cluster[cluster], np.float32(np.nan))
-        return ClusterEvidence(jnp.asarray(scores), state["cluster"], state["distance"]), state
+        return Evidence(Clustered(jnp.asarray(scores), state["cluster"], state["distance"])), state
 
-    def choose(evidence: ClusterEvidence, request: Request, num: int) -> Choice:
-        ids = jnp.lexsort((evidence.distance, evidence.cluster, -evidence.score))[:num]
-        return Choice(ids=ids, scores=evidence.score[ids], all_scores=evidence.score)
+    def choose(evidence: Evidence, request: Request, num: int) -> Choice:
+        rows: Clustered = evidence.rows
+        ids = jnp.lexsort((rows.distance, rows.cluster, -rows.score))[:num]
+        return Choice(ids=ids, scores=rows.score[ids], all_scores=rows.score)
 
-    return Selector(score=score, choose=choose, init=init, needs=frozenset({"targets"}))
+    return Selector(score=score, choose=choose, init=init, needs=frozenset({TARGETS}))
 
 
 def mean_pooled(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"]) -> Float[Array, "B D"]:
@@ -176,7 +178,8 @@ def cluster_influences(
     rows = []
     for start in range(0, len(representatives), at_a_time):
         chunk = representatives[start : start + at_a_time]
-        gradients = signals.gradients(influence.projection, ids=np.concatenate(chunk), adam=influence.adam)
+        wanted = Gradients(influence.projection, influence.adam)
+        gradients = signals.candidates.sweep(wanted, ids=np.concatenate(chunk))
         means = _finite_means(np.asarray(gradients, np.float32), [len(members) for members in chunk])
         rows.append(np.asarray(_cosines(means, targets)))
     return np.concatenate(rows)

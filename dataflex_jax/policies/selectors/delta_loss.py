@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
 from dataflex_jax.policies.common import ranking
 from dataflex_jax.policies.registry import register_selector
+from dataflex_jax.policies.signals import Losses, Signals
 
 BASELINES = ("first", "warmup")
 _OUTSIDE = 0.025
 _INSIDE_STRATUM, _OUTSIDE_STRATUM = 0, 1
 
 
-class DeltaLossEvidence(NamedTuple):
-    """What the draw depends on.
+class Falls(NamedTuple):
+    """What the draw depends on, of each candidate.
 
     Attributes:
         delta: float32 [n], `L0 - L_t`, positive where the loss fell.
@@ -55,22 +56,21 @@ def delta_loss(*, window_size: float = 0.2, baseline: str = "first", replacement
 
     def init(signals: Signals) -> dict[str, Array]:
         if baseline == "first":
-            losses, known = jnp.asarray(signals.losses(), jnp.float32), True
+            losses, known = jnp.asarray(signals.candidates.sweep(Losses()), jnp.float32), True
         else:
-            losses, known = jnp.full((signals.num_candidates,), jnp.nan, jnp.float32), False
+            losses, known = jnp.full((signals.candidates.num_rows,), jnp.nan, jnp.float32), False
         return {"baseline": losses, "known": jnp.asarray(known)}
 
-    def score(
-        state: dict[str, Array], signals: Signals, request: Request
-    ) -> tuple[DeltaLossEvidence, dict[str, Array]]:
-        losses = jnp.asarray(signals.losses(), jnp.float32)
+    def score(state: dict[str, Array], signals: Signals, request: Request) -> tuple[Evidence, dict[str, Array]]:
+        losses = jnp.asarray(signals.candidates.sweep(Losses()), jnp.float32)
         before = jnp.where(state["known"], state["baseline"], losses)
         known = jnp.broadcast_to(state["known"].astype(jnp.float32), losses.shape)
-        return DeltaLossEvidence(before - losses, known), {"baseline": before, "known": jnp.asarray(True)}
+        return Evidence(Falls(before - losses, known)), {"baseline": before, "known": jnp.asarray(True)}
 
-    def choose(evidence: DeltaLossEvidence, request: Request, num: int) -> Choice:
-        inside = in_window(evidence.delta, request.update, request.updates, window_size)
-        stratum = jnp.where(inside | (evidence.known == 0), _INSIDE_STRATUM, _OUTSIDE_STRATUM)
+    def choose(evidence: Evidence, request: Request, num: int) -> Choice:
+        falls = evidence.rows
+        inside = in_window(falls.delta, request.update, request.updates, window_size)
+        stratum = jnp.where(inside | (falls.known == 0), _INSIDE_STRATUM, _OUTSIDE_STRATUM)
         log_weights = jnp.asarray([0.0, math.log(_OUTSIDE)])
         return ranking.draw(stratum, log_weights, request.key, num, replacement=replacement)
 

@@ -6,9 +6,10 @@ Wu et al. 2025, "ICONS: Influence Consensus for Vision-Language Data Selection",
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
 from dataflex_jax.policies.common.influence import group_influences, influence
 from dataflex_jax.policies.registry import register_selector
+from dataflex_jax.policies.signals import TARGETS, Signals
 
 
 @register_selector("icons")
@@ -51,19 +52,20 @@ def icons(
         projection_seed=projection_seed,
     )
 
-    def score(state: dict, signals: Signals, request: Request) -> tuple[Float[Array, "n G"], dict]:
-        return jnp.asarray(group_influences(settings, signals)), state
+    def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
+        return Evidence(jnp.asarray(group_influences(settings, signals))), state
 
-    def choose(evidence: Float[Array, "n G"], request: Request, num: int) -> Choice:
-        n = evidence.shape[0]
-        votes = count_votes(evidence, num)
-        means = jnp.mean(evidence, axis=1)
+    def choose(evidence: Evidence, request: Request, num: int) -> Choice:
+        influences: Float[Array, "n G"] = evidence.rows
+        n = influences.shape[0]
+        votes = count_votes(influences, num)
+        means = jnp.mean(influences, axis=1)
         ids = jnp.lexsort((-means, -votes))[:num]
         places = jnp.zeros((n,), jnp.float32).at[jnp.argsort(-means, stable=True)].set(jnp.arange(n, dtype=jnp.float32))
         all_scores = votes + 0.5 * (n - 1 - places) / max(n - 1, 1)
         return Choice(ids=ids, scores=all_scores[ids], all_scores=all_scores)
 
-    return Selector(score=score, choose=choose, needs=frozenset({"targets"}))
+    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}))
 
 
 def count_votes(influences: Float[Array, "n G"], num: int) -> Int[Array, " n"]:

@@ -4,12 +4,12 @@ Xia et al. 2024, "LESS: Selecting Influential Data for Targeted Instruction Tuni
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
 from dataflex_jax.policies.common import ranking
 from dataflex_jax.policies.common.influence import GROUP_AGGREGATIONS, check_option, influence, scores
 from dataflex_jax.policies.registry import register_selector
+from dataflex_jax.policies.signals import TARGETS, Signals
 
 
 @register_selector("less")
@@ -59,10 +59,10 @@ def less(
         target_agg=target_agg,
     )
 
-    def score(state: dict, signals: Signals, request: Request) -> tuple[Float[Array, " n"], dict]:
-        return jnp.asarray(scores(settings, signals, group_agg)), state
+    def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
+        return Evidence(jnp.asarray(scores(settings, signals, group_agg))), state
 
-    def choose(evidence: Float[Array, " n"], request: Request, num: int) -> Choice:
-        return ranking.best(evidence, num)
+    def choose(evidence: Evidence, request: Request, num: int) -> Choice:
+        return ranking.best(evidence.rows, num)
 
-    return Selector(score=score, choose=choose, needs=frozenset({"targets"}))
+    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}))

@@ -5,9 +5,10 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
 from dataflex_jax.policies.common import ranking
 from dataflex_jax.policies.registry import register_selector
+from dataflex_jax.policies.signals import Losses, Signals
 
 BANDS = ("low", "medium", "high")
 _NOT_FINITE = len(BANDS)
@@ -47,12 +48,12 @@ def loss(
     if not temperature > 0:
         raise ValueError(f"temperature = {temperature}: must be > 0")
 
-    def score(state: dict, signals: Signals, request: Request) -> tuple[Float[Array, " n"], dict]:
-        return jnp.asarray(signals.losses(), jnp.float32), state
+    def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
+        return Evidence(jnp.asarray(signals.candidates.sweep(Losses()), jnp.float32)), state
 
-    def choose(losses: Float[Array, " n"], request: Request, num: int) -> Choice:
+    def choose(evidence: Evidence, request: Request, num: int) -> Choice:
         log_weights = band_log_weights(focus, focus_weight, temperature)
-        return ranking.draw(bands(losses, quantiles), log_weights, request.key, num, replacement=replacement)
+        return ranking.draw(bands(evidence.rows, quantiles), log_weights, request.key, num, replacement=replacement)
 
     return Selector(score=score, choose=choose, replacement=replacement)
 

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import Choice, Request, Selector, Signals
+from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
 from dataflex_jax.policies.registry import register_selector
+from dataflex_jax.policies.signals import Signals
 
 
 @register_selector("random")
@@ -15,11 +15,12 @@ def random() -> Selector:
     The draw comes from the update's key alone, so it does not depend on what was trained. All scores are 0.
     """
 
-    def score(state: dict, signals: Signals, request: Request) -> tuple[Float[Array, " n"], dict]:
-        return jnp.zeros((signals.num_candidates,), jnp.float32), state
+    def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
+        return Evidence(jnp.zeros((signals.candidates.num_rows,), jnp.float32)), state
 
-    def choose(evidence: Float[Array, " n"], request: Request, num: int) -> Choice:
-        ids = jax.random.permutation(request.key, evidence.shape[0])[:num]
-        return Choice(ids=ids, scores=evidence[ids], all_scores=evidence)
+    def choose(evidence: Evidence, request: Request, num: int) -> Choice:
+        zeros = evidence.rows
+        ids = jax.random.permutation(request.key, zeros.shape[0])[:num]
+        return Choice(ids=ids, scores=zeros[ids], all_scores=zeros)
 
     return Selector(score=score, choose=choose)

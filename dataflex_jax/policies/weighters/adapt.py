@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import RowObservation, Signals, Weighter
+from dataflex_jax.policies.base import RowObservation, Weighter
 from dataflex_jax.policies.common.anchors import check_interval, mean_target
 from dataflex_jax.policies.common.pooling import position_weighted_mean
 from dataflex_jax.policies.registry import register_weighter
+from dataflex_jax.policies.signals import TARGETS, Signals
 
 NORMALIZATIONS = ("batch", "mean", "sum")
 
@@ -84,5 +85,5 @@ def adapt(
         embed=position_weighted_mean,
         refresh=refresh,
         refresh_interval=refresh_interval,
-        needs=frozenset({"targets"}),
+        needs=frozenset({TARGETS}),
     )

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import RowObservation, Signals, Weighter
+from dataflex_jax.policies.base import RowObservation, Weighter
 from dataflex_jax.policies.common import pooling
 from dataflex_jax.policies.common.anchors import check_interval, mean_target
 from dataflex_jax.policies.registry import register_weighter
+from dataflex_jax.policies.signals import TARGETS, Signals
 
 OBJECTIVES = ("full", "align_only", "diverse_only", "uniform")
 POOLINGS = {"last": pooling.last_token, "mean": pooling.mean}
@@ -100,5 +101,5 @@ def joint_update_aware(
         embed=embed if objective != "uniform" else None,
         refresh=refresh if aligns else None,
         refresh_interval=refresh_interval,
-        needs=frozenset({"targets"}) if aligns else frozenset(),
+        needs=frozenset({TARGETS}) if aligns else frozenset(),
     )

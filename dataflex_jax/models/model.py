@@ -1,0 +1,117 @@
+"""A model with its parameters, those that are trained apart from those that are not."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from dataflex_jax.models import decoder, lora
+from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.decoder import NO_HOOKS, Decoded, Hooks
+from dataflex_jax.models.parts import combined, is_adapter, split
+
+
+class Inputs(Protocol):
+    """What a model reads of a batch.
+
+    Attributes:
+        tokens: ids; the first T are read, the last T predicted.
+        positions: of packed rows, of an input in its example; None: its place in the row.
+        segment_ids: of packed rows, of the example that an input belongs to; None: a row is one text.
+    """
+
+    tokens: Int[Array, "B T+1"]
+    positions: Int[Array, "B T"] | None
+    segment_ids: Int[Array, "B T"] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder with its parameters; a pytree of these, the rest is static.
+
+    Derivatives are taken with respect to `params`, which are all of the model's or, with adapters and other selections,
+    those that are trained; `frozen` are the others. Nothing else knows how the two make a whole.
+
+    Attributes:
+        config: the model's shape.
+        graphdef: its static part, from `decoder.create`.
+        params: the trained parameters; None: the shape alone.
+        frozen: the parameters beside them; None where all are trained.
+    """
+
+    config: ModelConfig = dataclasses.field(metadata={"static": True})
+    graphdef: nnx.GraphDef = dataclasses.field(metadata={"static": True})
+    params: PyTree[Array] | None = None
+    frozen: PyTree[Array] | None = None
+
+    @classmethod
+    def shape(cls, config: ModelConfig) -> "Model":
+        """The model without parameters; computes nothing."""
+        graphdef, _ = jax.eval_shape(lambda key: decoder.create(config, key), jax.random.key(0))
+        return cls(config, graphdef)
+
+    @classmethod
+    def random(cls, config: ModelConfig, key: PRNGKeyArray) -> "Model":
+        """The model with random weights, all of them trained; see `decoder.create`."""
+        return cls(config, *decoder.create(config, key))
+
+    def having(self, params: PyTree, frozen: PyTree | None = None) -> "Model":
+        """The same model with other parameters."""
+        return dataclasses.replace(self, params=params, frozen=frozen)
+
+    def training(self, trained: Callable[[str], bool]) -> "Model":
+        """The same model, of whose parameters those are trained whose paths `trained` accepts."""
+        frozen, params = split(self.whole(), trained)
+        return self.having(params, frozen or None)
+
+    def whole(self) -> PyTree[Array]:
+        """All parameters as one tree."""
+        return combined(self.frozen, self.params)
+
+    def without_adapters(self, dtype: str | None = None) -> "Model":
+        """The model that computes the same without adapters: their products are added to the kernels; see `lora.merge`.
+
+        Args:
+            dtype: of the changed kernels; None: what they had.
+        """
+        if self.config.lora is None:
+            return self
+        base, adapters = split(self.whole(), is_adapter)
+        plain = Model.shape(dataclasses.replace(self.config, lora=None))
+        return plain.having(lora.merge(base, adapters, self.config.lora, dtype))
+
+    def token_losses(self, inputs: Inputs, hooks: Hooks = NO_HOOKS) -> Decoded:
+        """Cross-entropy of every next token, and what predicted it; see `decoder.token_losses`."""
+        return decoder.token_losses(
+            self.graphdef,
+            self.whole(),
+            inputs.tokens,
+            positions=inputs.positions,
+            segment_ids=inputs.segment_ids,
+            hooks=hooks,
+        )
+
+    def hidden_states(self, inputs: Inputs, hooks: Hooks = NO_HOOKS) -> Float[Array, "B T D"]:
+        """The last hidden states of the inputs, after the final norm, in the compute dtype."""
+        hidden, _ = decoder.hidden_states(
+            self.graphdef,
+            self.whole(),
+            inputs.tokens[:, :-1],
+            positions=inputs.positions,
+            segment_ids=inputs.segment_ids,
+            hooks=hooks,
+        )
+        return hidden
+
+    @property
+    def head_is_frozen(self) -> bool:
+        """Whether the output weight is a constant to derivatives."""
+        return (
+            self.frozen is not None
+            and "lm_head" not in self.params
+            and (not self.config.tie_word_embeddings or "embed_tokens" not in self.params)
+        )

@@ -1,0 +1,140 @@
+"""What may be asked of a model about rows: signals as values, and where the answers come from.
+
+A signal is a small hashable value that says what is wanted; a row set answers it by one sweep over its rows. The module
+dataflex_jax/signals knows how each kind is computed, and a plugin registers kinds of its own there.
+
+    losses = signals.candidates.sweep(Losses())
+    gradients = signals.targets.sweep(Gradients(Projection("sketch", 8192)))
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dataflex_jax.signals.projections import Projection
+
+PyTree = Any
+
+# (last hidden states [B, T, D], 1 where an input is no padding [B, T]) -> [B, E]
+Embed = Callable[[Float[Array, "B T D"], Float[Array, "B T"]], Float[Array, "B E"]]
+
+
+class Preconditioner(NamedTuple):
+    """How Adam's moments shape a row's gradient; see algorithm "less".
+
+    Attributes:
+        eps_mode: "outside": `m / (sqrt(v) + eps)`; "inside": `m / sqrt(v + eps)`.
+        bias_correction: whether to divide the moments by `1 - b^t`.
+    """
+
+    eps_mode: str = "outside"
+    bias_correction: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """Token-mean loss of each row in nats, [n]; NaN for a row without a token in the loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """`embed` of each row's last hidden states, [n, E]."""
+
+    embed: Embed
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Each row's projected gradient of its token-mean loss [n, P], or `then(gradients, operand)`.
+
+    Attributes:
+        projection: from the trained parameters to P numbers; the same map for all row sets.
+        adam: precondition by the optimizer's state; None: the plain gradient.
+        then: keeps only what is wanted of the P numbers [B, P] -> [B, ...]; traced into the sweep.
+    """
+
+    projection: Projection
+    adam: Preconditioner | None = None
+    then: Callable[[Float[Array, "B P"], PyTree], Float[Array, "B *F"]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientNorms:
+    """The norm of each row's gradient of its token-mean loss, [n]; no weight's gradient is formed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignments:
+    """<g, direction> of each row's gradient g, exact, [n, G]; the sweep's operand has the G directions stacked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Something that a policy needs: the target set."""
+
+
+TARGETS = Targets()
+
+
+class DomainGradients(NamedTuple):
+    """Inner products of the gradients of each domain's mean loss, on fresh training rows.
+
+    Attributes:
+        gram: <g_i, g_j>.
+        target: <g_i, g_target>, of the target set's mean loss; None without a target set.
+        learning_rate: of the coming step.
+    """
+
+    gram: Float[Array, "K K"]
+    target: Float[Array, " K"] | None
+    learning_rate: Float[Array, ""]
+
+
+class RowSet(Protocol):
+    """Rows that signals are asked of.
+
+    Attributes:
+        num_rows: n.
+        groups: group of each row, in [0, number of groups): the domain of training rows, the task of targets.
+        group_names: of the groups.
+    """
+
+    num_rows: int
+    groups: Int[np.ndarray, " n"]
+    group_names: tuple[str, ...]
+
+    def sweep(self, signal: Hashable, ids: Int[np.ndarray, " m"] | None = None, operand: PyTree = None) -> PyTree:
+        """The signal of each row, as NumPy arrays with an entry a row, in order.
+
+        Args:
+            signal: what is wanted. Compiled once for each value.
+            ids: places in the set; None: all.
+            operand: arrays that the signal takes, such as directions.
+
+        Raises:
+            InputError: something is asked that this model does not have, such as Adam's moments of imported weights.
+        """
+
+
+class Signals(Protocol):
+    """What a policy may ask of the model as it is now, in evaluation mode, between two steps.
+
+    Rows of non-finite losses give non-finite entries.
+
+    Attributes:
+        candidates: the N training rows.
+        targets: the target set, another set of rows in named groups, each with at least one; None without one.
+        domains: the training rows domain by domain.
+        checkpoints: (weight, signals) of each model that is asked; only this one, with weight 1, while training.
+    """
+
+    candidates: RowSet
+    targets: RowSet | None
+    domains: Sequence[RowSet]
+    checkpoints: Sequence[tuple[float, "Signals"]]
+
+    def domain_gradients(self) -> DomainGradients:
+        """The inner products of the domains' gradients on some random rows each, other ones at every step."""

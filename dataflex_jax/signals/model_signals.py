@@ -1,0 +1,71 @@
+"""The signals that come with the project, as functions of a model and a batch; see `policies.signals`."""
+
+import jax
+import jax.numpy as jnp
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies.signals import Alignments, Embeddings, GradientNorms, Gradients, Losses
+from dataflex_jax.signals.gradients import directional_derivatives, gradient_features, gradient_norms
+from dataflex_jax.signals.registry import RowFunction, register_signal
+
+
+@register_signal(Losses)
+def losses(signal: Losses) -> RowFunction:
+    """Token-mean losses."""
+    del signal
+
+    def of_rows(subject, batch, operand):
+        tokens = batch.row_tokens
+        token_losses = subject.model.token_losses(batch).losses
+        return jnp.where(tokens > 0, jnp.sum(batch.mask * token_losses, axis=1) / tokens, jnp.nan)
+
+    return of_rows
+
+
+@register_signal(Embeddings)
+def embeddings(signal: Embeddings) -> RowFunction:
+    """One vector a row of its last hidden states."""
+
+    def of_rows(subject, batch, operand):
+        return signal.embed(subject.model.hidden_states(batch), batch.real_inputs)
+
+    return of_rows
+
+
+@register_signal(Gradients)
+def gradients(signal: Gradients) -> RowFunction:
+    """Projected gradients, and what is wanted of them."""
+    features = gradient_features(signal.projection)
+
+    def of_rows(subject, batch, operand):
+        moments = None
+        if signal.adam is not None:
+            if subject.adam is None:
+                raise InputError(
+                    'config.selector.gradient_type = "adam": there is no Adam state; "sgd" takes the plain gradients'
+                )
+            moments = subject.adam.moments(signal.adam)
+        found = features(subject.model, batch, moments)
+        return found if signal.then is None else signal.then(found, operand)
+
+    return of_rows
+
+
+@register_signal(GradientNorms)
+def norms(signal: GradientNorms) -> RowFunction:
+    """Norms of the gradients."""
+    del signal
+    of_batch = gradient_norms()
+    return lambda subject, batch, operand: of_batch(subject.model, batch)
+
+
+@register_signal(Alignments)
+def alignments(signal: Alignments) -> RowFunction:
+    """Inner products of the gradients with directions."""
+    del signal
+
+    def of_rows(subject, batch, operand):
+        along = jax.lax.map(lambda direction: directional_derivatives(subject.model, batch, direction), operand)
+        return along.T
+
+    return of_rows

@@ -1,0 +1,95 @@
+"""Row sets: the rows of a run, each set with the sweeps that answer signals about it; see `policies.signals`."""
+
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from dataflex_jax.data.targets import TargetSet
+from dataflex_jax.policies.signals import DomainGradients
+from dataflex_jax.signals import model_signals  # noqa: F401 - registers the signals
+from dataflex_jax.signals.registry import Subject, row_function
+from dataflex_jax.signals.sweep import Source, Sweeper
+
+PyTree = Any
+
+
+class Rows:
+    """A row set; see `policies.signals.RowSet`.
+
+    Args:
+        subject: what is asked.
+        sweeper: runs the sweeps.
+        source: where the rows are.
+        ids: which of them, in order.
+        groups: group of each.
+        group_names: of the groups.
+        what: what these rows are, for the progress bar.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        sweeper: Sweeper,
+        source: Source,
+        ids: Int[np.ndarray, " n"],
+        groups: Int[np.ndarray, " n"],
+        group_names: Sequence[str],
+        what: str,
+    ):
+        self._subject, self._sweeper, self._source, self._ids, self._what = subject, sweeper, source, ids, what
+        self.num_rows, self.groups, self.group_names = len(ids), groups, tuple(group_names)
+
+    def sweep(self, signal: Hashable, ids: Int[np.ndarray, " m"] | None = None, operand: PyTree = None) -> PyTree:
+        """See `policies.signals.RowSet`."""
+        chosen = self._ids if ids is None else self._ids[ids]
+        description = f"{type(signal).__name__.lower()} of {self._what}"
+        return self._sweeper.run(row_function(signal), (self._subject, operand), self._source, chosen, description)
+
+
+class ModelSignals:
+    """The signals of one model; see `policies.signals.Signals`.
+
+    Args:
+        subject: the model, and the optimizer's state where there is one.
+        sweeper: runs the sweeps.
+        candidates: the training rows.
+        targets: the target set, and its rows for sweeps; None: none.
+        domain_gradients: computes them; None: nobody may ask.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        sweeper: Sweeper,
+        candidates: Source,
+        targets: tuple[TargetSet, Source] | None = None,
+        domain_gradients: Callable[[], DomainGradients] | None = None,
+    ):
+        pool = candidates.pool
+        self._asked = subject, sweeper, candidates
+        self._pool, self.domain_gradients = pool, domain_gradients
+        self.candidates = self._candidates(0, pool.num_rows, "candidates")
+        self.targets = None
+        if targets is not None:
+            target_set, source = targets
+            groups = (target_set.groups, target_set.names)
+            self.targets = Rows(subject, sweeper, source, target_set.ids, *groups, "targets")
+
+    @property
+    def checkpoints(self) -> Sequence[tuple[float, "ModelSignals"]]:
+        """This model alone, with weight 1."""
+        return ((1.0, self),)
+
+    @property
+    def domains(self) -> tuple[Rows, ...]:
+        """The training rows domain by domain."""
+        bounds = itertools.pairwise(self._pool.offsets.tolist())
+        names = (domain.name for domain in self._pool.domains)
+        return tuple(self._candidates(*bound, name) for bound, name in zip(bounds, names, strict=True))
+
+    def _candidates(self, start: int, stop: int, what: str) -> Rows:
+        ids, names = np.arange(start, stop), [domain.name for domain in self._pool.domains]
+        return Rows(*self._asked, ids, self._pool.domain_of(ids), names, what)

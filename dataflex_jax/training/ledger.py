@@ -1,0 +1,92 @@
+"""The books of a run: where it stands, and what a finished step makes of that. Pure, on the host."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int64
+
+from dataflex_jax.data import sampler as sampling
+from dataflex_jax.data.sampler import SamplerState
+from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.reporting.run_log import named_state
+
+# Of the metrics of a step, by name; see `TrainStep`.
+Values = dict[str, Any]
+
+
+class Position(NamedTuple):
+    """Where a run stands beside its TrainState.
+
+    Attributes:
+        sampler: what is drawn next.
+        tokens_seen: tokens trained on so far, those that count in the loss.
+        rows_seen: rows of each domain trained on so far.
+    """
+
+    sampler: SamplerState
+    tokens_seen: int
+    rows_seen: Int64[np.ndarray, " K"]
+
+
+class Done(NamedTuple):
+    """A step that the device has finished.
+
+    Attributes:
+        step: its number.
+        rows: of each domain in its batch, int64 [K].
+        values: its metrics, on the host.
+    """
+
+    step: int
+    rows: Int64[np.ndarray, " K"]
+    values: Values
+
+
+class Publishing(NamedTuple):
+    """When what a mixer decides takes effect: `lag` further steps after the schedule publishes it."""
+
+    schedule: Schedule
+    lag: int
+
+    def effective_step(self, step: int) -> int | None:
+        """The first step that is drawn with what step `step` made of the weights; None where they are not published."""
+        return step + 1 + self.lag if self.schedule.is_update(step) else None
+
+
+def advanced(position: Position, done: Done, publishing: Publishing) -> Position:
+    """The position after a step: its tokens and rows counted, the weights published that are due."""
+    planned = position.sampler
+    effective_step = publishing.effective_step(done.step)
+    if effective_step is not None:
+        planned = sampling.publish(planned, effective_step, done.values["sampling_weights"])
+    return Position(planned, position.tokens_seen + int(done.values["tokens"]), position.rows_seen + done.rows)
+
+
+def fault(done: Done, domains: Sequence[str], mixer: str) -> str | None:
+    """Why a run cannot go on from a step: its loss, its gradient or its mixer is not finite; None: it can.
+
+    Args:
+        done: the step.
+        domains: their names.
+        mixer: its name.
+    """
+    values = done.values
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            return at(f"{name} is {values[name]}", done, domains)
+    for name in ("mixer", "sampling_weights"):
+        floats = [leaf for leaf in jax.tree.leaves(values[name]) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        if not all(np.isfinite(leaf).all() for leaf in floats):
+            described = named_state(values[name], domains)
+            return at(f"mixer {mixer}: not all finite, {name} = {described}", done, domains)
+    return None
+
+
+def at(what: str, done: Done, domains: Sequence[str]) -> str:
+    """What went wrong, at which step and with which rows."""
+    rows = ", ".join(f"{n} of {name}" for n, name in zip(done.values["domain_rows"], domains, strict=True) if n)
+    return f"{what} at step {done.step}; rows in the batch: {rows}"

@@ -1,0 +1,64 @@
+"""A run folder's config.json: the resolved configuration and what it ran on."""
+
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import dataflex_jax
+from dataflex_jax.errors import InputError
+from dataflex_jax.files import replace_file
+
+
+def _git_revision() -> str | None:
+    root = Path(dataflex_jax.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+def resolved(config: ConfigDict) -> dict[str, Any]:
+    """The content of the run folder's config.json: the configuration and what it ran on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "config": config.to_dict(),
+        "versions": {
+            "dataflex_jax": dataflex_jax.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+        },
+        "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "hosts": jax.process_count()},
+        "git_revision": _git_revision(),
+    }
+
+
+def write(config: ConfigDict, path: Path) -> None:
+    """Writes config.json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(resolved(config), indent=2) + "\n").encode())
+
+
+def read(run_folder: Path) -> ConfigDict:
+    """The configuration of a run, from its config.json.
+
+    Raises:
+        InputError: there is none, or it is not what a run writes.
+    """
+    path = run_folder / "config.json"
+    try:
+        saved = json.loads(path.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path}: not the config.json of a run ({e})") from e
+    return ConfigDict(_with_tuples(saved))
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_tuples(field) for name, field in value.items()}
+    return tuple(value) if isinstance(value, list) else value

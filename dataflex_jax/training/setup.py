@@ -1,0 +1,93 @@
+"""From a configuration to a job with its state: a fresh one, or the newest checkpoint's."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dataflex_jax import config as configuration
+from dataflex_jax import preemption
+from dataflex_jax.data.loader import check_rows
+from dataflex_jax.policies import registry
+from dataflex_jax.policies.active import active_policies
+from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.training import loop, resume, run_config
+from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
+from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.domain_weights import with_weights_files
+from dataflex_jax.training.job import Job, Outcome
+from dataflex_jax.training.learner import fresh_state, make_learner
+from dataflex_jax.training.ledger import Position
+from dataflex_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def train_and_evaluate(config: ConfigDict, run_folder: Path) -> Outcome:
+    """Runs a configuration to its end, from the newest checkpoint in `run_folder` if there is one.
+
+    Raises:
+        InputError: a configuration or an input that cannot be run, in one line.
+        TrainingError: a run that cannot go on.
+    """
+    try:
+        with prepared(config, run_folder) as (job, state, position):
+            return loop.run(job, state, position, run_folder)
+    except preemption.StopRequested:
+        # While something was prepared for the first step, such as cached losses, which a later run goes on with.
+        return Outcome(step=0, preempted=True)
+
+
+@contextlib.contextmanager
+def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainState, Position]]:
+    """All that the loop needs, with the mesh set: a fresh state, or the newest checkpoint's in `run_folder`.
+
+    Raises:
+        InputError: a configuration or an input that cannot be run, in one line.
+    """
+    registry.load_plugins(config.plugins)
+    configuration.validate(config)
+    mesh = make_mesh(config.mesh)
+    check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
+    active_policies(config)  # refuses what it can before any data is read
+
+    with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
+        latest = checkpoints.latest()
+        experiment = _experiment(config, open_inputs(config.data, run_folder, new=latest is None), mesh)
+        learner, identity = experiment.learner, experiment.identity
+        if latest is None:
+            state, position = fresh_state(learner, experiment.config), resume.beginning(identity)
+        else:
+            mixer = experiment.policies.mixer
+            state, position = resume.restore(checkpoints, latest, identity, mixer, learner.start, learner.abstract)
+            logger.info("Going on from step %d of %s.", latest, run_folder)
+        if jax.process_index() == 0:
+            run_config.write(config, run_folder / "config.json")
+        with preemption.watch() as stop_requested:
+            job = assemble(experiment, Place(mesh, run_folder, checkpoints, stop_requested))
+            if position.sampler.step > 0 and job.selection is not None:
+                job.selection.restore(checkpoints.read_selection(latest))
+            yield job, state, position
+
+
+def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> Experiment:
+    config = with_weights_files(config, [domain.name for domain in inputs.domains])
+    policies = active_policies(config)
+    sizes = np.diff(inputs.pool.offsets)
+    proportions = starting_proportions(config.data.proportions, sizes, "config.data.proportions")
+    learner = make_learner(config, inputs.tokenizer.vocab_size, policies, proportions, mesh)
+    identity = resume.identify(
+        config,
+        learner.model.config,
+        inputs.tokenizer,
+        inputs.domains,
+        policies,
+        policies.mixer.policy.sampling_weights(learner.start.mixer),
+        learner.base and learner.base.identity(),
+    )
+    return Experiment(config, inputs, policies, learner, identity)

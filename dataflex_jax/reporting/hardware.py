@@ -1,7 +1,5 @@
 """What the hardware can do and what a run has taken of it: peak FLOP/s and peak memory."""
 
-from __future__ import annotations
-
 import re
 import resource
 import sys
@@ -62,8 +60,8 @@ class PeakMemory(NamedTuple):
     """Peak memory and what it is a measure of.
 
     Attributes:
-      bytes: None where the platform does not tell.
-      measure: "device" (the fullest local device, as its allocator counts) or "process" (resident memory, on CPU).
+        bytes: None where the platform does not tell.
+        measure: "device" (the fullest local device, as its allocator counts) or "process" (resident memory, on CPU).
     """
 
     bytes: int | None

@@ -1,7 +1,5 @@
 """How the pictures look: themes, colours that stay apart, axes, legends, smoothing. No global matplotlib state."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

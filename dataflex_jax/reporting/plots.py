@@ -3,9 +3,9 @@
 Every figure is a function of `RunRecords`, returns None where the run has nothing to draw, and touches no global state.
 """
 
-from __future__ import annotations
-
+import functools
 import os
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter
 
+from dataflex_jax.reporting.evaluation_plots import evaluator_figure
+from dataflex_jax.reporting.evaluations import HELD_OUT, evaluations, splits
 from dataflex_jax.reporting.plot_style import (
     LIGHT,
     LineStyle,
@@ -34,31 +36,25 @@ from dataflex_jax.reporting.policy_plots import (
     mixer_records,
     mixture_figure,
     selector_scores_figure,
-    series,
 )
-from dataflex_jax.reporting.run_folder import RunRecords
+from dataflex_jax.reporting.run_folder import RunRecords, series
 
 _LINE = "#1f77b4"
 _HELD_OUT = "#ff7f0e"
 
 
 def domain_names(run: RunRecords) -> list[str]:
-    """Every domain that a run trained or was evaluated on, in the order of the run's own files."""
+    """Every domain that a run trained on or has a held-out loss of, in the order of the run's own files."""
     names: dict[str, None] = {}
     mixer = mixer_records(run)
     for records, field in (
         (mixer[:1] + mixer[-1:], "sampling_weights"),
         (run.metrics, "domain_loss"),
-        (run.evals, "domains"),
+        (evaluations(run), "domains"),
     ):
         for record in records:
             names.update(dict.fromkeys(record.get(field) or {}))
     return list(names)
-
-
-def first_split(run: RunRecords) -> str | None:
-    """The split that the run evaluated first, which the figures show."""
-    return next((record.get("split") for record in run.evals), None)
 
 
 def loss_figure(runs: Mapping[str, RunRecords], theme: Theme = LIGHT) -> Figure | None:
@@ -78,13 +74,12 @@ def loss_figure(runs: Mapping[str, RunRecords], theme: Theme = LIGHT) -> Figure 
                 draw(ax, steps, curve, color=style.color, linewidth=1.6)
             entries.append((Line2D([], [], color=style.color, linewidth=1.6), f"{prefix}training"))
             curves.append(curve)
-        split = first_split(run)
-        steps, held_out = series((r for r in run.evals if r.get("split") == split), "overall", "nll")
+        steps, held_out = series(evaluations(run), "overall", "nll")
         if len(steps):
             color = style.color if len(runs) > 1 else _HELD_OUT
             look = {"color": color, "linestyle": (0, (3, 1.5)), "marker": "o", "markersize": 4, "linewidth": 1.1}
             ax.plot(steps, held_out, **look)
-            entries.append((Line2D([], [], **look), f"{prefix}held out ({split})"))
+            entries.append((Line2D([], [], **look), f"{prefix}held out ({HELD_OUT})"))
             curves.append(held_out)
     if not curves:
         return None
@@ -97,14 +92,13 @@ def loss_figure(runs: Mapping[str, RunRecords], theme: Theme = LIGHT) -> Figure 
 def domain_losses_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
     """Each domain's training loss, smoothed, as a line, and its held-out nll as markers."""
     mixer = mixer_records(run)
-    split = first_split(run)
     figure, (ax,) = new_figure(theme, 8.6, max(4.2, 0.9 + 0.21 * len(styles)))
     entries, curves, marked = [], [], False
     for name, style in styles.items():
         steps, losses = series(mixer, "observed", "domain_loss", name)
         if not len(steps):
             steps, losses = series(run.metrics, "domain_loss", name)
-        eval_steps, held_out = series((r for r in run.evals if r.get("split") == split), "domains", name, "nll")
+        eval_steps, held_out = series(evaluations(run), "domains", name, "nll")
         if len(steps):
             curve = smooth(losses)
             draw(ax, steps, curve, color=style.color, linestyle=style.dashes, linewidth=1.5)
@@ -211,57 +205,14 @@ def domain_epochs_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme
     return figure
 
 
-def _leave_out_steep_start(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Fits the y axis to all but the first quarter of each curve: what is compared is where the runs end."""
-    late = np.concatenate([values[len(values) // 4 :] for _, values in curves])
-    margin = 0.08 * (late.max() - late.min())
-    if margin > 0:
-        ax.set_ylim(late.min() - margin, late.max() + margin)
-
-
-def held_out_by_domain_figure(
-    runs: Mapping[str, RunRecords], domains: Sequence[str], theme: Theme = LIGHT
-) -> Figure | None:
-    """One small plot a domain: its held-out nll over steps, one line a run."""
-    styles = line_styles(list(runs))
-    curves = {
-        domain: {
-            name: series((r for r in run.evals if r.get("split") == first_split(run)), "domains", domain, "nll")
-            for name, run in runs.items()
-        }
-        for domain in domains
-    }
-    drawn = [domain for domain in domains if any(len(steps) for steps, _ in curves[domain].values())]
-    if not drawn:
-        return None
-    columns = min(4, len(drawn))
-    rows = -(-len(drawn) // columns)
-    figure, axes = new_figure(theme, 2.6 * columns + 1.0, 2.1 * rows + 0.7, rows, columns)
-    for ax, domain in zip(axes, drawn, strict=False):
-        for name, (steps, values) in curves[domain].items():
-            ax.plot(steps, values, color=styles[name].color, linewidth=1.3, marker="o", markersize=3)
-        _leave_out_steep_start(ax, list(curves[domain].values()))
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        label(ax, theme, title=domain)
-    for ax in axes[len(drawn) :]:
-        ax.set_visible(False)
-    figure.supxlabel("step", color=theme.text, fontsize=9.5)
-    figure.supylabel("held-out nll [nats/token]", color=theme.text, fontsize=9.5)
-    entries = [
-        (Line2D([], [], color=style.color, linewidth=1.5, marker="o", markersize=3), n) for n, style in styles.items()
-    ]
-    legend(figure, theme, entries, loc="outside upper left", ncols=min(4, len(entries)), frameon=False)
-    return figure
-
-
 def run_figures(
     run: RunRecords, styles: Mapping[str, LineStyle] | None = None
 ) -> dict[str, Callable[[Theme], Figure | None]]:
     """The figures of one run by file name, each to be drawn in a theme."""
     domains = line_styles(domain_names(run)) if styles is None else styles
+    one = {run.folder.name: run}
     return {
-        "loss": lambda theme: loss_figure({run.folder.name: run}, theme),
+        "loss": lambda theme: loss_figure(one, theme),
         "domain_losses": lambda theme: domain_losses_figure(run, domains, theme),
         "mixture": lambda theme: mixture_figure(run, domains, theme),
         "loss_weights": lambda theme: loss_weights_figure(run, domains, theme),
@@ -271,6 +222,12 @@ def run_figures(
         "selector_scores": lambda theme: selector_scores_figure(run, theme),
         "optimizer": lambda theme: optimizer_figure(run, theme),
         "throughput": lambda theme: throughput_figure(run, theme),
+        **{
+            # An evaluator's name may have characters that a file's may not.
+            f"eval_{urllib.parse.quote(split, safe='')}": functools.partial(evaluator_figure, one, split)
+            for split in splits([run])
+            if split != HELD_OUT
+        },
     }
 
 
@@ -278,7 +235,7 @@ def plot_run(run_folder: str | os.PathLike[str]) -> list[Path]:
     """Draws what the run folder has into `plots/*.png` and returns the files written.
 
     Raises:
-      InputError: not a run folder, or a malformed file in it.
+        InputError: not a run folder, or a malformed file in it.
     """
     run = RunRecords.load(run_folder)
     folder = run.folder / "plots"

@@ -3,9 +3,7 @@
 Every figure is a function of `RunRecords`, returns None where the run has nothing to draw, and touches no global state.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ from dataflex_jax.reporting.plot_style import (
     smooth,
     thin,
 )
-from dataflex_jax.reporting.run_folder import RunRecords
+from dataflex_jax.reporting.run_folder import RunRecords, series
 
 _LINE = "#1f77b4"
 
@@ -35,19 +33,6 @@ _LINE = "#1f77b4"
 def mixer_records(run: RunRecords) -> list[dict[str, Any]]:
     """The lines of policy.jsonl that a mixer wrote; selectors write there too."""
     return [record for record in run.policy if record.get("sampling_weights")]
-
-
-def series(records: Iterable[Mapping[str, Any]], *path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one number in nested records; records without it are left out."""
-    steps, values = [], []
-    for record in records:
-        value: Any = record
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            steps.append(record["step"])
-            values.append(value)
-    return np.array(steps, np.int64), np.array(values, np.float64)
 
 
 def _stack(
@@ -102,14 +87,19 @@ def mixture_figure(
     return figure
 
 
+def _is_by_domain(value: Any) -> bool:
+    """Whether a part of a mixer's state is one number a domain; parts may be nested in any way."""
+    return isinstance(value, Mapping) and all(isinstance(number, int | float) for number in value.values())
+
+
 def loss_weights_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
     """The domain weights alpha that DoReMi's loss has, over time, stacked, with first and last shares in the legend."""
     states = {record["step"]: record.get("state") for record in mixer_records(run)}
     found = {step: state.get("alpha") for step, state in states.items() if isinstance(state, Mapping)}
-    alphas = {step: alpha for step, alpha in found.items() if isinstance(alpha, Mapping)}
-    if not alphas:
-        return None
+    alphas = {step: alpha for step, alpha in found.items() if _is_by_domain(alpha)}
     names = [name for name in styles if any(name in alpha for alpha in alphas.values())]
+    if not names:
+        return None
     steps = np.array(list(alphas))
     weights = np.array([[alpha.get(name, 0.0) for name in names] for alpha in alphas.values()])
     figure, (ax,) = new_figure(theme, 8.6, max(3.6, 0.7 + 0.21 * len(names)))

@@ -3,14 +3,12 @@
 Everything here runs on the host; nothing is traced.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Self, TextIO
 
 import jax
 from tqdm import tqdm
@@ -22,10 +20,10 @@ class Progress:
     Where stderr is no terminal (a batch job's log) it prints a plain line every `seconds_between_lines` instead.
 
     Args:
-      total: steps of the whole run.
-      initial: steps done before, when resuming.
-      unit: what one count is.
-      seconds_between_lines: only for logs; a terminal is refreshed as tqdm does.
+        total: steps of the whole run.
+        initial: steps done before, when resuming.
+        unit: what one count is.
+        seconds_between_lines: only for logs; a terminal is refreshed as tqdm does.
     """
 
     def __init__(
@@ -95,7 +93,7 @@ class Progress:
         )
         print(line, file=self._file, flush=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,9 +107,9 @@ class Throughput:
     clock, so its compilation is not counted.
 
     Args:
-      flops_per_token: of forward and backward pass of the model, without recomputation.
-      peak_flops: dense FLOP/s of all devices of the run together; None where unknown, then `mfu` is None.
-      window: steps.
+        flops_per_token: of forward and backward pass of the model, without recomputation.
+        peak_flops: dense FLOP/s of all devices of the run together; None where unknown, then `mfu` is None.
+        window: steps.
     """
 
     def __init__(

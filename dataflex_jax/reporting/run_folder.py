@@ -1,13 +1,13 @@
 """A run folder's final summary, and all that it says read back for plots and the report."""
 
-from __future__ import annotations
-
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
 
 from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.files import read_jsonl, replace_file, to_json
@@ -17,7 +17,7 @@ def write_summary(run_folder: str | os.PathLike[str], values: Mapping[str, Any])
     """Writes `summary.json` in the run folder, replacing an earlier one in one move, and returns its path.
 
     Raises:
-      TrainingError: a NaN or infinity outside `NULLABLE`; names the field.
+        TrainingError: a NaN or infinity outside `NULLABLE`; names the field.
     """
     path = Path(run_folder) / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,11 +41,11 @@ class RunRecords:
     summary: dict[str, Any]
 
     @classmethod
-    def load(cls, run_folder: str | os.PathLike[str]) -> RunRecords:
+    def load(cls, run_folder: str | os.PathLike[str]) -> Self:
         """Reads config.json, metrics.jsonl, policy.jsonl, eval.jsonl and summary.json.
 
         Raises:
-          InputError: not a run folder, or a file in it is malformed; names the file and line.
+            InputError: not a run folder, or a file in it is malformed; names the file and line.
         """
         folder = Path(run_folder)
         if not folder.is_dir():
@@ -60,6 +60,19 @@ class RunRecords:
             evals=_read_lines(folder / "eval.jsonl"),
             summary=_read_object(folder / "summary.json"),
         )
+
+
+def series(records: Iterable[Mapping[str, Any]], *path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one number in nested records; records without such a number are left out."""
+    steps, values = [], []
+    for record in records:
+        value: Any = record
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, int | float):
+            steps.append(record["step"])
+            values.append(value)
+    return np.array(steps, np.int64), np.array(values, np.float64)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

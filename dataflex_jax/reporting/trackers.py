@@ -3,13 +3,11 @@
 Everything here runs on the host and takes Python, numpy or JAX values; nothing is traced.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -40,13 +38,13 @@ class MetricsLogger:
     On every process but the first it does nothing, so that callers need no condition.
 
     Args:
-      run_folder: metrics.jsonl is written there, TensorBoard events under `tensorboard/`.
-      tensorboard: whether to write TensorBoard events.
-      wandb: None (off), a project name, or the arguments of `wandb.init` (project, entity, name, mode, ...).
-        The run's id is kept in `wandb_id` in the run folder, so that a resumed run continues the same curves.
+        run_folder: metrics.jsonl is written there, TensorBoard events under `tensorboard/`.
+        tensorboard: whether to write TensorBoard events.
+        wandb: None (off), a project name, or the arguments of `wandb.init` (project, entity, name, mode, ...).
+          The run's id is kept in `wandb_id` in the run folder, so that a resumed run continues the same curves.
 
     Raises:
-      InputError: wandb is asked for and not installed.
+        InputError: wandb is asked for and not installed.
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class MetricsLogger:
         """Records the metrics of one step; nested mappings are kept in the file and flattened with "/" for curves.
 
         Raises:
-          TrainingError: a NaN or infinity outside `NULLABLE`; names the field.
+            TrainingError: a NaN or infinity outside `NULLABLE`; names the field.
         """
         if self._jsonl is not None:
             self._jsonl.write({"step": step, **values})
@@ -121,7 +119,7 @@ class MetricsLogger:
             )
         return self._tensorboard
 
-    def __enter__(self) -> MetricsLogger:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -64,6 +64,24 @@ def test_domain_losses_come_from_every_step_and_skip_the_missing(tmp_path):
     assert [list(line.get_xdata()) for line in markers] == [[5, 10, 15, 20]] * 3
 
 
+def test_evaluators_do_not_change_the_pictures_of_the_held_out_loss(tmp_path):
+    alone = RunRecords.load(write_run(tmp_path / "alone"))
+    run = RunRecords.load(write_run(tmp_path / "run", evaluator="mmlu"))
+    run.evals.sort(key=lambda record: record["split"])
+    assert run.evals[0]["split"] == "mmlu"
+    assert plots.domain_names(run) == plots.domain_names(alone) == ["books", "code", "web"]
+    drawn, expected = (plots.loss_figure({"": r}).axes[0].get_lines() for r in (run, alone))
+    for line, expected_line in zip(drawn, expected, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), expected_line.get_xydata())
+
+
+def test_an_evaluators_picture_is_named_after_it(tmp_path):
+    written = plots.plot_run(write_run(tmp_path / "run", evaluator="user/my exam"))
+    (picture,) = (path for path in written if path.name.startswith("eval_"))
+    assert picture == tmp_path / "run" / "plots" / "eval_user%2Fmy%20exam.png"
+    assert image.imread(picture).std() > 0.01
+
+
 def test_mixture_legend_tells_first_and_last_share(tmp_path):
     run = RunRecords.load(write_run(tmp_path / "run"))
     first, last = run.policy[0]["sampling_weights"], run.policy[-1]["sampling_weights"]
@@ -127,6 +145,23 @@ def test_doremis_weights_and_excess_losses_are_drawn(tmp_path):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["books", "web"]
     assert [list(line.get_xdata()) for line in ax.get_lines()] == [list(range(1, 11))] * 2
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), 1.0)
+
+
+def test_any_state_of_a_mixer_can_be_drawn(tmp_path):
+    """As that of ado, whose law is a mapping for each domain, and of a user's own."""
+    folder = write_run(tmp_path / "run", steps=4)
+    lines = (folder / "policy.jsonl").read_text().splitlines()
+    states = (
+        {"law": {"books": {"alpha": 1.0, "epsilon": 2.0}, "code": None}, "alpha": {"books": {"now": 0.5}}},
+        {"alpha": {"rate": 0.5}},
+        {"alpha": [0.5, 0.5], "inner": {"alpha": {"books": 1.0}}},
+        [1.0, 2.0],
+    )
+    records = [json.loads(line) | {"state": state} for line, state in zip(lines, states, strict=True)]
+    (folder / "policy.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    stems = {path.stem for path in plots.plot_run(folder)}
+    assert "mixture" in stems
+    assert "loss_weights" not in stems
 
 
 def test_excess_losses_without_a_mixer_come_from_the_metrics(tmp_path):

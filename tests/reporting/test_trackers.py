@@ -221,7 +221,7 @@ def test_throughput_forgets_what_is_out_of_the_window():
 def test_tensorboard_needs_neither_tensorflow_nor_torch(tmp_path):
     code = (
         "import sys; sys.modules.update(torch=None, tensorflow=None)\n"
-        "from dataflex_jax.metrics import MetricsLogger\n"
+        "from dataflex_jax.reporting.trackers import MetricsLogger\n"
         f"with MetricsLogger({str(tmp_path)!r}) as logger: logger.log(1, {{'loss': 1.5}})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

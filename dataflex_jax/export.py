@@ -26,8 +26,8 @@ import transformers
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax.configs import base
 from dataflex_jax import cli
+from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import parts
 from dataflex_jax.models.hf import folders, peft, weights

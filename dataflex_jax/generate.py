@@ -3,9 +3,9 @@
     python -m dataflex_jax.generate --checkpoint=MODEL --prompt="Once upon a time" [--prompt=...] [--chat]
         [--max_new_tokens=128] [--temperature=0.8] [--top_k=50] [--top_p=0.95] [--seed=0]
 
---checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id. Prints each prompt
-with its continuation; greedy unless --temperature is given. With --chat each prompt is a user's question, put into the
-model's chat template. A
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id. Prints each
+prompt with its continuation; greedy unless --temperature is given. With --chat each prompt is a user's question, put
+into the model's chat template. A
 continuation ends with the text, or with the turn where the model was tuned on conversations. The model is split over
 all devices.
 """

@@ -4,24 +4,19 @@
         [--records=selected.jsonl]
 
 The configuration says the selector, the candidates (data) and the target set (targets); --checkpoint is a run folder
-(its newest step) or one step's folder. Several, with commas between, are LESS's sum over checkpoints, weighted by
---checkpoint_weights or else by their learning rates; other selectors take the last one. The file has ids and scores
-(the best first), their domains, the numbers of their records, and all_scores. --records writes the chosen records
+(its newest step), one step's folder, or a Hugging Face folder or hub id. Several, with commas between, are LESS's sum
+over checkpoints, weighted by --checkpoint_weights or else by their learning rates; other selectors take the last one.
+The file has ids and scores (the best first), their domains, the numbers of their records, and all_scores. --records writes the chosen records
 themselves, JSONL or Parquet, for configs/sft.py to train on.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pyarrow
-import pyarrow.parquet
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax import cli
@@ -33,13 +28,15 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
+from dataflex_jax.policies.signals import TARGETS
 from dataflex_jax.selection.choosing import Chooser, Chosen, write_selection
+from dataflex_jax.selection.records import check_path, check_records, chosen_records, write_records
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.signals.model import ModelSignals, SignalFunctions
+from dataflex_jax.signals.registry import Subject
+from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
-from dataflex_jax.training import optim
-from dataflex_jax.training.checkpoint import Checkpoints, locate
-from dataflex_jax.training.weights import read_trained
+from dataflex_jax.training import optim, run_config
+from dataflex_jax.training.weights import How, locate, open_model, tokenizer_of
 
 DEFAULT_SHARE = 0.05  # of the pool, as in LESS
 
@@ -48,22 +45,20 @@ class OpenedCheckpoints(Sequence):
     """(weight, signals) of each checkpoint; these are read when they are used, and one is in memory at a time.
 
     Args:
-        places: run folder and step of each.
+        sources: as for `open_model`.
         weights: of each.
-        mesh: the devices.
+        how: what becomes of Hugging Face checkpoints.
         sweeper: runs the sweeps.
         data: the candidates and the target set, as `ModelSignals` wants them.
     """
 
-    def __init__(
-        self, places: Sequence[tuple[Path, int]], weights: Sequence[float], mesh: Mesh, sweeper: Sweeper, data: tuple
-    ):
-        self._places, self._weights, self._mesh, self._sweeper, self._data = places, weights, mesh, sweeper, data
-        self._functions: dict[Path, SignalFunctions] = {}
+    def __init__(self, sources: Sequence[str], weights: Sequence[float], how: How, sweeper: Sweeper, data: tuple):
+        self._sources, self._weights, self._how = sources, weights, how
+        self._sweeper, self._data = sweeper, data
         self._opened: tuple[int, ModelSignals] | None = None
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._sources)
 
     def __getitem__(self, number: int) -> tuple[float, "CheckpointSignals"]:
         return self._weights[number], CheckpointSignals(self, range(len(self))[number])
@@ -72,21 +67,14 @@ class OpenedCheckpoints(Sequence):
         """Those of one checkpoint, to be let go of before another one is asked for."""
         if self._opened is None or self._opened[0] != number:
             self._opened = None
-            self._opened = number, self._read(*self._places[number])
+            opened = open_model(self._sources[number], self._sweeper.mesh, how=self._how, optimizer=True)
+            signals = ModelSignals(Subject(opened.model, opened.adam), self._sweeper, *self._data)
+            self._opened = number, signals
         return self._opened[1]
-
-    def _read(self, run_folder: Path, step: int) -> ModelSignals:
-        trained = configuration.read(run_folder)
-        with Checkpoints(run_folder, writable=False) as checkpoints:
-            model = read_trained(checkpoints, step, trained, self._mesh)
-        if run_folder not in self._functions:
-            self._functions[run_folder] = SignalFunctions(model.graphdef, trained.optim)
-        functions = self._functions[run_folder]
-        return ModelSignals(functions, self._sweeper, model.params, model.frozen, model.opt_state, *self._data)
 
 
 class CheckpointSignals:
-    """The signals of one checkpoint, and all checkpoints as `checkpoints`; see `policies.base.Signals`."""
+    """The signals of one checkpoint, and all checkpoints as `checkpoints`; see `policies.signals.Signals`."""
 
     def __init__(self, checkpoints: OpenedCheckpoints, number: int):
         self.checkpoints, self._number = checkpoints, number
@@ -97,7 +85,7 @@ class CheckpointSignals:
 
 def select(
     config: ConfigDict,
-    places: Sequence[tuple[Path, int]],
+    sources: Sequence[str],
     weights: Sequence[float] | None,
     num: int | None,
     *,
@@ -107,7 +95,7 @@ def select(
 
     Args:
         config: whose selector, data, targets and mesh to use; in the first checkpoint's tokens.
-        places: run folder and step of each checkpoint.
+        sources: the checkpoints, as for `open_model`.
         weights: of the checkpoints; None: their learning rates, normalised.
         num: how many; None: `DEFAULT_SHARE` of the pool.
         records: whether `chosen_records` will be asked for.
@@ -115,11 +103,11 @@ def select(
     Raises:
         InputError: a selector that scores nothing, input that cannot be read, or records that no one file can hold.
     """
-    config.data.tokenizer = str(places[0][0] / "tokenizer")
-    configuration.validate(config)
     registry.load_plugins(config.plugins)
+    config.data.tokenizer = tokenizer_of(sources[0])
+    configuration.validate(config)
     policies = active_policies(config)
-    if policies.selecting is None:
+    if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -128,87 +116,38 @@ def select(
         if records:
             check_records(pool)
         targets = None
-        if policies.want_targets:
+        if policies.needs(TARGETS):
             target_set = open_targets(config, domains, config.data.tokenizer)
             targets = target_set, source(target_set.pool, mesh)
         sweeper = Sweeper(mesh, rows=config.sweep.batch_rows)
-        checkpoints = OpenedCheckpoints(
-            places, weights or learning_rates(places), mesh, sweeper, (source(pool, mesh), targets)
-        )
-        signals = checkpoints[-1][1]
-        selector = policies.selecting.selector
+        data = source(pool, mesh), targets
+        checkpoints = OpenedCheckpoints(sources, weights or learning_rates(sources), How.of(config), sweeper, data)
+        selector = policies.selector.policy
         state = selector.init(checkpoints[0][1]) if selector.init else {}
-        chooser = Chooser(policies.selecting, pool, pool.groups(by_domain=False))
+        chooser = Chooser(policies.selector, pool, pool.groups(by_domain=False))
         request = Request(jnp.int32(1), jnp.int32(1), jax.random.key(config.seed))
         count = num or max(1, round(DEFAULT_SHARE * pool.num_rows))
-        chosen, _ = chooser.choose(state, signals, request, [count])
+        chosen, _ = chooser.choose(state, checkpoints[-1][1], request, [count])
     return pool, chosen
 
 
-def learning_rates(places: Sequence[tuple[Path, int]]) -> list[float]:
-    """The learning rate of each checkpoint's last step, as shares of their sum; equal where all are 0."""
+def learning_rates(sources: Sequence[str]) -> list[float]:
+    """The learning rate of each checkpoint's last step, as shares of their sum; equal where all are 0.
+
+    Raises:
+        InputError: several checkpoints, one of which is no run's.
+    """
+    if len(sources) == 1:
+        return [1.0]
     rates = []
-    for run_folder, step in places:
-        trained = configuration.read(run_folder)
-        rates.append(float(optim.learning_rate(trained.optim, trained.train_step)(max(step - 1, 0))))
+    for each in sources:
+        run = locate(each)
+        if run is None:
+            raise InputError(f"--checkpoint_weights is missing: {each} is no run's checkpoint and has no learning rate")
+        trained = run_config.read(run.folder)
+        rates.append(float(optim.learning_rate(trained.optim, trained.train_step)(max(run.step - 1, 0))))
     total = sum(rates)
     return [rate / total for rate in rates] if total else [1 / len(rates)] * len(rates)
-
-
-def check_records(pool: Pool) -> None:
-    """Refuses rows whose records no one file can hold.
-
-    Raises:
-        InputError: rows of documents, or of datasets that are read in different ways.
-    """
-    if pool.records() is None:
-        raise InputError("--records: rows of documents are no records; instruction data are (config.data.formatting)")
-    first, *others = pool.domains
-    for other in others:
-        if other.store.record_format != first.store.record_format:
-            raise InputError(
-                f"--records: {first.name!r} and {other.name!r} have other formats or columns, which one file cannot "
-                "hold; leave it out, or choose datasets of one format by --config.data.domains"
-            )
-
-
-def chosen_records(pool: Pool, ids: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The source records of rows of examples, in the order of `ids`."""
-    wanted, found, place = set(ids.tolist()), {}, 0
-    for domain in pool.domains:
-        for record in domain.store.records("train"):
-            if place in wanted:
-                found[place] = dict(record)
-            place += 1
-    return (found[i] for i in ids.tolist())
-
-
-def write_records(path: Path, records: Iterator[dict[str, Any]]) -> None:
-    """Writes records as JSONL or Parquet, by the file's name; in Parquet a field that some lack is null there.
-
-    Raises:
-        InputError: neither .jsonl nor .parquet.
-    """
-    check_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        rows = list(records)
-        fields = dict.fromkeys(field for row in rows for field in row)
-        # A table has the fields of its first row otherwise.
-        complete = [{field: row.get(field) for field in fields} for row in rows]
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(complete), path)
-    else:
-        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-
-
-def check_path(path: Path) -> None:
-    """Refuses a file that `write_records` cannot write.
-
-    Raises:
-        InputError: neither .jsonl nor .parquet.
-    """
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"--records={path}: must end in .jsonl or .parquet")
 
 
 def _numbers(values: Sequence[str], count: int) -> list[float] | None:
@@ -228,15 +167,14 @@ def main(argv: list[str]) -> None:
     cli.no_positional(argv)
     config = cli.chosen_config(CONFIG)
     if not CHECKPOINT.value:
-        raise InputError("--checkpoint is missing: a run folder, or the folder of one step in it")
+        raise InputError("--checkpoint is missing: a run folder, the folder of one step in it, or a Hugging Face one")
     if OUTPUT.value is None or not OUTPUT.value.endswith(".npz"):
         raise InputError(f"--output={OUTPUT.value}: must be a file that ends in .npz")
     output, records = Path(OUTPUT.value), RECORDS.value and Path(RECORDS.value)
     if records:
         check_path(records)
-    places = [locate(path) for path in CHECKPOINT.value]
-    weights = _numbers(CHECKPOINT_WEIGHTS.value, len(places))
-    pool, chosen = select(config, places, weights, NUM.value, records=records is not None)
+    weights = _numbers(CHECKPOINT_WEIGHTS.value, len(CHECKPOINT.value))
+    pool, chosen = select(config, CHECKPOINT.value, weights, NUM.value, records=records is not None)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_selection(output, pool, chosen, all_scores=True)
     print(
@@ -251,7 +189,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
     CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose selector, data and targets to use.")
-    CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Run folders or folders of one step in them, comma-separated.")
+    CHECKPOINT = flags.DEFINE_list("checkpoint", [], "What to score with, commas between.")
     CHECKPOINT_WEIGHTS = flags.DEFINE_list("checkpoint_weights", [], "Their weights; by default their learning rates.")
     OUTPUT = flags.DEFINE_string("output", None, "An .npz file.")
     NUM = flags.DEFINE_integer("num", None, "How many examples; by default 5 % of the pool.", lower_bound=1)

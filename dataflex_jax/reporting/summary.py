@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from dataflex_jax.files import read_jsonl
+from dataflex_jax.reporting.evaluations import evaluations
 from dataflex_jax.reporting.hardware import peak_memory_bytes
 from dataflex_jax.reporting.page import write_report
 from dataflex_jax.reporting.plots import plot_run
-from dataflex_jax.reporting.evaluations import evaluations
 from dataflex_jax.reporting.run_folder import RunRecords, write_summary
 
 
@@ -22,7 +22,7 @@ def write_results(
         tokens_per_second: over the last steps; None where unknown.
         mfu: over the last steps; None where unknown.
     """
-    held_out = ([{}] + evaluations(RunRecords.load(run_folder)))[-1]
+    held_out = [{}, *evaluations(RunRecords.load(run_folder))][-1]
     last = read_jsonl(run_folder / "metrics.jsonl")[-1]
     memory = peak_memory_bytes()
     write_summary(

@@ -18,10 +18,10 @@ from dataflex_jax.data import window as windows
 from dataflex_jax.data.pool import Group, Pool
 from dataflex_jax.data.sampler import Sampler, SamplerState
 from dataflex_jax.data.window import Sequences, Window
+from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.policies.signals import Signals
-from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.selection.choosing import Chooser, Chosen, write_selection
 from dataflex_jax.selection.order_scores import order_scores
 

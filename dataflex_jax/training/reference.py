@@ -79,9 +79,7 @@ def open_reference(reference: Reference, domains: Sequence[Domain], tokenizer: T
     return opened.model.having(opened.model.whole())
 
 
-def cached_losses(
-    model: Model, domains: Sequence[Domain], rows: Source, sweeper: Sweeper, cache_dir: str
-) -> OfRow:
+def cached_losses(model: Model, domains: Sequence[Domain], rows: Source, sweeper: Sweeper, cache_dir: str) -> OfRow:
     """A function from a training row's place in the pool to its token losses, float32; computes what is missing.
 
     Args:

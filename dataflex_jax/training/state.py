@@ -9,8 +9,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from dataflex_jax.models.model import Model
 from dataflex_jax.models import layout
+from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import shardings
 
 PyTree = Any

@@ -143,8 +143,8 @@ def locate(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
     if not path.exists() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
         return None
     raise InputError(
-        f"{_given(option, path)}: neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging Face "
-        "checkpoint (a folder or a hub id)"
+        f"{_given(option, path)}: neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging "
+        "Face checkpoint (a folder or a hub id)"
     )
 
 
@@ -191,6 +191,20 @@ def open_model(
         return _open_run(str(source), run, mesh, optimizer=optimizer, frozen=frozen)
 
 
+def tokenizer_of(source: str, option: str = "--checkpoint") -> str:
+    """Where the tokenizer of a model is, as a value of `config.data.tokenizer`, without reading the model."""
+    run = locate(source, option)
+    return _pretrained_tokenizer(source, option) if run is None else str(run.folder / "tokenizer")
+
+
+def _pretrained_tokenizer(source: str, option: str) -> str:
+    """An adapter's own tokenizer, or else that of its base."""
+    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG, "tokenizer*", "*.jinja"], option)
+    if (folder / peft.CONFIG).is_file() and not (folder / "tokenizer.json").is_file():
+        return peft.read_lora_config(source, option)[1] or source
+    return source
+
+
 def _open_run(source: str, run: RunStep, mesh: Mesh, *, optimizer: bool, frozen: bool) -> Opened:
     config = run_config.read(run.folder)
     with Checkpoints(run.folder, writable=False) as checkpoints:
@@ -212,15 +226,14 @@ def _open_run(source: str, run: RunStep, mesh: Mesh, *, optimizer: bool, frozen:
 
 
 def _open_pretrained(source: str, mesh: Mesh, option: str, how: How) -> Opened:
-    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG, "tokenizer*", "*.jinja"], option)
-    base, adapter, tokenizer = source, None, source
+    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG], option)
+    base, adapter = source, None
     if (folder / peft.CONFIG).is_file():
         dtype = how.lora.base_dtype if how.lora else how.param_dtype
         configured, named = peft.read_lora_config(source, option, dtype)
         if named is None:
             raise InputError(f"{folder / peft.CONFIG}: does not name its base")
         base, adapter, how = named, source, dataclasses.replace(how, lora=configured)
-        tokenizer = source if (folder / "tokenizer_config.json").is_file() else named
     shape = folders.read_config(folders.local_folder(base, [folders.CONFIG], option))
     run = {name: getattr(how, name) for name in ("dtype", "param_dtype", "remat", "attention", "lora")}
     config = hf_config.from_hf(shape, **run)
@@ -229,7 +242,8 @@ def _open_pretrained(source: str, mesh: Mesh, option: str, how: How) -> Opened:
     shape = Model.shape(config)
     abstract = layout.placed(mesh, trained_shapes(shape, trained))
     params = starting_params(config, abstract, how.seed, base, adapter, frozen, option=option, adapter_option=option)
-    return Opened(source, shape.having(params, frozen and frozen.params), mesh, tokenizer)
+    model = shape.having(params, frozen and frozen.params)
+    return Opened(source, model, mesh, _pretrained_tokenizer(source, option))
 
 
 def trained_of(config: ModelConfig, patterns: Sequence[str] | None) -> Trained:

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 import results
 from absl import flags
+from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from scipy.stats import spearmanr
 
 from dataflex_jax import cli
@@ -41,7 +42,6 @@ from dataflex_jax.models.hf import weights as hf
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.selectors.less import less
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training.optim import adamw
 

@@ -20,7 +20,7 @@ from dataflex_jax.data.sources.streams import FORMATTINGS
 from dataflex_jax.data.text.chat import BUILT_IN
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import replace_file
-from dataflex_jax.models.config import LORA_MODULES
+from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.policies.proportions import normalised
 from dataflex_jax.policies.registry import KINDS, check_schedule, policy_config
 from dataflex_jax.policies.schedule import Schedule

@@ -21,12 +21,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.models import decoder, lora
-from dataflex_jax.sharding import gather_weights
+from dataflex_jax.models.layout import LAYERS, gather_weights
 from dataflex_jax.signals import products
 from dataflex_jax.signals.moments import Moments, adam_moments, preconditioned
 from dataflex_jax.signals.projections import METHODS, Projection, check, project
 from dataflex_jax.signals.rows import (
-    LAYERS,
     ExampleLoss,
     Select,
     map_named,

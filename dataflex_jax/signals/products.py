@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.models import decoder, lora
+from dataflex_jax.models import decoder, layout, lora
 from dataflex_jax.sharding import BATCH_AXES, constrain
 from dataflex_jax.signals.projections import Projection, kronecker_signs
-from dataflex_jax.signals.rows import LAYERS, ExampleLoss
+from dataflex_jax.signals.rows import ExampleLoss
 
 PyTree = Any
 
@@ -81,12 +81,12 @@ def squared_norms(
 def _summed(graphdef, paths, summarize, shape, loss, params, frozen, rows):
     """The sum over `paths` and layers of summarize(path, inputs, output gradients, layer): [B, *shape]."""
     for path in paths:
-        if not (path.startswith(LAYERS) and path.endswith(("/kernel", *lora.FACTORS))):
+        if not layout.is_linear(path):
             raise ValueError(f"parameters: {path} is not a matrix of the blocks' linear layers; must be one here")
 
     def summed_loss(tap):
         def product(path, layer, x, weight):
-            path = f"{LAYERS}{path}"
+            path = f"{layout.LAYERS}{path}"
             return _observed(partial(summarize, path), x, weight, tap, layer) if path in paths else x @ weight
 
         model = lora.combine(frozen, params)

@@ -72,7 +72,7 @@ def make_learner(
     Raises:
         InputError: a model that cannot be resolved, a base that cannot be read, or proportions that a mixer refuses.
     """
-    model = dataclasses.replace(model_config(config.model, tokenizer), lora=lora.lora_config(config.lora))
+    model = dataclasses.replace(model_config(config.model, tokenizer.vocab_size), lora=lora.lora_config(config.lora))
     base = open_base(config, model, mesh)
     mixer = registry.checked("mixer", policies.mixer.init, proportions)
     weighters = tuple(scheduled.weighter.init(model.hidden_size) for scheduled in policies.weighters)

@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dataflex_jax.models import decoder, lora
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.layout import placed
 from dataflex_jax.policies.base import Mixer, Observation
 from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.sharding import placed
 from dataflex_jax.training import objective
 from dataflex_jax.training.objective import Forward, ScheduledWeighter, Weights
 

@@ -15,7 +15,8 @@ from dataflex_jax.models import decoder, lora
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.hf import peft
 from dataflex_jax.models.hf.weights import load_params
-from dataflex_jax.sharding import placed, shardings
+from dataflex_jax.models.layout import placed
+from dataflex_jax.sharding import shardings
 from dataflex_jax.training import optim, resume
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.step import initial_keys

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dataflex_jax.data.sources.streams import FORMATTINGS
 from dataflex_jax.data.text.chat import BUILT_IN
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.config import LORA_MODULES
+from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.policies.proportions import normalised
 from dataflex_jax.policies.registry import KINDS, check_schedule
 from dataflex_jax.policies.schedule import Schedule

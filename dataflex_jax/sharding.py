@@ -23,31 +23,19 @@ from dataflex_jax.errors import InputError
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
+# (pattern for the end of a "/"-joined path, mesh axes a dimension): the first that matches decides.
 Rules = Sequence[tuple[str, P]]
-
-# The first pattern that matches the end of a path decides. The leading axis of everything under layers/ is the layer.
-RULES: Rules = (
-    (r"embed_tokens/embedding", P("tensor", "fsdp")),
-    (r"lm_head/kernel", P("fsdp", "tensor")),
-    (r"layers/\w+/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
-    (r"layers/\w+/(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
-    (r"layers/\w+/(q|k|v)_proj/bias", P(None, "tensor")),
-    # Adapters follow the kernel's channels over "tensor", where their activations are split anyway. They are whole on
-    # "fsdp": next to the base they are small, and each layer would wait for up to 14 small gathers in both passes.
-    (r"layers/\w+/(q|k|v|gate|up)_proj/lora_b", P(None, None, "tensor")),
-    (r"layers/\w+/(o|down)_proj/lora_a", P(None, "tensor", None)),
-)
 
 
 def make_mesh(mesh_config: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh ("data", "fsdp", "tensor") with Auto axes.
 
     Args:
-      mesh_config: sizes by axis name (1 where absent); one of them may be -1: all remaining devices.
-      devices: the devices to use; all of them by default.
+        mesh_config: sizes by axis name (1 where absent); one of them may be -1: all remaining devices.
+        devices: the devices to use; all of them by default.
 
     Raises:
-      InputError: sizes that are not positive, more than one -1, or a product that is not the number of devices.
+        InputError: sizes that are not positive, more than one -1, or a product that is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [mesh_config.get(axis, 1) for axis in AXES]
@@ -62,15 +50,15 @@ def make_mesh(mesh_config: Mapping[str, int], devices: Sequence[jax.Device] | No
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def param_shardings(mesh: Mesh, tree: PyTree, rules: Rules = RULES) -> PyTree:
+def param_shardings(mesh: Mesh, tree: PyTree, rules: Rules) -> PyTree:
     """A `NamedSharding` for every leaf of parameters or of anything whose paths end in theirs (optimizer state).
 
     A mesh axis that does not divide the dimension is dropped; leaves that no rule names are replicated.
 
     Args:
-      mesh: the mesh.
-      tree: arrays or `jax.ShapeDtypeStruct`s.
-      rules: (pattern for the end of the "/"-joined path, mesh axes a dimension), the first match decides.
+        mesh: the mesh.
+        tree: arrays or `jax.ShapeDtypeStruct`s.
+        rules: of the parameters.
     """
 
     def place(path, leaf):
@@ -79,13 +67,13 @@ def param_shardings(mesh: Mesh, tree: PyTree, rules: Rules = RULES) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def placed(mesh: Mesh, shapes: PyTree) -> PyTree:
+def placed(mesh: Mesh, shapes: PyTree, rules: Rules) -> PyTree:
     """The `jax.ShapeDtypeStruct`s of `shapes` with the shardings of `param_shardings`."""
 
     def place(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(place, shapes, param_shardings(mesh, shapes))
+    return jax.tree.map(place, shapes, param_shardings(mesh, shapes, rules))
 
 
 def shardings(abstract: PyTree) -> PyTree:
@@ -118,16 +106,16 @@ def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
-def gather_weights(params: PyTree, dtype: jnp.dtype, prefix: str, rules: Rules = RULES) -> PyTree:
+def gather_weights(params: PyTree, dtype: jnp.dtype, prefix: str, rules: Rules) -> PyTree:
     """One layer's parameters as its matmuls want them: kernels cast to `dtype`, then gathered over "fsdp".
 
     The cast comes first so that the gather moves `dtype`. The gradient of a kernel comes back split over "fsdp".
 
     Args:
-      params: one layer's parameters; what has fewer than two axes (norm scales, biases) is returned as it is.
-      dtype: the compute dtype.
-      prefix: the path of the stacked parameters, such as "layers".
-      rules: as in `param_shardings`, for the stacked parameters.
+        params: one layer's parameters; what has fewer than two axes (norm scales, biases) is returned as it is.
+        dtype: the compute dtype.
+        prefix: the path of the stacked parameters, such as "layers".
+        rules: for the stacked parameters.
     """
 
     def gather(path, leaf):

@@ -70,11 +70,11 @@ def test_sizes_give_way_to_the_weights_and_other_fields_do_not(exported, caplog)
     caplog.set_level("INFO")
     tokenizer = load_tokenizer(str(exported), texts=iter, cache_dir=exported)
     config = from_pretrained(exported, exported, model__rms_norm_eps=1e-5)
-    model = model_config(config.model, tokenizer)
+    model = model_config(config.model, tokenizer.vocab_size)
     assert (model.hidden_size, model.num_hidden_layers, model.rms_norm_eps) == (32, 2, 1e-5)
     assert "config.model.hidden_size = 64 gives way to 32, config.model.num_hidden_layers = 1 gives" in caplog.text
     config.model.from_scratch = True
-    assert model_config(config.model, tokenizer).hidden_size == 64
+    assert model_config(config.model, tokenizer.vocab_size).hidden_size == 64
 
 
 def test_an_imported_run_trains_as_one_from_the_weights(root, trained, exported, tmp_path):

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
-from dataflex_jax.sharding import batch_sharding, make_mesh, param_shardings, replicated
+from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
 
 ROWS, SEQ_LEN = 16, 24
 MESHES = {"fsdp": {"fsdp": 8}, "all": {"data": 2, "fsdp": 2, "tensor": 2}}

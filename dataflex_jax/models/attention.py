@@ -18,15 +18,15 @@ def choose_implementation(
     """The backend of `jax.nn.dot_product_attention` to use: "xla" or "cudnn".
 
     Args:
-      requested: "auto" (cuDNN where it is valid, else XLA), "xla" or "cudnn".
-      backend: JAX's platform, such as "cpu" or "gpu".
-      dtype: of the queries, keys and values.
-      head_dim: channels a head.
-      has_segments: whether packed segments must be kept apart.
-      hopper: whether the GPU is of compute capability 9.0 or later, which allows heads of up to 256 channels.
+        requested: "auto" (cuDNN where it is valid, else XLA), "xla" or "cudnn".
+        backend: JAX's platform, such as "cpu" or "gpu".
+        dtype: of the queries, keys and values.
+        head_dim: channels a head.
+        has_segments: whether packed segments must be kept apart.
+        hopper: whether the GPU is of compute capability 9.0 or later, which allows heads of up to 256 channels.
 
     Raises:
-      InputError: "cudnn" was asked for where it would fail or would ignore the segments; or an unknown name.
+        InputError: "cudnn" was asked for where it would fail or would ignore the segments; or an unknown name.
     """
     if requested not in ATTENTION_IMPLEMENTATIONS:
         raise InputError(f"model attention={requested!r} is not supported; accepted: {ATTENTION_IMPLEMENTATIONS}")
@@ -61,12 +61,12 @@ def causal_attention(
     """softmax(Q K^T / sqrt(H)) V under a causal mask; N / K query heads share a key head; softmax in float32.
 
     Args:
-      query: rotated queries.
-      key: rotated keys.
-      value: values.
-      segment_ids: tokens attend only within equal ids; None: one segment a row.
-      sliding_window: a query sees this many latest keys, its own included; None: all earlier ones.
-      implementation: see `choose_implementation`.
+        query: rotated queries.
+        key: rotated keys.
+        value: values.
+        segment_ids: tokens attend only within equal ids; None: one segment a row.
+        sliding_window: a query sees this many latest keys, its own included; None: all earlier ones.
+        implementation: see `choose_implementation`.
     """
     seq_len, head_dim = query.shape[-3], query.shape[-1]
     backend = jax.default_backend()

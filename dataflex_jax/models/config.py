@@ -2,37 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.models import families
+from dataflex_jax.models.checks import check_choice, check_positive
+from dataflex_jax.models.layout import LORA_MODULES
 
-ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
 DTYPES = ("bfloat16", "float32")
 REMAT_POLICIES = ("none", "full", "dots", "attention")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn")
-LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-_CLASS_NAMES = {name: f"{name.capitalize()}ForCausalLM" for name in ARCHITECTURES}
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# What a config.json may leave out, and the value Hugging Face's configuration class then takes.
-_DEFAULTS = {
-    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768},
-    "qwen3": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128},
-    "llama": {"max_position_embeddings": 2048},
-    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072},
-}
-# Fields that these four families know or that rewrite their weights, with the only values this decoder computes.
-_NEUTRAL = {
-    "mlp_bias": (False,),
-    "attention_dropout": (0,),
-    "quantization_config": (None,),
-    "partial_rotary_factor": (1,),
-    "use_mrope": (False,),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-}
-_ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,10 +19,10 @@ class RopeScaling:
     """The "llama3" stretching of rotary embeddings: frequencies with wavelengths beyond the original context slow down.
 
     Attributes:
-      factor: by how much the slowest frequencies are divided.
-      low_freq_factor: wavelengths above original_max_position_embeddings / low_freq_factor are divided by `factor`.
-      high_freq_factor: wavelengths below original_max_position_embeddings / high_freq_factor stay as they are.
-      original_max_position_embeddings: the context, in tokens, before stretching.
+        factor: by how much the slowest frequencies are divided.
+        low_freq_factor: wavelengths above original_max_position_embeddings / low_freq_factor are divided by `factor`.
+        high_freq_factor: wavelengths below original_max_position_embeddings / high_freq_factor stay as they are.
+        original_max_position_embeddings: the context, in tokens, before stretching.
     """
 
     factor: float
@@ -53,7 +32,7 @@ class RopeScaling:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check_positive(f"rope_scaling.{field.name}", getattr(self, field.name), field.type)
+            check_positive(f"rope_scaling.{field.name}", getattr(self, field.name), field.type)
         if self.high_freq_factor <= self.low_freq_factor:
             raise InputError(
                 f"model rope_scaling.high_freq_factor={self.high_freq_factor}: "
@@ -66,14 +45,14 @@ class LoraConfig:
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): y = W x + scale * B A dropout(x), W frozen.
 
     Attributes:
-      rank: r, the inner width of the factors.
-      alpha: numerator of the scale; None: 2 * rank.
-      dropout: share of an adapter's inputs that are zeroed while training.
-      use_rslora: scale = alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023,
-        https://arxiv.org/abs/2312.03732).
-      target_modules: names of linear layers of the blocks, or "all" among them for all seven; kept in the order of
-        `LORA_MODULES`.
-      base_dtype: of the frozen parameters.
+        rank: r, the inner width of the factors.
+        alpha: numerator of the scale; None: 2 * rank.
+        dropout: share of an adapter's inputs that are zeroed while training.
+        use_rslora: scale = alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023,
+            https://arxiv.org/abs/2312.03732).
+        target_modules: names of linear layers of the blocks, or "all" among them for all seven; kept in the order of
+            `LORA_MODULES`.
+        base_dtype: of the frozen parameters.
     """
 
     rank: int
@@ -84,18 +63,18 @@ class LoraConfig:
     base_dtype: str = "bfloat16"
 
     def __post_init__(self):
-        _check_positive("lora rank", self.rank, int)
+        check_positive("lora rank", self.rank, int)
         if self.alpha is None:
             object.__setattr__(self, "alpha", 2.0 * self.rank)
-        _check_positive("lora alpha", self.alpha, float)
+        check_positive("lora alpha", self.alpha, float)
         object.__setattr__(self, "alpha", float(self.alpha))
         if not 0 <= self.dropout < 1:
             raise InputError(f"model lora dropout={self.dropout!r}: must be a number >= 0 and < 1")
-        _check_choice("lora base_dtype", self.base_dtype, DTYPES)
+        check_choice("lora base_dtype", self.base_dtype, DTYPES)
         if isinstance(self.target_modules, str) or not self.target_modules:
             raise InputError(f"model lora target_modules={self.target_modules!r}: must be a tuple of names")
         for name in self.target_modules:
-            _check_choice("lora target_modules", name, ("all", *LORA_MODULES))
+            check_choice("lora target_modules", name, ("all", *LORA_MODULES))
         everything = "all" in self.target_modules
         object.__setattr__(
             self, "target_modules", tuple(m for m in LORA_MODULES if everything or m in self.target_modules)
@@ -112,22 +91,22 @@ class ModelConfig:
     """One decoder: Hugging Face's fields, then how this framework runs it. Hashable, so it may be a static argument.
 
     Left as None, `head_dim` is hidden_size / num_attention_heads, `num_key_value_heads` is num_attention_heads, and
-    `attention_bias` and `qk_norm` are what the architecture has.
+    `attention_bias` and `qk_norm` are what the family has.
 
     Attributes:
-      architecture: "qwen2", "qwen3", "llama" or "mistral" (Hugging Face's model_type).
-      rope_scaling: None or the "llama3" parameters (a mapping is accepted and turned into `RopeScaling`).
-      attention_bias: biases of the q, k and v projections; for llama and qwen3 also of the output projection.
-      qk_norm: RMSNorm over each head of the queries and keys.
-      sliding_window: None, or how many keys a query sees, itself included, in every layer.
-      initializer_range: standard deviation of random kernels and embeddings.
-      dtype: of the activations and matmuls; norms, softmax, rotary embeddings and losses are float32.
-      param_dtype: of the stored parameters.
-      remat: what the backward pass recomputes: "none" (only casts and weight gathers), "dots" (all but the outputs of
-        the projections and of cuDNN's attention), "attention" (all but the q, k, v projections and the attention
-        output), "full" (the block).
-      attention: "auto" (cuDNN where it is valid, else XLA), "xla" or "cudnn".
-      lora: adapters of the blocks' linear layers, whose factors are parameters beside each kernel; None: none.
+        architecture: the name of a family in `families` (Hugging Face's model_type).
+        rope_scaling: None or the "llama3" parameters.
+        attention_bias: biases of the q, k and v projections; where the family has it so also of the output projection.
+        qk_norm: RMSNorm over each head of the queries and keys.
+        sliding_window: None, or how many keys a query sees, itself included, in every layer.
+        initializer_range: standard deviation of random kernels and embeddings.
+        dtype: of the activations and matmuls; norms, softmax, rotary embeddings and losses are float32.
+        param_dtype: of the stored parameters.
+        remat: what the backward pass recomputes: "none" (only casts and weight gathers), "dots" (all but the outputs of
+            the projections and of cuDNN's attention), "attention" (all but the q, k, v projections and the attention
+            output), "full" (the block).
+        attention: "auto" (cuDNN where it is valid, else XLA), "xla" or "cudnn".
+        lora: adapters of the blocks' linear layers, whose factors are parameters beside each kernel; None: none.
     """
 
     architecture: str
@@ -155,27 +134,25 @@ class ModelConfig:
     lora: LoraConfig | None = None
 
     def __post_init__(self):
-        _check_choice("architecture", self.architecture, ARCHITECTURES)
-        for name in _REQUIRED:
-            _check_positive(name, getattr(self, name), int)
+        family = self.family
+        for name in REQUIRED:
+            check_positive(name, getattr(self, name), int)
         derived = {
             "num_key_value_heads": self.num_attention_heads,
             "head_dim": self.hidden_size // self.num_attention_heads,
-            "attention_bias": self.architecture == "qwen2",
-            "qk_norm": self.architecture == "qwen3",
+            "attention_bias": family.attention_bias or False,
+            "qk_norm": family.qk_norm,
         }
         for name, value in derived.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        if isinstance(self.rope_scaling, Mapping):
-            object.__setattr__(self, "rope_scaling", _read_rope({"rope_scaling": dict(self.rope_scaling)})[1])
 
         for name in ("num_key_value_heads", "head_dim", "max_position_embeddings"):
-            _check_positive(name, getattr(self, name), int)
+            check_positive(name, getattr(self, name), int)
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
-            _check_positive(name, getattr(self, name), float)
+            check_positive(name, getattr(self, name), float)
         if self.sliding_window is not None:
-            _check_positive("sliding_window", self.sliding_window, int)
+            check_positive("sliding_window", self.sliding_window, int)
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"model num_key_value_heads={self.num_key_value_heads}: "
@@ -183,71 +160,26 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"model head_dim={self.head_dim}: rotary embeddings need an even number")
-        _check_choice("hidden_act", self.hidden_act, ("silu",))
-        _check_choice("qk_norm", self.qk_norm, (self.architecture == "qwen3",))
-        if self.architecture in ("qwen2", "mistral"):
-            _check_choice("attention_bias", self.attention_bias, (self.architecture == "qwen2",))
-        if self.architecture == "llama":
-            _check_choice("sliding_window", self.sliding_window, (None,))
-        _check_choice("dtype", self.dtype, DTYPES)
-        _check_choice("param_dtype", self.param_dtype, DTYPES)
-        _check_choice("remat", self.remat, REMAT_POLICIES)
-        _check_choice("attention", self.attention, ATTENTION_IMPLEMENTATIONS)
+        check_choice("hidden_act", self.hidden_act, ("silu",))
+        check_choice("qk_norm", self.qk_norm, (family.qk_norm,))
+        if family.attention_bias is not None:
+            check_choice("attention_bias", self.attention_bias, (family.attention_bias,))
+        if not family.window.supported:
+            check_choice("sliding_window", self.sliding_window, (None,))
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("param_dtype", self.param_dtype, DTYPES)
+        check_choice("remat", self.remat, REMAT_POLICIES)
+        check_choice("attention", self.attention, ATTENTION_IMPLEMENTATIONS)
 
-    @classmethod
-    def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> "ModelConfig":
-        """Reads the contents of a Hugging Face config.json, with either spelling of the rotary settings.
-
-        Args:
-          hf: the parsed config.json; absent fields take Hugging Face's defaults for the model type.
-          **overrides: fields of this class that replace what was read, such as dtype="float32" or remat="dots".
-
-        Returns:
-          The configuration.
-
-        Raises:
-          InputError: a model type, activation, rotary type or other field whose maths this decoder does not compute.
-        """
-        architecture = hf.get("model_type")
-        _check_choice("model_type", architecture, ARCHITECTURES)
-        for name in _REQUIRED:
-            if hf.get(name) is None:
-                raise InputError(f"model config has no {name}: give a positive integer")
-            _check_positive(name, hf[name], int)
-        for name, accepted in _NEUTRAL.items():
-            if name in hf and hf[name] is not None:
-                _check_choice(name, hf[name], accepted)
-        fields = dict(_DEFAULTS[architecture])
-        for field in dataclasses.fields(cls):
-            if hf.get(field.name) is not None and field.name not in ("dtype", "rope_theta", "rope_scaling"):
-                fields[field.name] = hf[field.name]
-        fields["architecture"] = architecture
-        fields["rope_theta"], fields["rope_scaling"] = _read_rope(hf)
-        fields["sliding_window"] = _read_sliding_window(hf, architecture)
-        return cls(**(fields | overrides))
-
-    def to_hf(self) -> dict[str, Any]:
-        """The config.json contents from which Hugging Face builds this model (rope_theta / rope_scaling spelling)."""
-        ours = ("architecture", "qk_norm", "sliding_window", "dtype", "param_dtype", "remat", "attention", "lora")
-        hf = {k: v for k, v in dataclasses.asdict(self).items() if k not in ours}
-        hf = {"model_type": self.architecture, "architectures": [_CLASS_NAMES[self.architecture]]} | hf
-        hf["torch_dtype"] = self.param_dtype
-        if self.rope_scaling is not None:
-            hf["rope_scaling"] = {"rope_type": "llama3", **hf["rope_scaling"]}
-        if self.architecture in ("qwen2", "mistral"):
-            del hf["attention_bias"]
-        if self.architecture == "mistral":
-            hf["sliding_window"] = self.sliding_window
-        elif self.architecture != "llama":
-            hf["use_sliding_window"] = self.sliding_window is not None
-            hf["sliding_window"] = self.sliding_window
-            hf["max_window_layers"] = 0 if self.sliding_window is not None else self.num_hidden_layers
-        return hf
+    @property
+    def family(self) -> families.Family:
+        """The record of the architecture."""
+        return families.family(self.architecture)
 
     @property
     def output_bias(self) -> bool:
         """Whether the attention's output projection has a bias."""
-        return self.attention_bias and self.architecture != "qwen2"
+        return self.attention_bias and self.family.output_bias
 
     def num_params(self) -> int:
         """How many numbers the parameters hold, without adapters; tied embeddings count once."""
@@ -297,62 +229,3 @@ class ModelConfig:
 
     def _block_matmul_params(self) -> int:
         return sum(inputs * outputs for inputs, outputs in self.linear_widths().values())
-
-
-def _read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """(rope_theta, scaling) from rope_parameters (transformers 5) or from rope_theta and rope_scaling (before)."""
-    name = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
-    rope = dict(hf.get(name) or {})
-    theta = rope.get("rope_theta", hf.get("rope_theta"))
-    theta = 10000.0 if theta is None else float(theta)
-    for kind in ("rope_type", "type"):
-        if kind in rope:
-            _check_choice(f"{name}.{kind}", rope[kind], ("default", "llama3"))
-    if rope.get("partial_rotary_factor") is not None:
-        _check_choice(f"{name}.partial_rotary_factor", rope["partial_rotary_factor"], (1,))
-    scaled = rope.get("rope_type", rope.get("type", "default")) == "llama3"
-    scaling = {key: value for key, value in rope.items() if key not in _ROPE_KEYS}
-    accepted = [field.name for field in dataclasses.fields(RopeScaling)] if scaled else []
-    for key in scaling:
-        _check_choice(f"{name} field", key, accepted or ["rope_type", "rope_theta"])
-    for key in accepted:
-        if key not in scaling:
-            raise InputError(f"model {name} of type 'llama3' has no {key}: give a positive number")
-    return theta, RopeScaling(**scaling) if scaled else None
-
-
-def _read_sliding_window(hf: Mapping[str, Any], architecture: str) -> int | None:
-    """The window that every layer has, or None; layers that differ are refused."""
-    window, layers = hf.get("sliding_window"), hf["num_hidden_layers"]
-    if architecture == "mistral":
-        window = hf.get("sliding_window", 4096)
-        implied = ["full_attention" if window is None else "sliding_attention"] * layers
-    elif architecture == "llama":
-        implied = ["full_attention"] * layers
-    else:
-        window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
-        first = layers if window is None else hf.get("max_window_layers", 28)
-        implied = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
-    given = hf.get("layer_types")
-    kinds = set(implied if given is None else given)
-    culprit = "max_window_layers" if given is None else "layer_types"
-    if len(kinds) > 1:
-        raise InputError(f"model {culprit}={hf.get(culprit)}: layers that differ in attention; all must be alike")
-    _check_choice(culprit, kinds.pop(), ("full_attention", "sliding_attention")[: 1 if window is None else 2])
-    if architecture in ("mistral", "llama"):
-        if given is not None and given[0] != implied[0]:
-            raise InputError(f"model layer_types says {given[0]!r} and sliding_window={window}: they must agree")
-        return window
-    return None if (implied if given is None else given)[0] == "full_attention" else window
-
-
-def _check_positive(name: str, value: Any, kind: type) -> None:
-    accepted = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, accepted) or value <= 0:
-        raise InputError(f"model {name}={value!r}: must be a positive {'integer' if kind is int else 'number'}")
-
-
-def _check_choice(name: str, value: Any, accepted: Any) -> None:
-    if value not in accepted:
-        names = ", ".join(repr(a) for a in accepted)
-        raise InputError(f"model {name}={value!r} is not supported; accepted: {names}")

@@ -1,4 +1,4 @@
-"""One decoder for Qwen2/2.5, Qwen3, Llama 3.x and Mistral, as pure functions of a pytree of parameters.
+"""One decoder for all of `families`, as pure functions of a pytree of parameters.
 
 `create` splits a Flax NNX module once into a static graph definition and a nested dict of arrays. Kernels are
 [in, out]. Everything under "layers" has a leading layer axis and is scanned, so compile time does not grow with depth
@@ -19,10 +19,11 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models.attention import causal_attention, is_fused_attention
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
 from dataflex_jax.models.embed import embed
+from dataflex_jax.models.layout import gather_weights
 from dataflex_jax.models.linear import AdaptedLinear, Product, dot_general, set_dropout, set_product
 from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
 from dataflex_jax.models.rope import apply_rope, rope_tables
-from dataflex_jax.sharding import BATCH_AXES, constrain, gather_weights
+from dataflex_jax.sharding import BATCH_AXES, constrain
 
 Params = PyTree[Array]
 # (memory, layer index, rotated queries, rotated keys, values) -> (attended, memory); see `run_blocks`.
@@ -158,8 +159,8 @@ def create(cfg: ModelConfig, key: Array) -> tuple[nnx.GraphDef, Params]:
     values depend on `key` alone.
 
     Returns:
-      (graphdef, params): a static, hashable description, and a nested dict of arrays in cfg.param_dtype whose paths
-      read like "layers/attention/q_proj/kernel".
+        (graphdef, params): a static, hashable description, and a nested dict of arrays in cfg.param_dtype whose paths
+        read like "layers/attention/q_proj/kernel".
     """
     graphdef, state = nnx.split(Decoder(cfg, key))
     return graphdef, nnx.to_pure_dict(state)
@@ -295,7 +296,7 @@ def remat_policy(name: str) -> Callable[..., bool]:
     """The `jax.checkpoint` policy of a name in `REMAT_POLICIES`: what of a block the forward pass keeps.
 
     Raises:
-      InputError: an unknown name.
+        InputError: an unknown name.
     """
     policies = {
         "none": _save_all_but_gathered_weights,
@@ -322,7 +323,7 @@ def _save_all_but_gathered_weights(primitive, *operands, **_) -> bool:
 
 
 def _linear(cfg: ModelConfig, name: str, rngs: nnx.Rngs, use_bias: bool = False) -> nnx.Linear:
-    """The block's linear layer of that name in `LORA_MODULES`, with its adapter if it has one."""
+    """The block's linear layer of that name in `layout.LORA_MODULES`, with its adapter if it has one."""
     widths = cfg.linear_widths()[name]
     if cfg.lora is not None and name in cfg.lora.target_modules:
         return AdaptedLinear(cfg, name, *widths, use_bias=use_bias, **_kernel_options(cfg), rngs=rngs)

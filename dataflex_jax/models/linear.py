@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from dataflex_jax.models.config import LORA_MODULES, ModelConfig
+from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.layout import LORA_MODULES
 
 # (the weight's path in the block, layer index, x [B, T, I], weight [I, O]) -> [B, T, O]
 Product = Callable[[str, Int[Array, ""], Float[Array, "B T I"], Float[Array, "I O"]], Float[Array, "B T O"]]
@@ -58,10 +59,10 @@ def set_dropout(block: nnx.Module, row_keys: PRNGKeyArray | None, layer: int | A
     """Switches on the adapters' dropout in a block.
 
     Args:
-      block: merged for one application.
-      row_keys: one key a row, [B]; a row's masks depend on its key, the layer and the module, on nothing else. None: no
-        dropout.
-      layer: the block's index.
+        block: merged for one application.
+        row_keys: one key a row, [B]; a row's masks depend on its key, the layer and the module, on nothing else. None:
+            no dropout.
+        layer: the block's index.
     """
     modules = [m for _, m in nnx.iter_graph(block) if isinstance(m, AdaptedLinear) and m.dropout > 0]
     if row_keys is None or not modules:
@@ -75,10 +76,10 @@ def set_product(block: nnx.Module, product: Product, layer: int | Array) -> None
     """Has `product` compute every x @ weight of a block's linear layers, adapters included.
 
     Args:
-      block: merged for one application.
-      product: called with the weight's path in the block, such as "attention/q_proj/kernel", the layer's index, x and
-        the weight, both in the dtype of the layer.
-      layer: the block's index.
+        block: merged for one application.
+        product: called with the weight's path in the block, such as "attention/q_proj/kernel", the layer's index, x and
+            the weight, both in the dtype of the layer.
+        layer: the block's index.
     """
 
     def named(prefix):

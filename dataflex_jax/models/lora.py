@@ -15,14 +15,12 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.models.config import LoraConfig
 
-FACTORS = ("lora_a", "lora_b")
-
 
 def lora_config(section: ConfigDict) -> LoraConfig | None:
     """What `config.lora` asks for; None where its rank is 0.
 
     Raises:
-      InputError: an unknown target module, named, or another value that is not accepted.
+        InputError: an unknown target module, named, or another value that is not accepted.
     """
     if not section.rank:
         return None
@@ -36,10 +34,10 @@ def merge(params: PyTree, adapters: PyTree, lora: LoraConfig, dtype: str | None 
     way.
 
     Args:
-      params: of the model without adapters.
-      adapters: the factors alone, as `Model.params` holds them.
-      lora: their configuration.
-      dtype: of the merged kernels; None: what they had.
+        params: of the model without adapters.
+        adapters: the factors alone, as `Model.params` holds them.
+        lora: their configuration.
+        dtype: of the merged kernels; None: what they had.
     """
     if "lora_a" in adapters:
         kernel, dtype = params["kernel"], dtype or params["kernel"].dtype

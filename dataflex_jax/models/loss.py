@@ -46,12 +46,12 @@ def cross_entropy(
     """-log softmax(hidden @ weight)[label], in nats, float32, of every position.
 
     Args:
-      hidden: final hidden states; matmuls run in their dtype and accumulate in float32.
-      weight: the output head's weight, in its storage dtype, which is also its gradient's.
-      labels: token ids in [0, V).
-      tile_tokens: how many tokens of a device's rows have their logits in memory at once.
-      frozen_weight: the weight is a constant. Its gradient is then zero, and that of `hidden` is computed together with
-        the losses, so that the backward pass does not repeat the logits.
+        hidden: final hidden states; matmuls run in their dtype and accumulate in float32.
+        weight: the output head's weight, in its storage dtype, which is also its gradient's.
+        labels: token ids in [0, V).
+        tile_tokens: how many tokens of a device's rows have their logits in memory at once.
+        frozen_weight: the weight is a constant. Its gradient is then zero, and that of `hidden` is computed together
+            with the losses, so that the backward pass does not repeat the logits.
     """
     if frozen_weight:
         return _frozen_cross_entropy(hidden, weight, labels, tile_tokens)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, UInt32
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.lora import FACTORS
+from dataflex_jax.models.layout import FACTORS
 
 
 def split(params: PyTree, trained: Callable[[str], bool], prefix: str = "") -> tuple[PyTree, PyTree]:

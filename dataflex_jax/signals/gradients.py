@@ -19,13 +19,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.decoder import Hooks
+from dataflex_jax.models.layout import LAYERS, gather_weights
 from dataflex_jax.models.model import Model
-from dataflex_jax.sharding import gather_weights
 from dataflex_jax.signals import products
 from dataflex_jax.signals.moments import Moments, preconditioned
 from dataflex_jax.signals.projections import Projection, check, project
 from dataflex_jax.signals.rows import (
-    LAYERS,
     ExampleLoss,
     Select,
     alone,

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.data.batch import Batch
-from dataflex_jax.models import lora
+from dataflex_jax.models import layout
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import BATCH_AXES, constrain
 from dataflex_jax.signals.projections import Projection, kronecker_signs
-from dataflex_jax.signals.rows import LAYERS, ExampleLoss
+from dataflex_jax.signals.rows import ExampleLoss
 
 
 def kronecker_features(
@@ -65,12 +65,12 @@ def squared_norms(model: Model, paths: tuple[str, ...], loss: ExampleLoss, rows:
 def _summed(model, paths, summarize, shape, loss, rows):
     """The sum over `paths` and layers of summarize(path, inputs, output gradients, layer): [B, *shape]."""
     for path in paths:
-        if not (path.startswith(LAYERS) and path.endswith(("/kernel", *lora.FACTORS))):
+        if not layout.is_linear(path):
             raise ValueError(f"parameters: {path} is not a matrix of the blocks' linear layers; must be one here")
 
     def summed_loss(tap):
         def product(path, layer, x, weight):
-            path = f"{LAYERS}{path}"
+            path = f"{layout.LAYERS}{path}"
             return _observed(partial(summarize, path), x, weight, tap, layer) if path in paths else x @ weight
 
         decoded = model.token_losses(rows, Hooks(product=product, frozen_head=True))

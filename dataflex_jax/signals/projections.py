@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from dataflex_jax.models import layout
+
 METHODS = ("sketch", "rademacher", "kronecker", "none")
 
 _BLOCK = 1024  # coordinates whose dense map is in memory at once
-# Their inputs, not their outputs, are what a mesh splits over "tensor".
-_SPLIT_BY_INPUTS = ("o_proj/kernel", "down_proj/kernel", "o_proj/lora_a", "down_proj/lora_a")
 
 
 class Projection(NamedTuple):
@@ -71,7 +71,7 @@ def project(
     """
     matrix = jnp.atleast_1d(gradient.astype(jnp.float32))
     matrix = matrix.reshape(matrix.shape[0], -1)
-    if matrix.shape[1] > 1 and not path.endswith(_SPLIT_BY_INPUTS):
+    if matrix.shape[1] > 1 and not layout.row(path).split_by_inputs:
         matrix = matrix.T  # chunks are runs along the second axis, so parts of the first stay on their devices
     key = _parameter_key(projection.seed, path, layer)
     return {"sketch": _sketch, "rademacher": _rademacher}[projection.method](matrix, key, projection.dim)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dataflex_jax.data.batch import Batch
-from dataflex_jax.models.lora import FACTORS
+from dataflex_jax.models import layout
 from dataflex_jax.models.loss import TILE_TOKENS
 from dataflex_jax.sharding import BATCH_AXES
 
@@ -17,8 +17,6 @@ PyTree = Any
 Select = Callable[[str], bool]
 # (token losses, the row) -> its loss
 ExampleLoss = Callable[[Float[Array, " T"], Batch], Float[Array, ""]]
-
-LAYERS = "layers/"
 
 
 def row_loss(token_losses: Float[Array, " T"], row: Batch) -> Float[Array, ""]:
@@ -43,8 +41,8 @@ def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, .
     """
     paths = list(named_leaves(params))
     if select is None:
-        factors = tuple(path for path in paths if path.endswith(FACTORS))
-        return factors or tuple(path for path in paths if path.startswith(LAYERS) and path.endswith("/kernel"))
+        linear = [path for path in paths if layout.is_linear(path)]
+        return tuple(path for path in linear if layout.row(path).kind in layout.FACTORS) or tuple(linear)
     chosen = tuple(path for path in paths if select(path))
     if not chosen:
         raise ValueError(f"parameters: select none of the trained ones, such as {paths[0]}; must select at least one")

@@ -1,12 +1,10 @@
 """The optimizer: AdamW with clipping and a learning-rate schedule, from optax."""
 
-from typing import Any
-
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from dataflex_jax.models import lora
+from dataflex_jax.models import layout
 
 WSD_DECAY = 0.1  # share of the run over which "wsd" decays
 
@@ -31,10 +29,6 @@ def learning_rate(optim: ConfigDict, train_step: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-def _is_matrix(path: tuple, _: Any) -> bool:
-    return jax.tree_util.keystr(path, simple=True, separator="/").endswith(("kernel", "embedding", *lora.FACTORS))
-
-
 def adamw(optim: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """AdamW; weight decay on matrices only, clipping by global norm first where `clip_norm` > 0."""
     clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm > 0 else optax.identity()
@@ -46,6 +40,6 @@ def adamw(optim: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransfor
             b2=optim.b2,
             eps=optim.eps,
             weight_decay=optim.weight_decay,
-            mask=lambda params: jax.tree_util.tree_map_with_path(_is_matrix, params),
+            mask=lambda params: jax.tree_util.tree_map_with_path(lambda path, _: layout.row(path).matrix, params),
         ),
     )

@@ -37,13 +37,6 @@ class Memory:
         return self.parameters + self.optimizer + self.frozen + self.batch + self.temporaries
 
 
-class Vocabulary:
-    """Stands for the tokenizer, of which the model's shape only needs the size."""
-
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
-
-
 def per_device(tree) -> int:
     """Bytes of one device's shards of `jax.ShapeDtypeStruct`s with shardings."""
     import jax
@@ -67,15 +60,16 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
     from dataflex_jax.data.sources.streams import is_instruction
     from dataflex_jax.models import decoder, lora
     from dataflex_jax.models.hf.resolve import model_config
+    from dataflex_jax.models.layout import placed
     from dataflex_jax.policies import registry
-    from dataflex_jax.sharding import batch_sharding, make_mesh, placed, replicated
+    from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
     from dataflex_jax.training import optim
     from dataflex_jax.training.step import Fixed, TrainStep, abstract_state, init_state
 
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        plain = model_config(config.model, Vocabulary(vocab_size))
+        plain = model_config(config.model, vocab_size)
         model = dataclasses.replace(plain, lora=lora.lora_config(config.lora))
         mixer, schedule = registry.build("mixer", configuration.mixer_section(config), configuration.schedule(config))
         rate = optim.learning_rate(config.optim, config.train_step)

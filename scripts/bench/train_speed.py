@@ -89,7 +89,7 @@ def measure(task: dict[str, Any], variants: dict[str, list[dict[str, Any]]]) -> 
     Raises:
         Failed: a side cannot run.
     """
-    from dataflex_jax.models.config import ModelConfig
+    from dataflex_jax.models.hf.config import from_hf
 
     chosen, tried = {}, []
     for side, of_side in variants.items():
@@ -115,7 +115,7 @@ def measure(task: dict[str, Any], variants: dict[str, list[dict[str, Any]]]) -> 
         if flags.FLAGS.trace:
             (started("ours") if flags.FLAGS.restart else sides["ours"]).rate(3, flags.FLAGS.trace)
 
-    flops = ModelConfig.from_hf(task["config"]).flops_per_token(task["seq_len"])
+    flops = from_hf(task["config"]).flops_per_token(task["seq_len"])
     figures = {}
     for side, of_side in sides.items():
         median = float(np.median(rates[side]))

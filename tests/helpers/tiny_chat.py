@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,9 +17,8 @@ from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.targets import open_targets
 from dataflex_jax.models import decoder
 from dataflex_jax.models.hf.resolve import model_config
+from dataflex_jax.models.layout import param_shardings
 from dataflex_jax.policies import registry
-from dataflex_jax.sharding import param_shardings
-from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import assembly, optim
 from tests.helpers import tiny
@@ -124,7 +124,7 @@ def assert_same_selections(folder: Path, reference: Path) -> None:
 
 def model_signals(config: ConfigDict, domains, tokenizer, mesh: Mesh, *, rows=16, change=lambda x: x) -> ModelSignals:
     """Those of a random model after `change` of its parameters, with an Adam state as in the middle of training."""
-    cfg = model_config(config.model, tokenizer)
+    cfg = model_config(config.model, tokenizer.vocab_size)
     graphdef, abstract = jax.eval_shape(lambda key: decoder.create(cfg, key), jax.random.key(1))
     create = jax.jit(lambda key: change(decoder.create(cfg, key)[1]), out_shardings=param_shardings(mesh, abstract))
     params = create(jax.random.key(1))

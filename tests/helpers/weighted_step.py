@@ -10,6 +10,7 @@ import optax
 
 from dataflex_jax.models import decoder
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.layout import placed
 from dataflex_jax.policies.base import Mixer, Weighter
 from dataflex_jax.policies.mixers.doremi import doremi
 from dataflex_jax.policies.mixers.static import static
@@ -18,7 +19,7 @@ from dataflex_jax.policies.weighters.adapt import AdaptState, adapt
 from dataflex_jax.policies.weighters.joint_update_aware import JointUpdateAwareState, joint_update_aware
 from dataflex_jax.policies.weighters.loss import loss
 from dataflex_jax.policies.weighters.rho1 import rho1
-from dataflex_jax.sharding import batch_sharding, make_mesh, placed, replicated
+from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
 from dataflex_jax.training.objective import ScheduledWeighter
 from dataflex_jax.training.step import Fixed, TrainState, TrainStep
 

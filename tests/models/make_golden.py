@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.hf.config import from_hf
 from dataflex_jax.models.hf.weights import hf_tensors
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -132,7 +133,7 @@ def main():
     GOLDEN.mkdir(exist_ok=True)
     written = {}
     for seed, (name, hf) in enumerate(MODELS.items()):
-        cfg = ModelConfig.from_hf(hf)
+        cfg = from_hf(hf)
         tokens = random_tokens(cfg, seed)
         model = torch_model(hf, random_params(cfg, seed))
         with tempfile.TemporaryDirectory() as folder:

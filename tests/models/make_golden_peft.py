@@ -5,7 +5,7 @@ Run from the repository root, where torch, transformers and peft are installed: 
 
 import numpy as np
 
-from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.hf.config import from_hf
 from tests.models.make_golden import GOLDEN, MODELS, random_params, random_tokens, torch_model
 
 FOLDER = GOLDEN / "peft"
@@ -28,7 +28,7 @@ def random_adapter(model, seed: int = 0, **settings):
 
 def main():
     hf = MODELS[MODEL]
-    cfg = ModelConfig.from_hf(hf)
+    cfg = from_hf(hf)
     adapted = random_adapter(torch_model(hf, random_params(cfg, SEED)), **SETTINGS)
     adapted.save_pretrained(FOLDER)
     (FOLDER / "README.md").unlink()

@@ -6,6 +6,7 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import ModelConfig, RopeScaling
+from dataflex_jax.models.hf.config import from_hf, to_hf
 
 SIZES = {
     "vocab_size": 100,
@@ -29,18 +30,18 @@ def test_both_spellings_of_rope_are_one_config():
     old = LLAMA | {"rope_theta": 500000, "rope_scaling": LLAMA3}
     older = LLAMA | {"rope_theta": 500000.0, "rope_scaling": {k.replace("rope_", ""): v for k, v in LLAMA3.items()}}
     new = LLAMA | {"rope_parameters": LLAMA3 | {"rope_theta": 500000.0}}
-    configs = [ModelConfig.from_hf(hf) for hf in (old, older, new)]
+    configs = [from_hf(hf) for hf in (old, older, new)]
     assert configs[0] == configs[1] == configs[2]
     assert configs[0].rope_theta == 500000.0
     assert configs[0].rope_scaling == RopeScaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
     )
-    plain = ModelConfig.from_hf(QWEN2 | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})
-    assert plain == ModelConfig.from_hf(QWEN2 | {"rope_theta": 1e6, "rope_scaling": None})
+    plain = from_hf(QWEN2 | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})
+    assert plain == from_hf(QWEN2 | {"rope_theta": 1e6, "rope_scaling": None})
 
 
 def test_defaults_of_each_family():
-    qwen2, qwen3, llama, mistral = map(ModelConfig.from_hf, (QWEN2, QWEN3, LLAMA, MISTRAL))
+    qwen2, qwen3, llama, mistral = map(from_hf, (QWEN2, QWEN3, LLAMA, MISTRAL))
     assert [c.attention_bias for c in (qwen2, qwen3, llama, mistral)] == [True, False, False, False]
     assert [c.qk_norm for c in (qwen2, qwen3, llama, mistral)] == [False, True, False, False]
     assert [c.head_dim for c in (qwen2, qwen3, llama, mistral)] == [8, 128, 8, 8]
@@ -48,8 +49,8 @@ def test_defaults_of_each_family():
     assert [c.max_position_embeddings for c in (qwen2, qwen3, llama, mistral)] == [32768, 32768, 2048, 131072]
     assert {c.rope_theta for c in (qwen2, qwen3, llama, mistral)} == {10000.0}
     without = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
-    assert ModelConfig.from_hf(without | {"model_type": "llama"}).num_key_value_heads == 4
-    assert ModelConfig.from_hf(without | {"model_type": "mistral", "num_attention_heads": 16}).num_key_value_heads == 8
+    assert from_hf(without | {"model_type": "llama"}).num_key_value_heads == 4
+    assert from_hf(without | {"model_type": "mistral", "num_attention_heads": 16}).num_key_value_heads == 8
 
 
 @pytest.mark.parametrize(
@@ -66,9 +67,9 @@ def test_defaults_of_each_family():
     ],
 )
 def test_sliding_window(fields, window):
-    cfg = ModelConfig.from_hf(QWEN2 | fields)
+    cfg = from_hf(QWEN2 | fields)
     assert cfg.sliding_window == window
-    assert ModelConfig.from_hf(cfg.to_hf()) == cfg
+    assert from_hf(to_hf(cfg)) == cfg
 
 
 @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ def test_sliding_window(fields, window):
 )
 def test_refuses_by_name_what_it_would_compute_otherwise(change, message):
     with pytest.raises(InputError, match=message) as error:
-        ModelConfig.from_hf(QWEN2 | change)
+        from_hf(QWEN2 | change)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("field", ["dtype", "param_dtype", "remat", "attention", "architecture"])
 def test_refuses_unknown_choices_of_ours(field):
     with pytest.raises(InputError, match=f"{field}='other'.*accepted: "):
-        dataclasses.replace(ModelConfig.from_hf(QWEN2), **{field: "other"})
+        dataclasses.replace(from_hf(QWEN2), **{field: "other"})
 
 
 @pytest.mark.parametrize(
@@ -127,16 +128,16 @@ def test_refuses_unknown_choices_of_ours(field):
     ],
 )
 def test_to_hf_builds_the_same_model(hf):
-    cfg = ModelConfig.from_hf(hf)
-    assert ModelConfig.from_hf(cfg.to_hf()) == cfg
+    cfg = from_hf(hf)
+    assert from_hf(to_hf(cfg)) == cfg
     transformers = pytest.importorskip("transformers")
-    fields = {name: value for name, value in cfg.to_hf().items() if name != "model_type"}
+    fields = {name: value for name, value in to_hf(cfg).items() if name != "model_type"}
     theirs = transformers.AutoConfig.for_model(cfg.architecture, **fields).to_dict()
-    assert ModelConfig.from_hf(theirs) == cfg
+    assert from_hf(theirs) == cfg
 
 
 def test_rope_scaling_may_be_a_mapping_and_overrides_apply():
-    cfg = ModelConfig.from_hf(LLAMA, rope_scaling=LLAMA3, dtype="float32", remat="dots")
+    cfg = from_hf(LLAMA, rope_scaling=LLAMA3, dtype="float32", remat="dots")
     assert cfg.rope_scaling.factor == 8.0
     assert (cfg.dtype, cfg.remat) == ("float32", "dots")
     assert isinstance(hash(cfg), int)
@@ -169,7 +170,7 @@ def test_sizes_of_published_models():
 
 
 def test_flops_by_hand():
-    cfg = ModelConfig.from_hf(MISTRAL | {"sliding_window": None})
+    cfg = from_hf(MISTRAL | {"sliding_window": None})
     per_layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48
     matmuls = 6 * (3 * per_layer + 100 * 32)
     # Four queries see 1, 2, 3 and 4 keys; each (query, key) pair costs 2 FLOPs a channel in QK^T and in PV, thrice.

@@ -9,8 +9,9 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder
-from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
+from dataflex_jax.models.config import REMAT_POLICIES
 from dataflex_jax.models.embed import embed
+from dataflex_jax.models.hf.config import from_hf
 from tests.models.make_golden import (
     GOLDEN,
     MODELS,
@@ -24,7 +25,7 @@ from tests.models.make_golden import (
 
 
 def build(name, seed=0, **overrides):
-    cfg = ModelConfig.from_hf(MODELS[name], **({"dtype": "float32"} | overrides))
+    cfg = from_hf(MODELS[name], **({"dtype": "float32"} | overrides))
     graphdef, shapes = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
     params = random_params(cfg, seed)
     jax.tree.map(lambda array, shape: np.testing.assert_equal(array.shape, shape.shape), params, shapes)
@@ -100,7 +101,7 @@ def test_unknown_remat_policy_is_named():
 
 
 def test_create_draws_as_hugging_face_does():
-    cfg = ModelConfig.from_hf(MODELS["qwen2_untied"] | {"hidden_size": 64, "head_dim": 16, "initializer_range": 0.03})
+    cfg = from_hf(MODELS["qwen2_untied"] | {"hidden_size": 64, "head_dim": 16, "initializer_range": 0.03})
     graphdef, params = jax.jit(functools.partial(decoder.create, cfg))(jax.random.key(3))
     eager_graphdef, eager_params = decoder.create(cfg, jax.random.key(3))
     assert graphdef == eager_graphdef

@@ -13,7 +13,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from dataflex_jax.models import decoder, lora
 from dataflex_jax.models.config import REMAT_POLICIES, LoraConfig, ModelConfig
-from dataflex_jax.sharding import batch_sharding, make_mesh, param_shardings
+from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.sharding import batch_sharding, make_mesh
 from dataflex_jax.signals.gradients import Projection, gradient_features, gradient_norms
 
 CONFIG = {

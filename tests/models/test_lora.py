@@ -11,8 +11,9 @@ from flax import nnx
 
 from dataflex_jax import sharding
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import decoder, lora
-from dataflex_jax.models.config import LORA_MODULES, REMAT_POLICIES, LoraConfig, ModelConfig
+from dataflex_jax.models import decoder, layout, lora
+from dataflex_jax.models.config import REMAT_POLICIES, LoraConfig, ModelConfig
+from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.models.linear import AdaptedLinear, set_dropout
 from dataflex_jax.training.step import dropout_keys
 
@@ -304,7 +305,7 @@ def test_a_fingerprint_knows_every_bit_and_place_but_not_the_mesh():
     known = lora.fingerprint(base)
     assert len(known) == 16
     mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
-    assert lora.fingerprint(jax.device_put(base, sharding.param_shardings(mesh, base))) == known
+    assert lora.fingerprint(jax.device_put(base, layout.param_shardings(mesh, base))) == known
     assert lora.fingerprint(jax.tree.map(np.asarray, base)) == known
 
     def changed(change):

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from dataflex_jax import sharding
 from dataflex_jax.configs import base as base_config
-from dataflex_jax.models import decoder, lora
-from dataflex_jax.models.config import LORA_MODULES
+from dataflex_jax.models import decoder, layout, lora
+from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.policies.mixers.static import static
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.training import optim
@@ -45,7 +45,7 @@ def train(cfg, axes=None, accumulation=1, optimizer=None):
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         state = jax.jit(lambda key: init(key)[1], out_shardings=shardings)(jax.random.key(0))
         base = jax.device_get(lora.split(created(cfg)[1])[0])
-        base = jax.device_put(base, sharding.param_shardings(mesh, base))
+        base = jax.device_put(base, layout.param_shardings(mesh, base))
         step = TrainStep(
             graphdef,
             optimizer,
@@ -120,7 +120,7 @@ def test_devices_change_rounding_only_dropout_included(trained, axes):
 
 def test_adapters_are_split_with_their_channels_and_whole_on_fsdp():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    shardings = sharding.param_shardings(mesh, jax.eval_shape(lambda: lora.init(MODEL, LORA, jax.random.key(0))))
+    shardings = layout.param_shardings(mesh, jax.eval_shape(lambda: lora.init(MODEL, LORA, jax.random.key(0))))
     for module in LORA_MODULES:
         factors = shardings["layers"]["attention" if module in LORA_MODULES[:4] else "mlp"][module]
         along_inputs = module in ("o_proj", "down_proj")

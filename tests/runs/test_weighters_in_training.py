@@ -99,7 +99,7 @@ def test_the_anchor_is_the_mean_of_the_target_sets_embeddings(root, tmp_path):
         state, _ = job.between(0, state, position.sampler)
         anchor, params = jax.device_get((state.weighters[0].anchor, state.params))
     domains, tokenizer = open_domains(config.data)
-    create = functools.partial(decoder.create, model_config(config.model, tokenizer))
+    create = functools.partial(decoder.create, model_config(config.model, tokenizer.vocab_size))
     graphdef, _ = jax.eval_shape(create, jax.random.key(0))
     length = config.data.seq_len
     rows = [domain.valid.row(i) for domain in domains for i in range(domain.valid.num_rows)]

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dataflex_jax.signals.model import domain_gram
 
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.models import decoder
 from dataflex_jax.models.hf.resolve import model_config
-from dataflex_jax.sharding import make_mesh, param_shardings, replicated
-from dataflex_jax.signals.model import domain_gram
+from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.sharding import make_mesh, replicated
 from tests.helpers import policy_runs, tiny
 
 ROWS = 8
@@ -22,7 +23,7 @@ def opened(tmp_path_factory):
     """(graphdef, parameters, {tokens [K, B, T+1], mask [K, B, T]}) of a run's model and first rows."""
     config = policy_runs.config(tiny.write_domains(tmp_path_factory.mktemp("data") / "domains"))
     domains, tokenizer = open_domains(config.data)
-    create = functools.partial(decoder.create, model_config(config.model, tokenizer))
+    create = functools.partial(decoder.create, model_config(config.model, tokenizer.vocab_size))
     graphdef, params = jax.jit(create)(jax.random.key(0))
     tokens = np.stack([[domain.train.row(i).tokens for i in range(ROWS)] for domain in domains])
     mask = np.random.default_rng(0).random((*tokens.shape[:2], tokens.shape[2] - 1)) < 0.8

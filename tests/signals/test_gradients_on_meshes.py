@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.sharding import batch_sharding, make_mesh, param_shardings
+from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.sharding import batch_sharding, make_mesh
 from dataflex_jax.signals.gradients import Projection, directional_derivatives, gradient_features, gradient_norms
 from tests.helpers.gradient_model import ADAPTED, MODEL, assert_same, batch_of, build, random_moments
 from tests.test_sharding import MESHES, collectives

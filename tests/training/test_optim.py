@@ -7,6 +7,8 @@ import pytest
 from dataflex_jax.configs import base
 from dataflex_jax.training import optim
 
+QUERY = "layers/attention/q_proj"
+
 
 def options(**fields):
     section = base.get_config().optim
@@ -38,10 +40,10 @@ def test_adamw_follows_its_formula_with_decay_on_matrices_only():
     tx = optim.adamw(section, lambda step: 0.1)
     rng = np.random.default_rng(0)
     params = {
-        "proj": {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)},
+        QUERY: {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)},
         "norm": {"scale": rng.normal(size=(2, 3))},
     }
-    flat = {("proj", "kernel"): True, ("proj", "bias"): False, ("norm", "scale"): False}
+    flat = {(QUERY, "kernel"): True, (QUERY, "bias"): False, ("norm", "scale"): False}
     as_jax = {a: {b: jnp.asarray(x, jnp.float32) for b, x in d.items()} for a, d in params.items()}
     state = tx.init(as_jax)
     m = {key: 0.0 for key in flat}

@@ -7,8 +7,8 @@ training pass and every token keeps its own position. New tokens overwrite the p
 import functools
 import math
 import numbers
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
+from dataflex_jax.models import layout
 from dataflex_jax.models.attention import causal_attention
 from dataflex_jax.models.decoder import Params, output_weight, run_blocks
 from dataflex_jax.models.generation import kv_cache as kv
@@ -31,14 +31,28 @@ MIN_TEMPERATURE = 1e-6
 _MIN_PADDED_LENGTH = 16
 
 
+class Codec(Protocol):
+    """Texts to token ids and back; a tokenizer is one."""
+
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """The tokens at which a text or a turn ends."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids."""
+
+
 class Generation(NamedTuple):
     """What `generate` returns; on a mesh, whole on every device.
 
     Attributes:
-      tokens: the new tokens of each row, its stop token included; pad_id after it.
-      lengths: how many they are, from 1 to N.
-      log_probs: float32 nats, log softmax(logits)[token]: of the model itself, before temperature, top k and top p; 0
-        where there is no token.
+        tokens: the new tokens of each row, its stop token included; pad_id after it.
+        lengths: how many they are, from 1 to N.
+        log_probs: float32 nats, log softmax(logits)[token]: of the model itself, before temperature, top k and top p; 0
+            where there is no token.
     """
 
     tokens: Int[Array, "B N"]
@@ -71,21 +85,21 @@ def generate(
     a mesh without "fsdp" where they fit.
 
     Args:
-      graphdef: from `decoder.create`.
-      params: from `decoder.create`; split over the mesh that is set, if any.
-      prompts_BxP: token ids, each row's prompt first, then padding of any content.
-      prompt_lengths_B: tokens of each prompt, from 1 to P.
-      max_new_tokens: N, at least 1.
-      seeds_B: of each row's draws, integers in [0, 2^32); needed where the temperature is not 0.
-      temperature: 0: greedy; else the logits are divided by it.
-      top_k: draw from this many most likely tokens; None: from all.
-      top_p: draw from the fewest of these whose probabilities sum to at least this, in (0, 1]; None: from all.
-        Without top_k the vocabulary is sorted at every token.
-      stop_tokens: ids [S] after any of which a row ends, or [B, S]: each row's own, filled up with negative numbers.
-      pad_id: what fills a row after its stop token.
+        graphdef: from `decoder.create`.
+        params: from `decoder.create`; split over the mesh that is set, if any.
+        prompts_BxP: token ids, each row's prompt first, then padding of any content.
+        prompt_lengths_B: tokens of each prompt, from 1 to P.
+        max_new_tokens: N, at least 1.
+        seeds_B: of each row's draws, integers in [0, 2^32); needed where the temperature is not 0.
+        temperature: 0: greedy; else the logits are divided by it.
+        top_k: draw from this many most likely tokens; None: from all.
+        top_p: draw from the fewest of these whose probabilities sum to at least this, in (0, 1]; None: from all.
+            Without top_k the vocabulary is sorted at every token.
+        stop_tokens: ids [S] after any of which a row ends, or [B, S]: each row's own, filled up with negative numbers.
+        pad_id: what fills a row after its stop token.
 
     Raises:
-      InputError: an argument outside its range. What arrays on devices contain is not read.
+        InputError: an argument outside its range. What arrays on devices contain is not read.
     """
     vocab_size = params["embed_tokens"]["embedding"].shape[0]
     prompts_BxP = _integers("prompts_BxP", prompts_BxP)
@@ -138,7 +152,7 @@ def generate(
 def generate_texts(
     graphdef: nnx.GraphDef,
     params: Params,
-    tokenizer: Tokenizer,
+    tokenizer: Codec,
     prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int,
@@ -152,20 +166,20 @@ def generate_texts(
     """The text with which the model continues each prompt, without the stop token.
 
     Args:
-      graphdef: from `decoder.create`.
-      params: from `decoder.create`.
-      tokenizer: the model's.
-      prompts: each a text, or token ids where it holds special tokens, as a chat template's.
-      max_new_tokens: as in `generate`.
-      seeds: one a prompt; None: 0, 1, 2 and so on.
-      temperature: as in `generate`.
-      top_k: as in `generate`.
-      top_p: as in `generate`.
-      stop_tokens: ids; None: the tokenizer's `stop_ids`, its end of text and of a turn.
-      batch_size: prompts at a time, those of like length together; few shapes are compiled.
+        graphdef: from `decoder.create`.
+        params: from `decoder.create`.
+        tokenizer: the model's.
+        prompts: each a text, or token ids where it holds special tokens, as a chat template's.
+        max_new_tokens: as in `generate`.
+        seeds: one a prompt; None: 0, 1, 2 and so on.
+        temperature: as in `generate`.
+        top_k: as in `generate`.
+        top_p: as in `generate`.
+        stop_tokens: ids; None: the tokenizer's `stop_ids`, its end of text and of a turn.
+        batch_size: prompts at a time, those of like length together; few shapes are compiled.
 
     Raises:
-      InputError: an empty prompt, or as in `generate`.
+        InputError: an empty prompt, or as in `generate`.
     """
     if isinstance(prompts, str):
         raise InputError("prompts is one text: give a list of them")
@@ -294,10 +308,12 @@ def _generate(
 
 def _in_compute_dtype(params, dtype):
     """The weights as the matmuls want them, cast once and not again at every token."""
-    # As `gather_weights` does it layer by layer: norms and biases, [L, D], stay as they are.
-    layers = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 2 else leaf, params["layers"])
-    tables = {name: params[name] for name in ("embed_tokens", "lm_head") if name in params}
-    return {**params, **jax.tree.map(lambda leaf: leaf.astype(dtype), tables), "layers": layers}
+
+    # As `gather_weights` does it layer by layer: norms and biases stay as they are.
+    def cast(path, leaf):
+        return leaf.astype(dtype) if layout.row(path).matrix else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _choose(logits_BxV, seeds_B, step, samplers, *, candidates):

@@ -19,8 +19,8 @@ class KVCache(NamedTuple):
     """Keys and values of all layers, in the compute dtype; rows split over devices like a batch, heads over "tensor".
 
     Attributes:
-      keys: after the rotary embedding.
-      values: as projected.
+        keys: after the rotary embedding.
+        values: as projected.
     """
 
     keys: Float[Array, "L B K C H"]

@@ -20,12 +20,12 @@ def next_tokens(
     whose probabilities, renormalised over the k, sum to at least `top_p`. What is None is off, at compile time.
 
     Args:
-      logits_BxV: float32, not yet divided by the temperature.
-      keys_B: a key a row: a row's draw depends on its logits and its key alone.
-      temperature: above 0; None: the most likely token, and the rest is ignored.
-      top_k: at least 1.
-      top_p: above 0, at most 1.
-      candidates: how many of the best tokens to sort, at least `top_k`; None: all V.
+        logits_BxV: float32, not yet divided by the temperature.
+        keys_B: a key a row: a row's draw depends on its logits and its key alone.
+        temperature: above 0; None: the most likely token, and the rest is ignored.
+        top_k: at least 1.
+        top_p: above 0, at most 1.
+        candidates: how many of the best tokens to sort, at least `top_k`; None: all V.
     """
     if temperature is None:
         return jnp.argmax(logits_BxV, axis=-1)

@@ -30,11 +30,11 @@ def local_folder(name_or_path: str, patterns: Sequence[str], option: str) -> Pat
         return path
     try:
         return Path(huggingface_hub.snapshot_download(name_or_path, allow_patterns=list(patterns)))
-    except (OSError, ValueError, HfHubHTTPError) as e:
+    except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
             f"{option} = {name_or_path!r}: no such folder, and not to be had from the hub or its cache; a folder with "
-            f"{CONFIG} or a hub id is accepted ({one_line(e, 160)})"
-        ) from e
+            f"{CONFIG} or a hub id is accepted ({one_line(error, 160)})"
+        ) from error
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
@@ -54,8 +54,8 @@ def make_empty(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(f"{folder}: cannot be made as a folder ({e.strerror}); choose another") from e
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made as a folder ({error.strerror}); choose another") from error
     if held := next(folder.iterdir(), None):
         raise InputError(f"{folder}: holds {held.name!r} already; choose a new or an empty folder")
 
@@ -68,8 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path}: cannot be read as JSON ({one_line(e)})") from e
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({one_line(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object")
     return value

@@ -4,6 +4,7 @@ There a factor is [out, in] and every layer has tensors of its own; here it is [
 itself is not needed.
 """
 
+import functools
 import json
 import logging
 import re
@@ -20,18 +21,18 @@ from safetensors.numpy import save
 
 from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.files import one_line
-from dataflex_jax.models.config import LORA_MODULES, LoraConfig, ModelConfig
+from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.hf import folders
+from dataflex_jax.models.layout import ADAPTERS, LORA_MODULES, row
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-_PARENTS = {name: "attention" if name in LORA_MODULES[:4] else "mlp" for name in LORA_MODULES}
-_HF_PARENTS = {"attention": "self_attn", "mlp": "mlp"}
-_FACTORS = {"lora_a": "lora_A", "lora_b": "lora_B"}
-_TENSOR = re.compile(rf"base_model\.model\.model\.layers\.(\d+)\.\w+\.({'|'.join(LORA_MODULES)})\.lora_(A|B)\.weight")
+# The linear layer that has a factor of that name, where numbers stand for themselves.
+_MODULES = {row.hf: module for module, factors in ADAPTERS.items() for row in factors.values()}
+_NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d*)(?=\.)")
 _DTYPES = ("F32", "BF16", "F16")
 # Fields that are read or checked by name, and those that leave the maths alone; all others must be unset.
 _READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "init_lora_weights")
@@ -74,10 +75,10 @@ def save_adapter(
     folder = Path(folder)
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(adapters):
-        _, _, module, factor = (key.key for key in path)
+        name = row(path).hf
         stacked = multihost_utils.process_allgather(leaf, tiled=True)
         for i, value in enumerate(stacked):
-            tensors[_tensor_name(i, module, factor)] = np.ascontiguousarray(np.asarray(value).T)
+            tensors[name.format(i)] = np.ascontiguousarray(np.asarray(value).T)
     if jax.process_index() != 0:
         return
     config = {
@@ -99,8 +100,8 @@ def save_adapter(
     try:
         (folder / WEIGHTS).write_bytes(save(tensors, metadata))
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise TrainingError(f"{folder}: cannot be written ({e.strerror}); what is there is incomplete") from e
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written ({error.strerror}); what is there is incomplete") from error
 
 
 def read_lora_config(name_or_path: str, option: str, base_dtype: str = "bfloat16") -> tuple[LoraConfig, str | None]:
@@ -130,8 +131,8 @@ def read_lora_config(name_or_path: str, option: str, base_dtype: str = "bfloat16
             target_modules=modules,
             base_dtype=base_dtype,
         )
-    except InputError as e:
-        raise InputError(f"{file}: {e}") from e
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     return lora, config.get("base_model_name_or_path")
 
 
@@ -161,19 +162,14 @@ def load_adapter(
         _check_base(file, (opened.metadata() or {}).get("base_weights"), base_weights)
         adapters = {}
         for module in model.lora.target_modules:
-            factors = adapters.setdefault(_PARENTS[module], {}).setdefault(module, {})
-            for factor in _FACTORS:
-                names = [_tensor_name(i, module, factor) for i in range(model.num_hidden_layers)]
-                dtype = jnp.dtype(model.param_dtype)
-                factors[factor] = np.stack([opened.get_tensor(name).T for name in names]).astype(dtype)
+            for factor in ADAPTERS[module].values():
+                names = [factor.hf.format(i) for i in range(model.num_hidden_layers)]
+                stacked = np.stack([opened.get_tensor(name).T for name in names]).astype(jnp.dtype(model.param_dtype))
+                *parents, kind = factor.path.split("/")
+                functools.reduce(lambda tree, name: tree.setdefault(name, {}), parents, adapters)[kind] = stacked
     if made_for and base_name and Path(made_for).name != Path(base_name).name:
         logger.warning("The adapter %s was made for %s; the base here is %s.", name_or_path, made_for, base_name)
-    return {"layers": adapters}
-
-
-def _tensor_name(layer: int, module: str, factor: str) -> str:
-    parent = _HF_PARENTS[_PARENTS[module]]
-    return f"base_model.model.model.layers.{layer}.{parent}.{module}.{_FACTORS[factor]}.weight"
+    return adapters
 
 
 def _check_plain(file: Path, config: dict[str, Any]) -> None:
@@ -191,10 +187,10 @@ def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         with safe_open(file, framework="numpy") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
             stored = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-    except FileNotFoundError as e:
-        raise InputError(f"{file}: no such file; other formats of adapters are not read") from e
-    except (OSError, SafetensorError) as e:
-        raise InputError(f"{file}: cut short or damaged ({one_line(e)})") from e
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file; other formats of adapters are not read") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cut short or damaged ({one_line(error)})") from error
     if not stored:
         raise InputError(f"{file}: has no tensors")
     return stored
@@ -204,12 +200,12 @@ def _modules(file: Path) -> tuple[str, ...]:
     """The linear layers that have tensors, by name."""
     found = []
     for name in _header(file):
-        match = _TENSOR.fullmatch(name)
-        if match is None or name != _tensor_name(int(match[1]), match[2], f"lora_{match[3].lower()}"):
+        module = _MODULES.get(_NUMBER.sub("{}", name))
+        if module is None:
             raise InputError(
                 f"{file}: tensor {name!r} is no factor of a linear layer of the blocks ({', '.join(LORA_MODULES)})"
             )
-        found.append(match[2])
+        found.append(module)
     return tuple(sorted(set(found)))
 
 
@@ -218,8 +214,8 @@ def _check_tensors(file: Path, model: ModelConfig) -> None:
     for module in model.lora.target_modules:
         inputs, outputs = model.linear_widths()[module]
         for i in range(model.num_hidden_layers):
-            needed[_tensor_name(i, module, "lora_a")] = (model.lora.rank, inputs)
-            needed[_tensor_name(i, module, "lora_b")] = (outputs, model.lora.rank)
+            needed[ADAPTERS[module]["lora_a"].hf.format(i)] = (model.lora.rank, inputs)
+            needed[ADAPTERS[module]["lora_b"].hf.format(i)] = (outputs, model.lora.rank)
     for name, shape in needed.items():
         if name not in stored:
             raise InputError(f"{file}: has no tensor {name!r}, which an adapter of this base needs")

@@ -7,9 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import ModelConfig, RopeScaling
+from dataflex_jax.models.hf import config as hf
 from dataflex_jax.models.hf import folders
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,15 @@ _SIZES = (
 VOCAB_MULTIPLE = 128  # a round vocabulary splits over devices and suits the matrix units
 
 
-def model_config(model: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
+def model_config(model: ConfigDict, vocab_size: int, shape: Mapping[str, Any] | None = None) -> ModelConfig:
     """Resolves `config.model`; fields that are not None win over those of `name_or_path`.
 
     But where its weights are read, the fields that say how large they are give way to what they are.
+
+    Args:
+        model: the section.
+        vocab_size: how many tokens the tokenizer has.
+        shape: the contents of a config.json in place of `name_or_path`'s.
 
     Raises:
         InputError: a folder or hub id without config.json, a shape that is incomplete or unsupported, or a vocabulary
@@ -41,17 +46,19 @@ def model_config(model: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
     """
     given = {name: value for name, value in model.items() if name not in _ELSEWHERE and value is not None}
     if model.name_or_path is not None:
-        folder = folders.local_folder(model.name_or_path, [folders.CONFIG], "config.model.name_or_path")
-        shape = folders.read_config(folder)
+        if shape is None:
+            folder = folders.local_folder(model.name_or_path, [folders.CONFIG], "config.model.name_or_path")
+            shape = folders.read_config(folder)
+        shape = hf.in_our_names(shape)
         if not model.from_scratch:
             given = _without_sizes(given, shape)
     else:
-        shape = {"model_type": model.architecture, "vocab_size": _rounded(tokenizer.vocab_size)}
+        shape = {"model_type": model.architecture, "vocab_size": _rounded(vocab_size)}
     # Both ways: a required field must be there to be read, and config.json may hold rope_theta under another name.
-    config = ModelConfig.from_hf(shape | given, **given, **{name: model[name] for name in _OURS})
-    if tokenizer.vocab_size > config.vocab_size:
+    config = hf.from_hf(shape | given, **given, **{name: model[name] for name in _OURS})
+    if vocab_size > config.vocab_size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocab_size is {config.vocab_size}; set "
+            f"the tokenizer has {vocab_size} tokens, but the model's vocab_size is {config.vocab_size}; set "
             "config.model.vocab_size to at least that, or None, or choose another config.data.tokenizer"
         )
     return config

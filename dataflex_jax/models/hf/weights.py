@@ -26,7 +26,9 @@ from safetensors import SafetensorError, safe_open
 
 from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.files import one_line
+from dataflex_jax.models import layout
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.hf.config import to_hf
 from dataflex_jax.models.hf.folders import CONFIG, local_folder, make_empty, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -37,27 +39,25 @@ WEIGHT_FILES = (CONFIG, "model*.safetensors", INDEX)
 MAX_SHARD_BYTES = 5_000_000_000
 
 _DTYPES = {"F32": jnp.dtype("float32"), "BF16": jnp.dtype("bfloat16"), "F16": jnp.dtype("float16")}
-_MODULES = {"attention": "self_attn"}
-_KINDS = {"kernel": "weight", "bias": "bias", "embedding": "weight", "scale": "weight"}
 _COMPUTED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
-_HEAD = "lm_head.weight"
+_HEAD = layout.row("lm_head/kernel").hf
 
 
 class HFTensor(NamedTuple):
-    """A tensor of a checkpoint: a parameter or one layer of it.
+    """A tensor of a checkpoint: a parameter, or one of those that are stacked in it.
 
     Attributes:
         name: in the checkpoint.
         shape: there.
         param: the parameter, an array or a `jax.ShapeDtypeStruct`.
-        layer: index on the parameter's leading axis, or None where it is not stacked.
+        index: on the parameter's leading axes: of a block's the layer; () where it is not stacked.
         transposed: whether it is [out, in] there and [in, out] here.
     """
 
     name: str
     shape: tuple[int, ...]
     param: Any
-    layer: int | None
+    index: tuple[int, ...]
     transposed: bool
 
     @property
@@ -68,17 +68,19 @@ class HFTensor(NamedTuple):
     def value(self, dtype: jnp.dtype | None = None) -> Array:
         """The tensor as the checkpoint has it, on the devices of `param`; None keeps its dtype."""
         dtype = self.param.dtype if dtype is None else jnp.dtype(dtype)
-        return _as_in_file(self.param, self.layer, self.transposed, dtype)
+        return _as_in_file(self.param, self.index, self.transposed, dtype)
 
 
 def hf_tensors(params: PyTree) -> list[HFTensor]:
     """Every tensor of the checkpoint that holds `params` (arrays or shapes), layer by layer."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     tensors = [tensor for path, leaf in leaves for tensor in _tensors_of(path, leaf)]
-    return sorted(tensors, key=lambda tensor: -1 if tensor.layer is None else tensor.layer)
+    return sorted(tensors, key=lambda tensor: tensor.index[:1] or (-1,))
 
 
-def load_params(name_or_path: str, abstract: PyTree, option: str = "config.model.name_or_path") -> PyTree[Array]:
+def load_params(
+    name_or_path: str, abstract: PyTree, option: str = "config.model.name_or_path", *, part: bool = False
+) -> PyTree[Array]:
     """The weights of a checkpoint as parameters of a `decoder`, each read straight to its shards.
 
     Every process reads only the slices that its devices hold. The peak on the host is one tensor of one layer; on the
@@ -86,9 +88,10 @@ def load_params(name_or_path: str, abstract: PyTree, option: str = "config.model
 
     Args:
         name_or_path: a folder or a hub id, with model.safetensors or model.safetensors.index.json and its shards.
-        abstract: the shapes, dtypes and shardings of the parameters (`sharding.placed`); whatever float dtype the
+        abstract: the shapes, dtypes and shardings of the parameters (`layout.placed`); whatever float dtype the
             checkpoint has is cast to theirs.
         option: what the user set to `name_or_path`, for messages.
+        part: `abstract` is a part of the model; what else the checkpoint holds is passed over.
 
     Raises:
         InputError: no such checkpoint; a file that is missing or cut short; a tensor that is missing, of another shape,
@@ -96,8 +99,10 @@ def load_params(name_or_path: str, abstract: PyTree, option: str = "config.model
     """
     folder = local_folder(name_or_path, WEIGHT_FILES, option)
     stored = _stored_tensors(folder)
-    tied = "lm_head" not in abstract
-    _check(folder, stored, hf_tensors(abstract), tied)
+    needed, tied = hf_tensors(abstract), not part and "lm_head" not in abstract
+    _check_needed(folder, stored, needed)
+    if not part:
+        _check_all_used(stored, needed, tied)
     logger.info("Reading %d tensors of %s.", len(stored), name_or_path)
 
     params = jax.tree_util.tree_map_with_path(lambda path, leaf: _load(stored, _tensors_of(path, leaf)), abstract)
@@ -140,7 +145,7 @@ def save_pretrained(
     names = [WEIGHTS] if len(shards) == 1 else names
     main = jax.process_index() == 0
     if main:
-        contents = config.to_hf() | _special_tokens(tokenizer_folder)
+        contents = to_hf(config) | _special_tokens(tokenizer_folder)
         make_empty(folder)
     try:
         for name, tensors in zip(names, shards, strict=True):
@@ -155,23 +160,20 @@ def save_pretrained(
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
         write_json(folder / CONFIG, contents)
-    except OSError as e:
-        raise TrainingError(f"{folder}: cannot be written ({e.strerror}); what is there is incomplete") from e
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written ({error.strerror}); what is there is incomplete") from error
 
 
 # Names and shapes.
 
 
 def _tensors_of(path, leaf) -> list[HFTensor]:
-    *modules, kind = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-    end = ".".join((*(_MODULES.get(module, module) for module in modules), _KINDS[kind]))
-    transposed = kind == "kernel"
-    if modules[0] != "layers":
-        name = end if modules[0] == "lm_head" else f"model.{end}"
-        return [HFTensor(name, leaf.shape[:: -1 if transposed else 1], leaf, None, transposed)]
-    shape = leaf.shape[1:][:: -1 if transposed else 1]
-    end = end.removeprefix("layers.")
-    return [HFTensor(f"model.layers.{i}.{end}", shape, leaf, i, transposed) for i in range(leaf.shape[0])]
+    row = layout.row(path)
+    shape = leaf.shape[row.stacked :][:: -1 if row.transposed else 1]
+    return [
+        HFTensor(row.hf.format(*index), shape, leaf, index, row.transposed)
+        for index in np.ndindex(*leaf.shape[: row.stacked])
+    ]
 
 
 # Reading.
@@ -210,13 +212,13 @@ def _header(file: Path, purpose: str) -> dict[str, _Stored]:
         with safe_open(file, framework="numpy") as opened:
             tensors = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
             return {n: _Stored(n, file, tuple(t.get_shape()), t.get_dtype()) for n, t in tensors.items()}
-    except FileNotFoundError as e:
-        raise InputError(f"{file}: no such file{purpose}") from e
-    except (OSError, SafetensorError) as e:
-        raise InputError(f"{file}: cut short or damaged ({one_line(e)}){purpose}") from e
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file{purpose}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cut short or damaged ({one_line(error)}){purpose}") from error
 
 
-def _check(folder: Path, stored: dict[str, _Stored], needed: list[HFTensor], tied: bool) -> None:
+def _check_needed(folder: Path, stored: dict[str, _Stored], needed: list[HFTensor]) -> None:
     for tensor in needed:
         found = stored.get(tensor.name)
         if found is None:
@@ -231,6 +233,9 @@ def _check(folder: Path, stored: dict[str, _Stored], needed: list[HFTensor], tie
             raise InputError(
                 f"{found.file}: tensor {tensor.name!r} has dtype {found.dtype}; accepted: {', '.join(_DTYPES)}"
             )
+
+
+def _check_all_used(stored: dict[str, _Stored], needed: list[HFTensor], tied: bool) -> None:
     known = {tensor.name for tensor in needed} | ({_HEAD} if tied else set())
     for name, found in stored.items():
         if name not in known and not _COMPUTED.search(name):
@@ -238,16 +243,15 @@ def _check(folder: Path, stored: dict[str, _Stored], needed: list[HFTensor], tie
 
 
 def _load(stored: dict[str, _Stored], tensors: list[HFTensor]) -> Array:
-    """The parameter that `tensors`, one or one a layer, are in the checkpoint."""
-    param, transposed = tensors[0].param, tensors[0].transposed
+    """The parameter that `tensors`, one or all that are stacked, are in the checkpoint."""
+    _, _, param, index, transposed = tensors[0]
     axes = (*param.sharding.spec, *(None,) * (param.ndim - len(param.sharding.spec)))
-    axes = axes if tensors[0].layer is None else axes[1:]
-    sharding = NamedSharding(param.sharding.mesh, P(*axes[:: -1 if transposed else 1]))
-    if tensors[0].layer is None:
+    sharding = NamedSharding(param.sharding.mesh, P(*axes[len(index) :][:: -1 if transposed else 1]))
+    if not index:
         return _as_param(_read(stored[tensors[0].name], sharding), transposed, param.dtype, param.sharding)
     stacked = jnp.zeros(param.shape, param.dtype, device=param.sharding)
     for tensor in tensors:
-        stacked = _with_layer(stacked, _read(stored[tensor.name], sharding), tensor.layer, transposed, param.sharding)
+        stacked = _with(stacked, _read(stored[tensor.name], sharding), tensor.index, transposed, param.sharding)
         jax.block_until_ready(stacked)  # or the host would run ahead and hold the tensors of many layers
     return stacked
 
@@ -284,19 +288,20 @@ def _as_param(tensor, transposed, dtype, sharding):
 
 
 @functools.partial(jax.jit, static_argnames=("transposed", "sharding"), donate_argnums=0)
-def _with_layer(stacked, tensor, layer, transposed, sharding):
+def _with(stacked, tensor, index, transposed, sharding):
     tensor = (tensor.T if transposed else tensor).astype(stacked.dtype)
-    return jax.lax.with_sharding_constraint(
-        jax.lax.dynamic_update_index_in_dim(stacked, tensor, layer, axis=0), sharding
-    )
+    start = (*index, *(0,) * tensor.ndim)
+    tensor = tensor.reshape((1,) * len(index) + tensor.shape)
+    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(stacked, tensor, start), sharding)
 
 
 # Writing.
 
 
 @functools.partial(jax.jit, static_argnames=("transposed", "dtype"))
-def _as_in_file(param, layer, transposed, dtype):
-    tensor = param if layer is None else jax.lax.dynamic_index_in_dim(param, layer, axis=0, keepdims=False)
+def _as_in_file(tensor, index, transposed, dtype):
+    for i in index:
+        tensor = jax.lax.dynamic_index_in_dim(tensor, i, axis=0, keepdims=False)
     return (tensor.T if transposed else tensor).astype(dtype)
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from dataflex_jax.models import decoder, lora
-from dataflex_jax.models.config import LoraConfig, ModelConfig
+from dataflex_jax.models.config import LoraConfig
 from dataflex_jax.models.generation import generate as generation
 from dataflex_jax.models.generation.generate import generate
-from dataflex_jax.sharding import make_mesh, param_shardings
+from dataflex_jax.models.hf.config import from_hf
+from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.sharding import make_mesh
 from tests.models.make_golden import MODELS, random_params, torch_model
 
 LENGTHS = np.array([12, 3, 9, 1])  # Mistral's window, 7, is passed before the first new token, and after it
@@ -21,7 +23,7 @@ STEPS = 40
 
 @functools.cache
 def build(name, **overrides):
-    cfg = ModelConfig.from_hf(MODELS[name], **({"dtype": "float32"} | overrides))
+    cfg = from_hf(MODELS[name], **({"dtype": "float32"} | overrides))
     graphdef, shapes = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
     params = random_params(cfg, seed=0)
     # With tied embeddings a token's own vector would outweigh what the blocks add to it: always the same next token.
@@ -164,7 +166,7 @@ def test_samplers_draw_from_the_distribution_of_numpy(monkeypatch, temperature, 
     logits = np.random.RandomState(4).standard_normal(12).astype(np.float32)
     logits[3] = -30.0
     monkeypatch.setattr(generation, "next_token_logits", lambda hidden, head: jnp.tile(logits, (len(hidden), 1, 1)))
-    cfg = ModelConfig.from_hf(MODELS["llama_biased"] | {"vocab_size": 12, "num_hidden_layers": 1}, dtype="float32")
+    cfg = from_hf(MODELS["llama_biased"] | {"vocab_size": 12, "num_hidden_layers": 1}, dtype="float32")
     graphdef, params = decoder.create(cfg, jax.random.key(0))
     draws = 8000
     sampled = jax.jit(

@@ -13,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from dataflex_jax import sharding
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import decoder, lora
-from dataflex_jax.models.config import LORA_MODULES, LoraConfig, ModelConfig
+from dataflex_jax.models import decoder, layout, lora
+from dataflex_jax.models.config import LoraConfig
 from dataflex_jax.models.hf import peft
+from dataflex_jax.models.hf.config import from_hf
+from dataflex_jax.models.layout import LORA_MODULES
 from tests.models.make_golden import MODELS, random_params, random_tokens, torch_model
 from tests.models.make_golden_peft import FOLDER, MODEL, SEED, SETTINGS, random_adapter
 
@@ -26,7 +28,7 @@ LORA = LoraConfig(rank=3, alpha=5)
 
 
 def model_of(name=MODEL, config=LORA, **fields):
-    return ModelConfig.from_hf(MODELS[name], dtype="float32", lora=config, **fields)
+    return from_hf(MODELS[name], dtype="float32", lora=config, **fields)
 
 
 def random_adapters(cfg, seed=0):
@@ -62,7 +64,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path, dtype):
     adapters = random_adapters(cfg)
     mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
     with jax.set_mesh(mesh):
-        placed = jax.device_put(adapters, sharding.param_shardings(mesh, adapters))
+        placed = jax.device_put(adapters, layout.param_shardings(mesh, adapters))
         peft.save_adapter(tmp_path, config, placed, None)
     loaded = load(tmp_path, cfg)
     jax.tree.map(np.testing.assert_array_equal, loaded, adapters)

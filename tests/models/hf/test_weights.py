@@ -21,7 +21,9 @@ from dataflex_jax.models import decoder
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.hf import folders
 from dataflex_jax.models.hf import weights as hf
-from dataflex_jax.sharding import make_mesh, param_shardings, placed
+from dataflex_jax.models.hf.config import from_hf
+from dataflex_jax.models.layout import param_shardings, placed
+from dataflex_jax.sharding import make_mesh
 from tests.models.make_golden import CHECKPOINT, GOLDEN, MODELS, random_params, random_tokens
 
 OPTION = "config.model.name_or_path"
@@ -39,7 +41,7 @@ def save(tokenizer, tmp_path):
     """Writes tmp_path/NAME with random weights on a mesh; returns the folder, the configuration and the weights."""
 
     def saved(name, folder="checkpoint", mesh=None, **options):
-        cfg = ModelConfig.from_hf(MODELS[name], dtype="float32")
+        cfg = from_hf(MODELS[name], dtype="float32")
         params = random_params(cfg, seed=3)
         mesh = make_mesh(mesh or {"fsdp": 4, "tensor": 2})
         on_mesh = jax.device_put(params, param_shardings(mesh, params))
@@ -60,7 +62,7 @@ def assert_equal_params(actual, expected):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_names_and_shapes_are_those_of_transformers(name):
-    params = random_params(ModelConfig.from_hf(MODELS[name]), seed=0)
+    params = random_params(from_hf(MODELS[name]), seed=0)
     golden = json.loads((GOLDEN / "hf_tensors.json").read_text())[name]
     assert {tensor.name: list(tensor.shape) for tensor in hf.hf_tensors(params)} == golden
     assert {tensor.name: list(tensor.value().shape) for tensor in hf.hf_tensors(params)} == golden
@@ -68,7 +70,7 @@ def test_names_and_shapes_are_those_of_transformers(name):
 
 def test_a_checkpoint_of_transformers_gives_its_logits():
     golden = np.load(GOLDEN / f"{CHECKPOINT}.npz")
-    cfg = ModelConfig.from_hf(folders.read_config(GOLDEN / CHECKPOINT), dtype="float32")
+    cfg = from_hf(folders.read_config(GOLDEN / CHECKPOINT), dtype="float32")
     params = hf.load_params(str(GOLDEN / CHECKPOINT), abstract(cfg))
     assert_equal_params(params, random_params(cfg, int(golden["seed"])))
     graphdef, _ = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
@@ -81,7 +83,7 @@ def test_a_checkpoint_of_transformers_gives_its_logits():
 @pytest.mark.parametrize("max_shard_bytes", [hf.MAX_SHARD_BYTES, 3000])
 def test_import_of_export_is_bit_exact(save, name, max_shard_bytes):
     folder, cfg, params = save(name, max_shard_bytes=max_shard_bytes)
-    assert ModelConfig.from_hf(folders.read_config(folder), dtype="float32") == cfg
+    assert from_hf(folders.read_config(folder), dtype="float32") == cfg
     wanted = abstract(cfg)
     loaded = hf.load_params(str(folder), wanted)
     assert_equal_params(loaded, params)
@@ -114,7 +116,7 @@ def test_dtypes_are_cast_once(save):
     loaded = hf.load_params(str(folder), abstract(cfg))
     assert_equal_params(loaded, rounded)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
-    half = hf.load_params(str(folder), abstract(ModelConfig.from_hf(MODELS["qwen3"], param_dtype="bfloat16")))
+    half = hf.load_params(str(folder), abstract(from_hf(MODELS["qwen3"], param_dtype="bfloat16")))
     assert_equal_params(half, rounded)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
     with pytest.raises(InputError, match=r"param_dtype='int8' is not supported; accepted: 'bfloat16', 'float32'"):
@@ -347,6 +349,6 @@ def test_transformers_loads_an_export_and_the_logits_agree(save, tmp_path, name)
     np.testing.assert_allclose(logits[mask], expected[mask], rtol=0, atol=1e-4)
 
     model.save_pretrained(tmp_path / "theirs")
-    assert ModelConfig.from_hf(folders.read_config(tmp_path / "theirs"), dtype="float32") == cfg
+    assert from_hf(folders.read_config(tmp_path / "theirs"), dtype="float32") == cfg
     assert_equal_params(hf.load_params(str(tmp_path / "theirs"), abstract(cfg)), params)
     assert model.config.eos_token_id == 256

@@ -1,0 +1,184 @@
+"""Model families: what a Hugging Face model type is, beyond the fields that all of them have.
+
+A family of the user's own, with this decoder's maths, is registered by a module that `config.plugins` names:
+
+    from dataflex_jax.models import families
+
+    families.register_family(families.Family(name="my_model", hf_class="MyModelForCausalLM"))
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.models.checks import check_choice
+
+# Fields that several families know or that rewrite their weights, with the only values this decoder computes.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "mlp_bias": (False,),
+    "attention_dropout": (0,),
+    "quantization_config": (None,),
+    "partial_rotary_factor": (1,),
+    "use_mrope": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+class Window(NamedTuple):
+    """How a family's config.json says how many keys a query sees, in every layer alike.
+
+    Attributes:
+        read: (config.json's fields) -> the window, or None.
+        write: (the window or None, the number of layers) -> config.json's fields.
+        supported: whether the family's own implementation has a window.
+    """
+
+    read: Callable[[Mapping[str, Any]], int | None]
+    write: Callable[[int | None, int], dict[str, Any]]
+    supported: bool = True
+
+
+def _read_one_window(hf: Mapping[str, Any]) -> int | None:
+    window = hf.get("sliding_window", 4096)
+    return _agreed(hf, window, _FULL if window is None else _SLIDING)
+
+
+def _read_no_window(hf: Mapping[str, Any]) -> int | None:
+    return _agreed(hf, hf.get("sliding_window"), _FULL)
+
+
+def _read_window_from_a_layer_on(hf: Mapping[str, Any]) -> int | None:
+    layers = hf["num_hidden_layers"]
+    window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
+    first = layers if window is None else hf.get("max_window_layers", 28)
+    kind = _attention(hf, window, [_FULL if i < first else _SLIDING for i in range(layers)])
+    return None if kind == _FULL else window
+
+
+def _write_window_from_a_layer_on(window: int | None, layers: int) -> dict[str, Any]:
+    return {
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": layers if window is None else 0,
+    }
+
+
+def _agreed(hf: Mapping[str, Any], window: int | None, implied: str) -> int | None:
+    """The window, where layer_types says nothing else."""
+    kind = _attention(hf, window, [implied])
+    if kind != implied:
+        raise InputError(f"model layer_types says {kind!r} and sliding_window={window}: they must agree")
+    return window
+
+
+def _attention(hf: Mapping[str, Any], window: int | None, implied: list[str]) -> str:
+    """The attention that all layers have: what layer_types says, or else what the other fields imply."""
+    given = hf.get("layer_types")
+    kinds = set(implied if given is None else given)
+    culprit = "max_window_layers" if given is None else "layer_types"
+    if len(kinds) > 1:
+        raise InputError(f"model {culprit}={hf.get(culprit)}: layers that differ in attention; all must be alike")
+    kind = kinds.pop()
+    check_choice(culprit, kind, (_FULL, _SLIDING)[: 1 if window is None else 2])
+    return kind
+
+
+NO_WINDOW = Window(_read_no_window, lambda window, layers: {}, supported=False)
+ONE_WINDOW = Window(_read_one_window, lambda window, layers: {"sliding_window": window})
+# "use_sliding_window", from the layer "max_window_layers" on; "layer_types" overrides both.
+WINDOW_FROM_A_LAYER_ON = Window(_read_window_from_a_layer_on, _write_window_from_a_layer_on)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family of models. All of them are computed by `decoder`.
+
+    Attributes:
+        name: Hugging Face's model_type.
+        hf_class: Hugging Face's class of the model.
+        defaults: what a config.json may leave out, by our field names, and the value that Hugging Face's configuration
+            class then takes; 10000 for a "rope_theta" that is not here.
+        attention_bias: whether the q, k and v projections have biases; None: as the field "attention_bias" says, which
+            only these families have; not where it is left out.
+        output_bias: whether, where these have biases, the attention's output projection has one too.
+        qk_norm: RMSNorm over each head of the queries and keys.
+        window: how the sliding window is read and written.
+        neutral: fields with the only values that this decoder computes.
+        names: config.json's names of our fields, where they differ, such as {"rope_theta": "rotary_emb_base"}.
+    """
+
+    name: str
+    hf_class: str
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attention_bias: bool | None = None
+    output_bias: bool = True
+    qk_norm: bool = False
+    window: Window = NO_WINDOW
+    neutral: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=lambda: NEUTRAL)
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> None:
+    """Makes a family known under its name.
+
+    Raises:
+        InputError: another one has that name.
+    """
+    if _FAMILIES.setdefault(family.name, family) != family:
+        raise InputError(f"model family {family.name!r} is registered already, as {_FAMILIES[family.name].hf_class}")
+
+
+def family(name: Any, field: str = "architecture") -> Family:
+    """The family of that name.
+
+    Args:
+        name: what the user gave.
+        field: where, for messages.
+
+    Raises:
+        InputError: there is none; lists those that there are.
+    """
+    check_choice(field, name, names())
+    return _FAMILIES[name]
+
+
+def names() -> tuple[str, ...]:
+    """The registered families, in the order of their registration."""
+    return tuple(_FAMILIES)
+
+
+register_family(
+    Family(
+        name="qwen2",
+        hf_class="Qwen2ForCausalLM",
+        defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768},
+        attention_bias=True,
+        output_bias=False,
+        window=WINDOW_FROM_A_LAYER_ON,
+    )
+)
+register_family(
+    Family(
+        name="qwen3",
+        hf_class="Qwen3ForCausalLM",
+        defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128},
+        qk_norm=True,
+        window=WINDOW_FROM_A_LAYER_ON,
+    )
+)
+register_family(Family(name="llama", hf_class="LlamaForCausalLM", defaults={"max_position_embeddings": 2048}))
+register_family(
+    Family(
+        name="mistral",
+        hf_class="MistralForCausalLM",
+        defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072},
+        attention_bias=False,
+        window=ONE_WINDOW,
+    )
+)

@@ -1,0 +1,141 @@
+"""The parameters by name: how each is split over a mesh, and where it is in a checkpoint of Hugging Face or PEFT.
+
+`TABLE` is the only place that knows these names together. A part of the model with parameters of its own needs rows
+here, and is then placed, gathered, decayed, read and written as the others are.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import KeyPath
+from jaxtyping import PyTree
+
+from dataflex_jax import sharding
+
+LAYERS = "layers/"
+FACTORS = ("lora_a", "lora_b")
+
+
+class Row(NamedTuple):
+    """A parameter.
+
+    Attributes:
+        path: its "/"-joined path.
+        axes: the mesh axes of each dimension.
+        hf: the name of the tensor in a checkpoint; of a parameter that is many tensors there, stacked here, with a "{}"
+            for the index on each leading axis.
+        linear: whether it is the kernel, or a factor of the adapter, of a linear layer of the blocks.
+    """
+
+    path: str
+    axes: P
+    hf: str
+    linear: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def stacked(self) -> int:
+        """How many leading axes number tensors of a checkpoint."""
+        return self.hf.count("{}")
+
+    @property
+    def matrix(self) -> bool:
+        """Whether it multiplies something, other than scales and biases, which have one axis a tensor."""
+        return len(self.axes) - self.stacked > 1
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is [in, out] here and [out, in] in a checkpoint."""
+        return self.matrix and self.kind != "embedding"
+
+    @property
+    def split_by_inputs(self) -> bool:
+        """Of a linear layer's weight: whether a mesh splits its inputs, not its outputs, over "tensor"."""
+        return self.linear and self.axes[-2] == "tensor"
+
+
+def _block(path: str, axes: P, hf: str, linear: bool = False) -> Row:
+    """A row of the blocks, whose parameters are stacked over layers."""
+    return Row(LAYERS + path, P(None, *axes), f"model.layers.{{}}.{hf}", linear)
+
+
+def _linear(path: str, hf: str, inputs: str, outputs: str, bias: bool = False) -> list[Row]:
+    """The rows of a linear layer of the blocks, whose kernel's inputs and outputs are split over these axes."""
+    # Adapters follow the kernel's channels over "tensor", where their activations are split anyway. They are whole on
+    # "fsdp": next to the base they are small, and each layer would wait for up to 14 small gathers in both passes.
+    tensor_in, tensor_out = (axis if axis == "tensor" else None for axis in (inputs, outputs))
+    adapters = [
+        _block(f"{path}/lora_a", P(tensor_in, None), f"{hf}.lora_A.weight", linear=True),
+        _block(f"{path}/lora_b", P(None, tensor_out), f"{hf}.lora_B.weight", linear=True),
+    ]
+    return [
+        _block(f"{path}/kernel", P(inputs, outputs), f"{hf}.weight", linear=True),
+        *([_block(f"{path}/bias", P(tensor_out), f"{hf}.bias")] if bias else []),
+        *(adapter._replace(hf=f"base_model.model.{adapter.hf}") for adapter in adapters),
+    ]
+
+
+# The order of the linear layers is that of their dropout keys.
+TABLE: tuple[Row, ...] = (
+    Row("embed_tokens/embedding", P("tensor", "fsdp"), "model.embed_tokens.weight"),
+    _block("input_layernorm/scale", P(None), "input_layernorm.weight"),
+    *_linear("attention/q_proj", "self_attn.q_proj", "fsdp", "tensor", bias=True),
+    *_linear("attention/k_proj", "self_attn.k_proj", "fsdp", "tensor", bias=True),
+    *_linear("attention/v_proj", "self_attn.v_proj", "fsdp", "tensor", bias=True),
+    *_linear("attention/o_proj", "self_attn.o_proj", "tensor", "fsdp", bias=True),
+    _block("attention/q_norm/scale", P(None), "self_attn.q_norm.weight"),
+    _block("attention/k_norm/scale", P(None), "self_attn.k_norm.weight"),
+    _block("post_attention_layernorm/scale", P(None), "post_attention_layernorm.weight"),
+    *_linear("mlp/gate_proj", "mlp.gate_proj", "fsdp", "tensor"),
+    *_linear("mlp/up_proj", "mlp.up_proj", "fsdp", "tensor"),
+    *_linear("mlp/down_proj", "mlp.down_proj", "tensor", "fsdp"),
+    Row("norm/scale", P(None), "model.norm.weight"),
+    Row("lm_head/kernel", P("fsdp", "tensor"), "lm_head.weight"),
+)
+_ROWS = {row.path: row for row in TABLE}
+# The linear layers of the blocks that may have an adapter, by module name: their rows by factor.
+ADAPTERS: dict[str, dict[str, Row]] = {
+    row.path.split("/")[-2]: {factor: _ROWS[row.path.removesuffix("lora_a") + factor] for factor in FACTORS}
+    for row in TABLE
+    if row.kind == "lora_a"
+}
+LORA_MODULES = tuple(ADAPTERS)
+RULES: sharding.Rules = tuple((row.path, row.axes) for row in TABLE)
+
+
+def row(path: str | KeyPath) -> Row:
+    """The row of a parameter.
+
+    Raises:
+        KeyError: it has none.
+    """
+    if not isinstance(path, str):
+        path = jax.tree_util.keystr(path, simple=True, separator="/")
+    return _ROWS[path]
+
+
+def is_linear(path: str) -> bool:
+    """Whether the parameter is a weight of a linear layer of the blocks; adapters' factors are."""
+    return path in _ROWS and _ROWS[path].linear
+
+
+def param_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
+    """`sharding.param_shardings` of parameters, or of optimizer state, by this table."""
+    return sharding.param_shardings(mesh, tree, RULES)
+
+
+def placed(mesh: Mesh, shapes: PyTree) -> PyTree:
+    """`sharding.placed` by this table."""
+    return sharding.placed(mesh, shapes, RULES)
+
+
+def gather_weights(params: PyTree, dtype: jnp.dtype, prefix: str) -> PyTree:
+    """`sharding.gather_weights` by this table."""
+    return sharding.gather_weights(params, dtype, prefix, RULES)

@@ -93,6 +93,7 @@ class Mixer(NamedTuple):
     refresh: Callable[[PyTree, Signals], PyTree] | None = None
     needs: frozenset[Hashable] = frozenset()
     reference: Reference | None = None
+    log: Callable[[PyTree], Any] | None = None
 
 
 class RowObservation(NamedTuple):

@@ -18,7 +18,7 @@ from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import check_rows
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import to_json
+from dataflex_jax.files import replace_file, to_json
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training.checkpoint import Checkpoints, locate
 from dataflex_jax.training.evaluation import make_evaluate
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     if not record["domains"]:
         raise InputError("no domain has held-out text: raise config.data.valid_fraction, or add NAME.valid.jsonl files")
     path = run_folder / "evaluation.json"
-    path.write_text(to_json(record, indent=2) + "\n")
+    replace_file(path, (to_json(record, indent=2) + "\n").encode())
     print(f"Step {step} of {run_folder}, held out:\n{table(record)}\nWritten to {path}.")
 
 

@@ -218,9 +218,10 @@ def locate(path: str | Path) -> tuple[Path, int]:
     if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
         return path.parent.parent, int(path.name)
     if not (path / FOLDER).is_dir():
-        raise InputError(f"--checkpoint={path}: neither a run folder (with {FOLDER}/) nor a step's folder in one")
+        reason = f"neither a run folder (with {FOLDER}/) nor a step's folder in one"
+        raise InputError(reason, option="--checkpoint", value=path)
     with Checkpoints(path, writable=False) as checkpoints:
         step = checkpoints.latest()
     if step is None:
-        raise InputError(f"--checkpoint={path}: no complete checkpoint in {path / FOLDER}")
+        raise InputError(f"no complete checkpoint in {path / FOLDER}", option="--checkpoint", value=path)
     return path, step

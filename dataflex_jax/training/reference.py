@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.pool import Pool
-from dataflex_jax.data.stores.hashes import digest
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import digest
 from dataflex_jax.models import decoder, lora
 from dataflex_jax.policies.base import Reference
 from dataflex_jax.signals.sweep import Source, Sweeper
@@ -78,9 +78,8 @@ def open_reference(reference: Reference, domains: Sequence[Domain], tokenizer: T
     """
     try:
         run_folder, step = locate(reference.path)
-    except InputError as e:
-        reason = str(e).removeprefix(f"--checkpoint={Path(reference.path).absolute()}: ")
-        raise InputError(f"reference = {str(reference.path)!r}: {reason}") from e
+    except InputError as error:
+        raise InputError(f"reference = {str(reference.path)!r}: {error.reason}") from error
     with Checkpoints(run_folder, writable=False) as checkpoints:
         saved = checkpoints.read_run(step)
         if saved["fields"]["data.tokenizer"] != tokenizer.fingerprint:

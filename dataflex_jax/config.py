@@ -1,6 +1,7 @@
 """Validation of the configuration: unknown or impossible values are refused at start-up, with the accepted ones.
 
-`configs/base.py` explains the fields; `CHECKS` says which values each one takes.
+`configs/base.py` explains the fields; `CHECKS` says which values each one takes, `data.sources.table.check` what suits
+a source.
 """
 
 import math
@@ -9,12 +10,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dataflex_jax.data.sources.streams import FORMATTINGS
+from dataflex_jax.data.sources import table as sources
 from dataflex_jax.data.text.chat import BUILT_IN
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.policies.proportions import normalised
-from dataflex_jax.policies.registry import KINDS, check_schedule
+from dataflex_jax.policies.registry import KINDS, check_schedule, load_plugins
 from dataflex_jax.policies.schedule import Schedule
 
 
@@ -127,7 +128,7 @@ CHECKS: dict[str, Check] = {
     "lora.use_rslora": _BOOL,
     "lora.target_modules": _names_of(*LORA_MODULES, "all"),
     "lora.base_dtype": _one_of("bfloat16", "float32"),
-    "data.source": _one_of("builtin", "local", "hub", "dataset_info"),
+    "data.source": _TEXT,
     "data.root": _optional(_TEXT),
     "data.domains": _optional(_NAMES),
     "data.domain_field": _optional(_TEXT),
@@ -147,14 +148,14 @@ CHECKS: dict[str, Check] = {
     "data.lag": _integer(0),
     "data.cache_dir": _TEXT,
     "data.on_bad_record": _one_of("raise", "skip"),
-    "data.formatting": _optional(_one_of(*FORMATTINGS)),
+    "data.formatting": _optional(_TEXT),
     "data.template": _optional(_one_of(*BUILT_IN)),
     "data.cutoff_len": _integer(2),
     "data.train_on_prompt": _BOOL,
     "data.mask_history": _BOOL,
     "data.packing": _BOOL,
     "data.buckets": _optional(_LENGTHS),
-    "targets.source": _optional(_one_of("builtin", "local", "hub", "dataset_info")),
+    "targets.source": _optional(_TEXT),
     "targets.root": _optional(_TEXT),
     "targets.domains": _optional(_NAMES),
     "targets.domain_field": _optional(_TEXT),
@@ -162,7 +163,7 @@ CHECKS: dict[str, Check] = {
     "targets.hub_config": _optional(_TEXT),
     "targets.hub_split": _TEXT,
     "targets.text_field": _TEXT,
-    "targets.formatting": _optional(_one_of(*FORMATTINGS)),
+    "targets.formatting": _optional(_TEXT),
     "targets.group_field": _optional(_TEXT),
     "targets.group_rows": _optional(_integer(1)),
     "sweep.batch_rows": _optional(_integer(1)),
@@ -192,7 +193,7 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every field by itself and what the fields must be to each other.
+    """Imports the plugins, and checks every field by itself and what the fields must be to each other.
 
     What depends on the data, the model or the devices is checked where these are opened.
 
@@ -202,47 +203,49 @@ def validate(config: ConfigDict) -> None:
     values = dict(fields(config))
     for name, value in values.items():
         if name not in CHECKS:
-            raise InputError(f"config.{name}: unknown field; configs/base.py lists them all")
+            raise InputError("unknown field; configs/base.py lists them all", option=name)
         if not CHECKS[name].test(value):
-            raise InputError(f"config.{name} = {value!r}: must be {CHECKS[name].accepts}")
+            raise InputError(f"must be {CHECKS[name].accepts}", option=name, value=value)
     if missing := sorted(CHECKS.keys() - values.keys()):
-        raise InputError(f"config.{missing[0]}: missing; start the recipe from configs/base.py")
+        raise InputError("missing; start the recipe from configs/base.py", option=missing[0])
+    load_plugins(config.plugins)
     check_schedule("config.", Schedule(config.warmup_step, config.update_step, config.update_times))
     data = config.data
+    sources.check(data)
+    if config.targets.source is not None:
+        sources.check(config.targets, "targets")
     if config.lora.name_or_path is not None and config.lora.rank == 0:
-        raise InputError(f"config.lora.rank = 0: must be that of the adapter {config.lora.name_or_path!r}")
+        raise InputError(f"must be that of the adapter {config.lora.name_or_path!r}", option="lora.rank", value=0)
     if not config.model.from_scratch and config.model.name_or_path is None:
-        raise InputError("config.model.from_scratch = False: needs config.model.name_or_path, a folder or a hub id")
+        reason = "needs config.model.name_or_path, a folder or a hub id"
+        raise InputError(reason, option="model.from_scratch", value=False)
     if not config.model.from_scratch and data.tokenizer.startswith("train:"):
         raise InputError(
-            f"config.data.tokenizer = {data.tokenizer!r}: pretrained weights (config.model.from_scratch = False) need "
-            f"the tokenizer that they were trained with, such as {config.model.name_or_path!r}"
+            "pretrained weights (config.model.from_scratch = False) need the tokenizer that they were trained with, "
+            f"such as {config.model.name_or_path!r}",
+            option="data.tokenizer",
+            value=data.tokenizer,
         )
     if data.batch_size % data.grad_accumulation:
         raise InputError(
-            f"config.data.batch_size = {data.batch_size}: must be a multiple of config.data.grad_accumulation = "
-            f"{data.grad_accumulation}"
+            f"must be a multiple of config.data.grad_accumulation = {data.grad_accumulation}",
+            option="data.batch_size",
+            value=data.batch_size,
         )
-    if data.source != "builtin" and data.root is None:
-        raise InputError(f"config.data.root: needed for source {data.source!r} (a folder, or the id of a hub dataset)")
-    if config.targets.source in ("local", "hub", "dataset_info") and config.targets.root is None:
-        raise InputError(f"config.targets.root: needed for source {config.targets.source!r}")
     if (config.selector or config.order) and data.packing:
-        raise InputError("config.data.packing = True: a selector or an order needs one example a row; set it to False")
-    if data.domain_values is not None and (data.domains is None or len(data.domain_values) != len(data.domains)):
-        raise InputError("config.data.domain_values: must have one value for each of config.data.domains")
-    if data.domain_values is not None and data.domain_field is None:
-        raise InputError("config.data.domain_values: needs config.data.domain_field, the record field that holds them")
-    if data.source == "dataset_info" and data.formatting is not None:
-        raise InputError("config.data.formatting: each entry of dataset_info.json has its own; leave it None")
+        reason = "a selector or an order needs one example a row; set it to False"
+        raise InputError(reason, option="data.packing", value=True)
     if data.train_on_prompt and data.mask_history:
-        raise InputError("config.data.mask_history: not together with config.data.train_on_prompt; set one to False")
+        reason = "not together with config.data.train_on_prompt; set one to False"
+        raise InputError(reason, option="data.mask_history")
     if data.buckets is not None and data.buckets[-1] < data.cutoff_len - 1:
         raise InputError(
-            f"config.data.buckets = {tuple(data.buckets)}: the last one must hold config.data.cutoff_len = "
-            f"{data.cutoff_len} tokens, the first of which is not predicted"
+            f"the last one must hold config.data.cutoff_len = {data.cutoff_len} tokens, the first of which is not "
+            "predicted",
+            option="data.buckets",
+            value=tuple(data.buckets),
         )
     if data.domains is not None and isinstance(data.proportions, (tuple, list)):
         normalised(data.proportions, len(data.domains), "config.data.proportions")
     if [config.mesh[axis] for axis in config.mesh].count(-1) > 1:
-        raise InputError("config.mesh: -1 (the rest) is accepted for one axis only")
+        raise InputError("-1 (the rest) is accepted for one axis only", option="mesh")

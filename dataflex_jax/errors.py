@@ -1,13 +1,36 @@
 """The faults that a run reports in one line instead of a traceback."""
 
 import errno
+from typing import Any
 
 
 class InputError(Exception):
     """A bad configuration or input: the commands print this one line and exit with code 2.
 
     The message names the culprit (file and line, record field or option) and what would be accepted.
+
+    Args:
+        reason: what is wrong, in one line; it names the culprit where no option is at fault.
+        option: the option at fault: "data.root" of `config.data.root`, "--checkpoint" of that flag; None: none is.
+        value: what the option is set to; left out where that says nothing.
     """
+
+    def __init__(self, reason: str, *, option: str | None = None, value: Any = ...):
+        super().__init__(reason)
+        self.reason, self.option, self.value = reason, option, value
+
+    def __str__(self) -> str:
+        if self.option is None:
+            return self.reason
+        flag = self.option.startswith("--")
+        name = self.option if flag else f"config.{self.option}"
+        if self.value is not ...:
+            name += f"={self.value}" if flag else f" = {self.value!r}"
+        return f"{name}: {self.reason}"
+
+    def renamed(self, option: str) -> "InputError":
+        """The same fault of an option that is called otherwise."""
+        return InputError(self.reason, option=option, value=self.value)
 
 
 class TrainingError(Exception):

@@ -5,6 +5,7 @@ Everything here runs on the host and takes Python, numpy or JAX values; nothing 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -26,8 +27,8 @@ def to_jsonable(values: Mapping[str, Any], nullable: Collection[str] = NULLABLE)
     A NaN or infinity becomes None at and below the fields named in `nullable`.
 
     Raises:
-      TrainingError: a NaN or infinity anywhere else; names the field.
-      TypeError: a value with no JSON form.
+        TrainingError: a NaN or infinity anywhere else; names the field.
+        TypeError: a value with no JSON form.
     """
     return _convert(values, "", frozenset(nullable), False)
 
@@ -70,21 +71,66 @@ def to_json(record: Mapping[str, Any], nullable: Collection[str] = NULLABLE, *, 
     return json.dumps(to_jsonable(record, nullable), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Gives the file new contents so that a reader, or a run killed half-way, sees the old ones or the new ones."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Gives the file new contents so that a reader, or a run killed half-way, sees the old ones or the new ones.
+
+    Several processes of a host may do so at once; one of them comes last.
+
+    Args:
+        path: the file, made with its folder when missing.
+        data: its new contents.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_json(path: str | os.PathLike[str], value: Any, **options: Any) -> None:
+    """`replace_file` with a value's JSON text and a line end.
+
+    Args:
+        path: the file, made with its folder when missing.
+        value: what `json.dumps` takes.
+        **options: of `json.dumps`.
+    """
+    replace_file(path, (json.dumps(value, **options) + "\n").encode())
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a JSON file is expected") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({one_line(error)}); one object is expected") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON {type(value).__name__}; one object is expected")
+    return value
+
+
+def digest(value: Any) -> str:
+    """32 hex digits that stand for a JSON value, whatever the order of its objects' fields."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a JSON-lines file, in order; a torn last line (no newline at its end) is left out.
 
     Raises:
-      InputError: the file cannot be read, or a complete line is not a JSON object; names file and line.
+        InputError: the file cannot be read, or a complete line is not a JSON object; names file and line.
     """
     path = Path(path)
     try:
@@ -110,8 +156,8 @@ class JsonlWriter:
     removed when the file is opened again.
 
     Args:
-      path: the file, made with its folder when missing and appended to when present.
-      nullable: fields at and below which a NaN or infinity is written as null; elsewhere it is refused.
+        path: the file, made with its folder when missing and appended to when present.
+        nullable: fields at and below which a NaN or infinity is written as null; elsewhere it is refused.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, nullable: Collection[str] = NULLABLE):
@@ -130,7 +176,7 @@ class JsonlWriter:
         """Appends one record.
 
         Raises:
-          TrainingError: a NaN or infinity in a field that is not nullable; names file and field. Nothing is written.
+            TrainingError: a NaN or infinity in a field that is not nullable; names file and field. Nothing is written.
         """
         try:
             line = to_json(record, self._nullable)
@@ -143,11 +189,11 @@ class JsonlWriter:
         """Keeps the lines whose `step` is at most `step`, byte for byte; all or nothing if the process is killed.
 
         Args:
-          step: the last one to keep.
-          redone: lines that are not kept either.
+            step: the last one to keep.
+            redone: lines that are not kept either.
 
         Raises:
-          InputError: a line is not a JSON object with a `step`; names file and line.
+            InputError: a line is not a JSON object with a `step`; names file and line.
         """
         self._file.close()
         records = read_jsonl(self.path)

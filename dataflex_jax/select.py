@@ -25,7 +25,6 @@ from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.targets import open_targets
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.signals import TARGETS
@@ -103,7 +102,6 @@ def select(
     Raises:
         InputError: a selector that scores nothing, input that cannot be read, or records that no one file can hold.
     """
-    registry.load_plugins(config.plugins)
     config.data.tokenizer = tokenizer_of(sources[0])
     configuration.validate(config)
     policies = active_policies(config)

@@ -23,12 +23,13 @@ from ml_collections import config_flags
 
 from dataflex_jax import cli
 from dataflex_jax import config as configuration
-from dataflex_jax.data.stores.documents import DomainStore, open_stores
+from dataflex_jax.data.stores.documents import open_document_stores
+from dataflex_jax.data.stores.store import Store
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose data to prepare.")
 
 
-def summary(stores: Sequence[DomainStore]) -> dict[str, dict]:
+def summary(stores: Sequence[Store]) -> dict[str, dict]:
     """Documents, tokens and UTF-8 bytes of each split, by domain."""
     return {
         store.name: {
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
     cli.no_positional(argv)
     config = cli.chosen_config(CONFIG)
     configuration.validate(config)
-    stores, _ = open_stores(config.data)
+    stores, _ = open_document_stores(config.data)
     domains = summary(stores)
     path = Path(config.data.cache_dir).expanduser() / "rows_store.json"
     path.write_text(json.dumps({"data": config.data.to_dict(), "domains": domains}, indent=2) + "\n")

@@ -69,8 +69,15 @@ def test_a_value_out_of_its_range_is_refused_with_what_is_accepted(name, value, 
     ("fields", "message"),
     [
         ({"data.batch_size": 10, "data.grad_accumulation": 4}, "batch_size = 10: must be a multiple of .* = 4"),
-        ({"data.source": "local"}, "config.data.root: needed for source 'local'"),
-        ({"data.domain_values": ("x",)}, "config.data.domain_values: must have one value for each of"),
+        ({"data.source": "local"}, "^config.data.root: needed for source 'local' .the folder with the data files.$"),
+        ({"data.domain_field": "set"}, "^config.data.domain_field: not with source 'builtin': .*; leave it None$"),
+        ({"targets.source": "hub"}, "^config.targets.root: needed for source 'hub'"),
+        ({"targets.source": "web"}, "^config.targets.source = 'web': must be one of 'builtin', 'local', "),
+        (
+            {"targets.source": "dataset_info", "targets.root": "x", "targets.formatting": "alpaca"},
+            "^config.targets.formatting: not with source 'dataset_info': each entry of dataset_info.json has its own",
+        ),
+        ({"data.domain_values": ("x",)}, "config.data.domain_values = .*: must have one value for each of"),
         ({"data.domains": ("a",), "data.domain_values": ("x",)}, "domain_values: needs config.data.domain_field"),
         (
             {"data.domains": ("a", "b"), "data.proportions": (1.0,)},

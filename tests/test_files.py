@@ -8,7 +8,7 @@ import pytest
 
 from dataflex_jax import files as records
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import JsonlWriter, read_jsonl
+from dataflex_jax.files import JsonlWriter, digest, read_jsonl, read_object, replace_file, replace_json
 from dataflex_jax.reporting.run_folder import RunRecords, write_summary
 
 
@@ -161,3 +161,47 @@ def test_run_records_refuse_a_malformed_file(tmp_path):
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(InputError, match=r"summary\.json: not valid JSON"):
         RunRecords.load(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.json"
+    replace_json(path, {"ü": 1}, ensure_ascii=False)
+    assert path.read_text(encoding="utf-8") == '{"ü": 1}\n'
+    seen = []
+
+    def fails(partial, target):
+        seen.append((partial.name, target))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.os, "replace", fails)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(path, b"other")
+    # Of this process alone, and gone.
+    assert seen == [(f"a.json.{os.getpid()}.partial", path)]
+    assert read_object(path) == {"ü": 1}
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"a\.json: cannot be read \(No such file or directory\)"),
+        ("{", r"a\.json: not valid JSON"),
+        ("\n\n{\n", r"a\.json: not valid JSON"),
+        ("[]", r"a\.json: a JSON list; one object is expected"),
+    ],
+)
+def test_what_is_no_object_is_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_object(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_digest_stands_for_the_value():
+    assert (
+        digest({"a": 1, "b": [None, "ü"]}) == digest({"b": [None, "ü"], "a": 1}) == "a57b4ace70eba21d44f538ad62ce9edd"
+    )
+    assert digest({"a": 1}) != digest({"a": 2})

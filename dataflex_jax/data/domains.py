@@ -6,12 +6,13 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from dataflex_jax.data.rows import DocumentRows, ExampleRows, PackedRows, Rows
-from dataflex_jax.data.sources.streams import is_instruction
-from dataflex_jax.data.stores.documents import DomainStore, open_stores
-from dataflex_jax.data.stores.examples import ExampleStore, open_example_stores
-from dataflex_jax.data.stores.hashes import digest
+from dataflex_jax.data.sources.table import is_instruction
+from dataflex_jax.data.stores.documents import open_document_stores
+from dataflex_jax.data.stores.examples import open_example_stores
+from dataflex_jax.data.stores.store import Store
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import digest
 
 _BUCKET_MULTIPLE = 8
 
@@ -31,7 +32,7 @@ class Domain(NamedTuple):
     key: str
     train: Rows
     valid: Rows
-    store: DomainStore | ExampleStore
+    store: Store
 
 
 def open_domains(data: ConfigDict, *, progress: bool = True) -> tuple[tuple[Domain, ...], Tokenizer]:
@@ -51,11 +52,11 @@ def open_domains(data: ConfigDict, *, progress: bool = True) -> tuple[tuple[Doma
     if is_instruction(data):
         stores, tokenizer = open_example_stores(data, progress=progress)
         return example_domains(stores, buckets(data), packing=data.packing), tokenizer
-    stores, tokenizer = open_stores(data, progress=progress)
+    stores, tokenizer = open_document_stores(data, progress=progress)
     return document_domains(stores, data.seq_len), tokenizer
 
 
-def document_domains(stores: Sequence[DomainStore], seq_len: int) -> tuple[Domain, ...]:
+def document_domains(stores: Sequence[Store], seq_len: int) -> tuple[Domain, ...]:
     """Documents in rows of `seq_len` tokens.
 
     Raises:
@@ -79,7 +80,7 @@ def document_domains(stores: Sequence[DomainStore], seq_len: int) -> tuple[Domai
     )
 
 
-def example_domains(stores: Sequence[ExampleStore], buckets: tuple[int, ...], *, packing: bool) -> tuple[Domain, ...]:
+def example_domains(stores: Sequence[Store], buckets: tuple[int, ...], *, packing: bool) -> tuple[Domain, ...]:
     """Examples one a row, or packed into training rows of the largest bucket; held-out ones always one a row."""
     domains = []
     for store in stores:

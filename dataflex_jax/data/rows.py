@@ -11,8 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from dataflex_jax.data.stores.documents import TokenArray
-from dataflex_jax.data.stores.examples import Examples
+from dataflex_jax.data.stores.store import Split
 
 
 class Row(NamedTuple):
@@ -67,7 +66,7 @@ class DocumentRows:
 
     packed = False
 
-    def __init__(self, tokens: TokenArray, seq_len: int, *, partial: bool = False):
+    def __init__(self, tokens: Split, seq_len: int, *, partial: bool = False):
         self._tokens, self._seq_len, self.partial = tokens, seq_len, partial
         self.num_rows = -(-max(tokens.num_tokens - 1, 0) // seq_len) if partial else tokens.num_rows(seq_len)
         self.buckets = (seq_len,)
@@ -93,7 +92,7 @@ class ExampleRows:
 
     packed = False
 
-    def __init__(self, examples: Examples, buckets: tuple[int, ...]):
+    def __init__(self, examples: Split, buckets: tuple[int, ...]):
         self.examples, self.buckets = examples, buckets
         self.num_rows = examples.num_documents
         self.bytes_per_target = examples.num_bytes / max(examples.num_targets, 1)
@@ -124,7 +123,7 @@ class PackedRows:
 
     packed = True
 
-    def __init__(self, examples: Examples, length: int):
+    def __init__(self, examples: Split, length: int):
         self.examples, self.buckets = examples, (length,)
         self._order, self._starts = pack(examples.lengths, length + 1)
         self.num_rows = len(self._starts) - 1

@@ -116,8 +116,8 @@ def from_json(saved: dict, names: tuple[str, ...]) -> SamplerState:
     for name in saved["cursors"]:
         if name not in names:
             raise InputError(
-                f"config.data.domains: the checkpoint's domain {name!r} is missing; keep it (with proportion 0 to stop "
-                "drawing from it)"
+                f"the checkpoint's domain {name!r} is missing; keep it (with proportion 0 to stop drawing from it)",
+                option="data.domains",
             )
 
     def align(values: dict, dtype: type) -> np.ndarray:

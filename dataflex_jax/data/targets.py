@@ -1,6 +1,5 @@
 """The target set: rows in named groups that selectors and weighters compare the training data with."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,15 +51,16 @@ def open_targets(config: ConfigDict, domains: Sequence[Domain], tokenizer: str |
             hint = (
                 "raise config.data.valid_fraction or name config.targets.source" if split == "valid" else "no labels?"
             )
-            raise InputError(f"config.targets: group {domain.name!r} has no rows ({hint})")
+            raise InputError(f"group {domain.name!r} has no rows ({hint})", option="targets")
         of_rows = [domain.name] * rows.num_rows
         if section.group_field is not None:
-            if not hasattr(domain.store, "values"):
-                raise InputError("config.targets.group_field: rows of documents are no records; use domains as groups")
+            option = "targets.group_field"
+            if not domain.store.has_records:
+                raise InputError("rows of documents are no records; use domains as groups", option=option)
             try:
                 of_rows = [str(value) for value in domain.store.values(split, section.group_field)]
-            except InputError as e:
-                raise InputError(f"config.targets.group_field = {section.group_field!r}: {e}") from e
+            except InputError as error:
+                raise InputError(str(error), option=option, value=section.group_field) from error
         groups += of_rows
         names += dict.fromkeys(of_rows)
     names = tuple(dict.fromkeys(names))
@@ -79,7 +79,9 @@ def _open(config: ConfigDict, tokenizer: str | Path) -> Sequence[Domain]:
     data.update(tokenizer=str(tokenizer), valid_fraction=0.0, packing=False)
     try:
         return open_domains(data)[0]
-    except InputError as e:
+    except InputError as error:
         # What reads the data knows its options by the names that the training data's have.
-        option = re.compile(rf"\b(?:config\.)?data\.({'|'.join(names)})\b")
-        raise InputError("config.targets: " + option.sub(r"config.targets.\1", str(e))) from e
+        section, _, name = (error.option or "").partition(".")
+        if section == "data" and name in names:
+            raise error.renamed(f"targets.{name}") from error
+        raise InputError(str(error), option="targets") from error

@@ -1,5 +1,6 @@
 """From a selector's evidence to the chosen rows: non-finite candidates out, group by group, too small a pool said."""
 
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxtyping import Int64
 
 from dataflex_jax.data.pool import Group, Pool
 from dataflex_jax.errors import TrainingError
+from dataflex_jax.files import replace_file
 from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
 from dataflex_jax.policies.schedule import Scheduled
 from dataflex_jax.policies.signals import Signals
@@ -111,7 +113,6 @@ def write_selection(path: Path, pool: Pool, chosen: Chosen, *, all_scores: bool)
         arrays["records"] = records[chosen.ids]
     if all_scores:
         arrays["all_scores"] = chosen.all_scores
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    replace_file(path, file.getvalue())

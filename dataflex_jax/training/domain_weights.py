@@ -11,6 +11,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import replace_json
 from dataflex_jax.policies.proportions import normalised
 
 WEIGHTS_FILE = "domain_weights.json"  # in a run folder
@@ -31,13 +32,9 @@ def write_weights(
     Raises:
         InputError: weights that are no distribution.
     """
-    path = Path(path)
     shares = normalised(np.asarray(weights, np.float64).tolist(), len(names), f"weights for {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     domains = dict(zip(names, shares.tolist(), strict=True))
-    unfinished.write_text(json.dumps({"domains": domains, **facts}, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    unfinished.replace(path)
+    replace_json(path, {"domains": domains, **facts}, indent=2, ensure_ascii=False)
 
 
 def with_weights_files(config: ConfigDict, names: Sequence[str]) -> ConfigDict:

@@ -13,7 +13,6 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import LoraConfig
 from dataflex_jax.models.hf import folders, peft
 from dataflex_jax.models.model import Model
-from dataflex_jax.policies import registry
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import optim, resume, run_config
 from dataflex_jax.training.checkpoint import Checkpoints
@@ -51,7 +50,6 @@ def imported(config: ConfigDict, run_folder: Path) -> None:
         InputError: weights, a tokenizer or a configuration that cannot be used.
         TrainingError: the checkpoint cannot be written.
     """
-    registry.load_plugins(config.plugins)
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):

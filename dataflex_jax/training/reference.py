@@ -15,9 +15,9 @@ from jaxtyping import Float
 
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.pool import Pool
-from dataflex_jax.data.stores.hashes import digest
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import digest
 from dataflex_jax.models import parts
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Reference
@@ -65,7 +65,10 @@ def open_reference(reference: Reference, domains: Sequence[Domain], tokenizer: T
     Raises:
         InputError: it cannot be read, or was trained with another tokenizer or other domains.
     """
-    opened = open_model(reference.path, mesh, option="reference")
+    try:
+        opened = open_model(reference.path, mesh, option="reference")
+    except InputError as error:
+        raise InputError(f"reference = {reference.path!r}: {error.reason}") from error
     if opened.tokenizer.fingerprint != tokenizer.fingerprint:
         raise InputError(
             f"reference = {reference.path!r}: trained with another tokenizer; both need the same, e.g. "

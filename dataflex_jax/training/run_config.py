@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import dataflex_jax
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import replace_file
+from dataflex_jax.files import replace_json
 
 
 def _git_revision() -> str | None:
@@ -40,8 +40,7 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
 
 def write(config: ConfigDict, path: Path) -> None:
     """Writes config.json."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(resolved(config), indent=2) + "\n").encode())
+    replace_json(path, resolved(config), indent=2)
 
 
 def read(run_folder: Path) -> ConfigDict:
@@ -53,8 +52,8 @@ def read(run_folder: Path) -> ConfigDict:
     path = run_folder / "config.json"
     try:
         saved = json.loads(path.read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{path}: not the config.json of a run ({e})") from e
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the config.json of a run ({error})") from error
     return ConfigDict(_with_tuples(saved))
 
 

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax import preemption
 from dataflex_jax.data.loader import check_rows
-from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.sharding import make_mesh
@@ -50,7 +49,6 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     Raises:
         InputError: a configuration or an input that cannot be run, in one line.
     """
-    registry.load_plugins(config.plugins)
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)

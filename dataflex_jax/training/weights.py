@@ -136,20 +136,22 @@ def locate(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
         with Checkpoints(path, writable=False) as checkpoints:
             step = checkpoints.latest()
         if step is None:
-            raise InputError(f"{_given(option, path)}: no complete checkpoint in {path / FOLDER}")
+            raise InputError(f"no complete checkpoint in {path / FOLDER}", option=_name(option), value=str(path))
         return RunStep(path, step)
     if path.is_dir() and ((path / peft.CONFIG).is_file() or _is_model(path / folders.CONFIG)):
         return None
     if not path.exists() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
         return None
     raise InputError(
-        f"{_given(option, path)}: neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging "
-        "Face checkpoint (a folder or a hub id)"
+        f"neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging Face checkpoint (a folder or "
+        "a hub id)",
+        option=_name(option),
+        value=str(path),
     )
 
 
-def _given(option: str, value: str | Path) -> str:
-    return f"{option}={value}" if option.startswith("--") else f"{option} = {str(value)!r}"
+def _name(option: str) -> str:
+    return option.removeprefix("config.")
 
 
 def _is_model(path: Path) -> bool:
@@ -393,7 +395,8 @@ def read_weights(name: str, abstract: PyTree, option: str, *, model: ModelConfig
         theirs = dict(parts.leaves(found)).get(path)
         if theirs is None or theirs.shape != leaf.shape:
             has = "does not have it" if theirs is None else f"has {list(theirs.shape)} there"
-            raise InputError(f"{_given(option, name)}: {path} is {list(leaf.shape)} in this run, and the model {has}")
+            reason = f"{path} is {list(leaf.shape)} in this run, and the model {has}"
+            raise InputError(reason, option=_name(option), value=name)
     cast = jax.jit(
         lambda tree: jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, abstract),
         out_shardings=shardings(abstract),

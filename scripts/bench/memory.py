@@ -57,7 +57,7 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
 
     from dataflex_jax import config as configuration
     from dataflex_jax.data.domains import buckets
-    from dataflex_jax.data.sources.streams import is_instruction
+    from dataflex_jax.data.sources.table import is_instruction
     from dataflex_jax.models import decoder, lora
     from dataflex_jax.models.hf.resolve import model_config
     from dataflex_jax.models.layout import placed

@@ -99,7 +99,15 @@ def test_documents_may_be_targets_of_documents(tmp_path):
         ({"targets__group_field": "subject"}, "config.targets.group_field.* no field 'subject'"),
         (
             {"targets__source": "local", "targets__root": "/no/such", "targets__formatting": "alpaca"},
-            "config.targets.*/no/such",
+            r"^config.targets.root = '/no/such': cannot be read",
+        ),
+        (
+            {"targets__source": "local", "targets__root": "ROOT", "targets__domains": ("maths",)},
+            "^config.targets.domains: 'maths' is not in .*; available: capitals, digits$",
+        ),
+        (
+            {"targets__source": "local", "targets__root": "ROOT", "targets__formatting": "sharegpt"},
+            "^config.targets: .*/capitals.jsonl:1: no field 'conversations'",
         ),
         ({"targets__source": "local", "targets__root": "ROOT"}, "config.targets.*no field 'text'"),
     ],

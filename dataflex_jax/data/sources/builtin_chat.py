@@ -1,15 +1,15 @@
 """A small instruction set that every machine has, in the alpaca format: questions about the Python installation.
 
 Nothing is downloaded. Three domains: what a function of the standard library does (from its docstring), how it is
-called (from its definition), and what a part of the language reference says. As `builtin`'s corpus, it depends on the
-installed Python version and on nothing else.
+called (from its definition), and what a part of the language reference says. As `builtin_text`'s documents, they depend
+on the installed Python version and on nothing else.
 """
 
 import ast
 import tokenize
 from collections.abc import Iterator
 
-from dataflex_jax.data.sources import builtin
+from dataflex_jax.data.sources import builtin_text
 from dataflex_jax.errors import InputError
 
 DOMAIN_EXAMPLES = 2_000
@@ -30,15 +30,17 @@ def records(domain: str) -> tuple[dict[str, str], ...]:
             break
     if not chosen:
         raise InputError(
-            f"data.source='builtin': this Python installation has no examples for domain {domain!r}; "
-            "leave it out of data.domains or use data.source='local'"
+            f"this Python installation has no examples for domain {domain!r}; leave it out of domains or take source "
+            "'local'",
+            option="data.source",
+            value="builtin",
         )
     return tuple({"instruction": q, "input": given, "output": output} for (q, given), output in chosen.items())
 
 
 def _functions() -> Iterator[tuple[str, ast.FunctionDef, str]]:
     """(module, definition, first paragraph of its docstring) of the public functions of the standard library."""
-    for path in builtin.standard_library():
+    for path in builtin_text.standard_library():
         with tokenize.open(path) as file:
             tree = ast.parse(file.read())
         for node in tree.body:
@@ -58,7 +60,7 @@ def _calls() -> Iterator[tuple[str, str, str]]:
 
 
 def _topics() -> Iterator[tuple[str, str, str]]:
-    for section in builtin.reference():
+    for section in builtin_text.reference():
         title, *paragraphs = section.strip().split("\n\n")
         name, body = title.split("\n")[0].strip(), " ".join(" ".join(paragraphs[:1]).split())
         yield "Explain this part of the Python language.", name, body

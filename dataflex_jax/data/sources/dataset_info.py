@@ -7,16 +7,19 @@ As there: `hf_hub_url` wins over `file_name`, the default formatting is alpaca, 
 optional defaults. An entry that asks for something else than text and its one response is refused by name.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from dataflex_jax.data.sources.files import INSTRUCTION_FORMATS, check_links, split_format
+from dataflex_jax.data.sources.hub import dataset_parts
 from dataflex_jax.data.sources.instruct import ConversationReader
-from dataflex_jax.data.sources.parts import Part, dataset_parts, file_parts
+from dataflex_jax.data.sources.parts import Part, file_parts
+from dataflex_jax.data.sources.streams import Stream, wanted_domains
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import one_line
+from dataflex_jax.files import read_object
 
 NAME = "dataset_info.json"
 _KEYS = ("file_name", "hf_hub_url", "formatting", "subset", "split", "folder", "columns", "tags")
@@ -31,23 +34,41 @@ class Entry(NamedTuple):
     fields: Mapping[str, Any]
 
 
+def dataset_info_streams(data: ConfigDict) -> tuple[Stream, ...]:
+    """A stream for each dataset that `data.domains` names; where that is None, for each that needs no download.
+
+    Raises:
+        InputError: no dataset_info.json, an unknown dataset, or one that cannot be opened.
+    """
+    entries = read(data.root)
+    if data.domains is not None:
+        wanted = wanted_domains(data, tuple(entries), f"{data.root}, {NAME}")
+    elif not (wanted := local(entries)):
+        listed = ", ".join(sorted(entries)) or "none"
+        raise InputError(
+            f"no dataset of {NAME} is a local file; name the wanted ones in domains; available: {listed}",
+            option="data.root",
+            value=data.root,
+        )
+    return tuple(
+        Stream(train, valid, {None: name}, reader)
+        for name, (train, valid, reader) in ((name, open_entry(entries[name])) for name in wanted)
+    )
+
+
 def read(root: str) -> dict[str, Entry]:
     """All entries by name. `root` is the folder of dataset_info.json, or such a file itself.
 
     Raises:
         InputError: there is none, or it is not a JSON object of objects.
     """
-    path = Path(root or "").expanduser()
+    path = Path(root).expanduser()
     path = path / NAME if path.is_dir() else path
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"data.root={root}: data.source='dataset_info' needs a folder with {NAME}, or such a file: {error.strerror}"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {one_line(error)}") from error
-    if not isinstance(entries, dict) or not all(isinstance(fields, dict) for fields in entries.values()):
+    if not path.is_file():
+        reason = f"source 'dataset_info' needs a folder with {NAME}, or such a file"
+        raise InputError(reason, option="data.root", value=root)
+    entries = read_object(path)
+    if not all(isinstance(fields, dict) for fields in entries.values()):
         raise InputError(
             f"{path}: must be an object with an object a dataset, such as {{'name': {{'file_name': ...}}}}"
         )
@@ -69,8 +90,11 @@ def open_entry(entry: Entry) -> tuple[tuple[Part, ...], tuple[Part, ...], Conver
     reader = _reader(entry)
     split = fields.get("split") or "train"
     if url := fields.get("hf_hub_url"):
-        options = {"root_option": f"{place}: hf_hub_url", "split_option": f"{place}: split"}
-        return *dataset_parts(url, fields.get("subset"), split, fields.get("folder"), **options), reader
+        try:
+            return *dataset_parts(url, fields.get("subset"), split, fields.get("folder")), reader
+        except InputError as error:
+            key = {"data.root": "hf_hub_url", "data.hub_split": "split"}[error.option]
+            raise InputError(f"{place}: {key}={error.value!r}: {error.reason}") from error
     if not isinstance(fields.get("file_name"), str):
         raise InputError(f"{place}: needs file_name or hf_hub_url; it has {', '.join(fields) or 'nothing'}")
     if split != "train":

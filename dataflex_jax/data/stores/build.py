@@ -1,23 +1,21 @@
 """Building domain stores: one resumable pass over a stream, encoded in batches and appended to flat files.
 
-An `Encoder` says what a text becomes: `DocumentEncoder` here, `ExampleEncoder` in examples.py.
+An `Encoder` says what a text becomes: `DocumentEncoder` in documents.py, `ExampleEncoder` in examples.py.
 """
 
 import collections
 import concurrent.futures
-import errno
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import tqdm
 
 from dataflex_jax.data.sources.streams import Document, Stream
 from dataflex_jax.data.stores.writer import DIGEST_BYTES, SPLITS, START, Column, DomainWriter, Item, Position
 from dataflex_jax.data.text.tokenizer import Tokenizer
-from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.errors import InputError
 
 COMMIT_SECONDS = 2.0
 _BATCH_BYTES = 4 << 20
@@ -70,23 +68,6 @@ class Encoder(Protocol):
 def token_dtype(tokenizer: Tokenizer) -> str:
     """The narrowest dtype for a store's tokens."""
     return "uint16" if tokenizer.vocab_size <= _NARROW_VOCABULARY else "uint32"
-
-
-class DocumentEncoder:
-    """Documents: the text's tokens and an end of text."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer, self.identity = tokenizer, {}
-        self.columns = (Column("tokens", token_dtype(tokenizer)),)
-
-    def encode(self, events: Sequence[Event]) -> list[Item | Rejection]:
-        """The item of each text."""
-        ids = self._tokenizer.encode_batch([event.text for event in events])
-        (column,) = self.columns
-        return [
-            Item((np.array([*tokens, self._tokenizer.eos_id], column.dtype),), {"bytes": event.size})
-            for event, tokens in zip(events, ids, strict=True)
-        ]
 
 
 def read_events(
@@ -163,7 +144,7 @@ def build_stores(
 
     Raises:
         InputError: bad input, or a domain without training documents.
-        TrainingError: the disk is full.
+        OSError: no room to write; what is committed is safe.
     """
     behind = min(writers.values(), key=lambda writer: writer.progress.position)
     start, values = behind.progress.position, collections.Counter(behind.progress.values)
@@ -186,13 +167,6 @@ def build_stores(
                 committed = time.monotonic()
         _commit(writers, after, consumed, values)
         _finish(writers)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise TrainingError(
-            f"{behind.folder.parent}: no space left while building the rows store; what is committed is safe, "
-            "free some space (or set data.cache_dir elsewhere) and run the same command again"
-        ) from error
     finally:
         for writer in writers.values():
             writer.close()

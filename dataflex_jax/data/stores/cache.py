@@ -3,31 +3,33 @@
     CACHE_DIR/stores/NAME-KEY/  train.COLUMN train.offsets valid.COLUMN valid.offsets meta.json
 
 KEY is a hash of the content of the input, the tokenizer and the options that matter, so a changed input file is
-noticed, and adding a domain leaves the other stores alone. Stores of other keys are never deleted. `store.py` reads
-documents, `examples.py` reads instruction examples.
+noticed, and adding a domain leaves the other stores alone. Stores of other keys are never deleted. documents.py and
+examples.py say what lies in a store.
 """
 
+import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
-from jaxtyping import Int64, UInt
 from ml_collections import ConfigDict
 
-from dataflex_jax.data.sources.streams import Stream, open_source
+from dataflex_jax.data.sources.streams import Stream
+from dataflex_jax.data.sources.table import open_source
 from dataflex_jax.data.stores.build import Encoder, build_stores, read_events
-from dataflex_jax.data.stores.hashes import FileHashes, digest, progress_bar, replace_json
+from dataflex_jax.data.stores.hashes import FileHashes, progress_bar
+from dataflex_jax.data.stores.store import Store, read_meta, skipped_records
 from dataflex_jax.data.stores.writer import SPLITS, DomainWriter, partial_folder
 from dataflex_jax.data.text.tokenizer import Tokenizer, load_tokenizer
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, TrainingError, is_disk_full
+from dataflex_jax.files import digest, replace_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +38,15 @@ _TOKENIZER_TRAINING_BYTES = 256 << 20
 _MAX_FOUND_DOMAINS = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class StoreFolder:
-    """A domain's store on disk.
+class _Wanted(NamedTuple):
+    """A domain's store, which may not be there yet.
 
     Attributes:
         name: of the domain.
         value: of the stream's domain field; None without one.
         key: hash of content, tokenizer and options (32 hex digits).
-        path: the folder.
-        stream: what it was built from.
+        path: its folder.
+        stream: what it is built from.
         description: what the key stands for, and more for people; the beginning of meta.json.
     """
 
@@ -53,28 +54,18 @@ class StoreFolder:
     value: str | None
     key: str
     path: Path
-    stream: Stream = dataclasses.field(repr=False)
-    description: dict[str, Any] = dataclasses.field(repr=False)
-
-    def meta(self) -> dict[str, Any]:
-        """The content of meta.json."""
-        return json.loads((self.path / "meta.json").read_text())
-
-    def split(self, name: str) -> dict[str, Any]:
-        """The fields of the `StoredSplit` "train" or "valid"."""
-        meta = self.meta()
-        counts = {f"num_{what}": meta[name][what] for what in ("tokens", "documents", "bytes")}
-        return {"path": str(self.path / f"{name}.tokens"), "dtype": meta["dtype"], **counts}
+    stream: Stream
+    description: dict[str, Any]
 
 
-def open_folders(
+def open_stores(
     data: ConfigDict,
     make_encoder: Callable[[Tokenizer], Encoder],
     *,
     plain_text: Callable[[str], str] = str,
     special_tokens: Sequence[str] = (),
     progress: bool = True,
-) -> tuple[tuple[StoreFolder, ...], Tokenizer]:
+) -> tuple[tuple[Store, ...], Tokenizer]:
     """Opens the store of every domain of `config.data`, building what is missing.
 
     Safe to call from several processes or hosts that share `data.cache_dir`: one builds, the others wait. Killed at any
@@ -96,7 +87,7 @@ def open_folders(
     """
     _check_options(data)
     cache_dir = Path(data.cache_dir).expanduser()
-    with _locked(cache_dir):
+    with _locked(cache_dir), _full_disk_said(cache_dir):
         hashes = FileHashes(cache_dir / "fingerprints.json", progress)
         streams, contents = [], []
         for stream in open_source(data):
@@ -117,63 +108,24 @@ def open_folders(
             special_tokens=special_tokens,
         )
         encoder = make_encoder(tokenizer)
-        folders = [
-            folder
+        wanted = [
+            store
             for stream, content in zip(streams, contents, strict=True)
-            for folder in _folders(stream, content, tokenizer, encoder, data, cache_dir)
+            for store in _wanted_stores(stream, content, tokenizer, encoder, data, cache_dir)
         ]
-        _build_missing(folders, encoder, data, progress)
-    _report(folders)
-    return tuple(folders), tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredSplit:
-    """One split of one domain. Cheap to pickle: files are mapped at the first access, in whichever process.
-
-    Attributes:
-        path: the token file; the other columns lie beside it.
-        dtype: of the tokens, "uint16" or "uint32".
-        num_tokens: of all documents.
-        num_documents: documents, or examples.
-        num_bytes: of the text that the model predicts, in UTF-8.
-    """
-
-    path: str
-    dtype: str
-    num_tokens: int
-    num_documents: int
-    num_bytes: int
-
-    @functools.cached_property
-    def tokens(self) -> UInt[np.ndarray, " num_tokens"]:
-        """All tokens, read-only and memory-mapped."""
-        return self.column("tokens", self.dtype)
-
-    @functools.cached_property
-    def offsets(self) -> Int64[np.ndarray, " num_documents+1"]:
-        """Document d is `tokens[offsets[d]:offsets[d + 1]]`."""
-        return self.column("offsets", "int64")
-
-    def column(self, name: str, dtype: str) -> np.ndarray:
-        """A column, read-only and memory-mapped."""
-        path = Path(self.path).with_suffix(f".{name}")
-        if path.stat().st_size == 0:  # which cannot be mapped
-            return np.empty(0, dtype)
-        return np.memmap(path, dtype, mode="r")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: a pickled memory map would carry all tokens."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        _build_missing(wanted, encoder, data, progress)
+    _report(wanted)
+    stores = (Store.load(store.name, store.key, store.path, encoder.columns, store.stream) for store in wanted)
+    return tuple(stores), tokenizer
 
 
 def _check_options(data: ConfigDict) -> None:
     if data.on_bad_record not in ("raise", "skip"):
-        raise InputError(f"data.on_bad_record={data.on_bad_record!r}: accepted are 'raise' and 'skip'")
+        raise InputError("must be one of 'raise', 'skip'", option="data.on_bad_record", value=data.on_bad_record)
     if not 0 <= data.valid_fraction < 1:
-        raise InputError(f"data.valid_fraction={data.valid_fraction}: accepted are values from 0 to below 1")
+        raise InputError("must be a number >= 0 and < 1", option="data.valid_fraction", value=data.valid_fraction)
     if not data.cache_dir:
-        raise InputError("data.cache_dir is not set; it needs a folder for the tokenised rows")
+        raise InputError("needs a folder for the tokenised rows", option="data.cache_dir", value=data.cache_dir)
 
 
 def _locked(cache_dir: Path) -> filelock.AcquireReturnProxy:
@@ -185,7 +137,21 @@ def _locked(cache_dir: Path) -> filelock.AcquireReturnProxy:
         logger.info("waiting for another process that builds the rows store in %s", cache_dir)
         return lock.acquire()
     except OSError as error:
-        raise InputError(f"data.cache_dir={cache_dir}: is not a writable folder: {error.strerror}") from error
+        reason = f"is not a writable folder: {error.strerror}"
+        raise InputError(reason, option="data.cache_dir", value=str(cache_dir)) from error
+
+
+@contextlib.contextmanager
+def _full_disk_said(cache_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise TrainingError(
+            f"{cache_dir}: no space left while building the rows store; what is committed is safe, free some space (or "
+            "set data.cache_dir elsewhere) and run the same command again"
+        ) from error
 
 
 def _describe(stream: Stream, content: str, data: ConfigDict) -> dict[str, Any]:
@@ -211,13 +177,14 @@ def _found_domains(stream: Stream, content: str, cache_dir: Path, progress: bool
                         found.add(document.value)
                     if len(found) > _MAX_FOUND_DOMAINS:
                         raise InputError(
-                            f"data.domain_field={stream.domain_field!r}: over {_MAX_FOUND_DOMAINS} values; "
-                            "name the wanted ones in data.domains"
+                            f"over {_MAX_FOUND_DOMAINS} values; name the wanted ones in domains",
+                            option="data.domain_field",
+                            value=stream.domain_field,
                         )
                     bar.update(base + document.position - bar.n)
                 base += part.size
         if not found:
-            raise InputError(f"data.domain_field={stream.domain_field!r}: no record has this field")
+            raise InputError("no record has this field", option="data.domain_field", value=stream.domain_field)
         replace_json(path, sorted(found))
     return {value: value for value in json.loads(path.read_text())}
 
@@ -234,14 +201,14 @@ def _training_texts(streams: Sequence[Stream], data: ConfigDict) -> Iterator[str
                 break
 
 
-def _folders(
+def _wanted_stores(
     stream: Stream,
     content: dict[str, Any],
     tokenizer: Tokenizer,
     encoder: Encoder,
     data: ConfigDict,
     cache_dir: Path,
-) -> Iterator[StoreFolder]:
+) -> Iterator[_Wanted]:
     for value, name in stream.domains.items():
         identity = {
             "format": _FORMAT,
@@ -253,25 +220,25 @@ def _folders(
         key = digest(identity)
         description = {"name": name, "tokenizer_spec": data.tokenizer, "eos_id": tokenizer.eos_id, **identity}
         slug = re.sub(r"[^\w.-]+", "_", name)[:80]
-        yield StoreFolder(name, value, key, cache_dir / "stores" / f"{slug}-{key[:16]}", stream, description)
+        yield _Wanted(name, value, key, cache_dir / "stores" / f"{slug}-{key[:16]}", stream, description)
 
 
-def _build_missing(folders: Sequence[StoreFolder], encoder: Encoder, data: ConfigDict, progress: bool) -> None:
+def _build_missing(wanted: Sequence[_Wanted], encoder: Encoder, data: ConfigDict, progress: bool) -> None:
     keep_skipped = data.on_bad_record == "skip"
-    missing: dict[int, list[StoreFolder]] = {}
-    for folder in folders:
-        if not _is_complete(folder, encoder, keep_skipped):
-            missing.setdefault(id(folder.stream), []).append(folder)
-    streams = [wanted[0].stream for wanted in missing.values()]
+    missing: dict[int, list[_Wanted]] = {}
+    for store in wanted:
+        if not _is_complete(store.path, encoder, keep_skipped):
+            missing.setdefault(id(store.stream), []).append(store)
+    streams = [stores[0].stream for stores in missing.values()]
     total = sum(part.size for stream in streams for part in stream.valid + stream.train)
     with progress_bar(total, "tokenizing", progress and bool(missing)) as bar:
-        for stream, wanted in zip(streams, missing.values(), strict=True):
-            names = {folder.value: folder.name for folder in wanted}
+        for stream, stores in zip(streams, missing.values(), strict=True):
+            names = {store.value: store.name for store in stores}
             what = next(iter(names.values())) if len(names) == 1 else f"{len(names)} domains"
             bar.set_description(f"tokenizing {what}", refresh=False)
             writers = {
-                folder.value: DomainWriter(folder.path, folder.name, encoder.columns, folder.description, keep_skipped)
-                for folder in wanted
+                store.value: DomainWriter(store.path, store.name, encoder.columns, store.description, keep_skipped)
+                for store in stores
             }
             build_stores(
                 dataclasses.replace(stream, domains=names),
@@ -283,14 +250,14 @@ def _build_missing(folders: Sequence[StoreFolder], encoder: Encoder, data: Confi
             )
 
 
-def _is_complete(folder: StoreFolder, encoder: Encoder, keep_skipped: bool) -> bool:
+def _is_complete(folder: Path, encoder: Encoder, keep_skipped: bool) -> bool:
     """Whether a finished, undamaged store lies in the folder; what is in the way of a new one is removed."""
-    if not folder.path.exists():
+    if not folder.exists():
         return False
-    shutil.rmtree(partial_folder(folder.path), ignore_errors=True)
-    meta = folder.meta()
+    shutil.rmtree(partial_folder(folder), ignore_errors=True)
+    meta = read_meta(folder)
     if skipped_records(meta) and not keep_skipped:
-        shutil.rmtree(folder.path)
+        shutil.rmtree(folder)
         return False
     for split in SPLITS:
         tokens, items = meta[split]["tokens"], meta[split]["documents"]
@@ -298,50 +265,44 @@ def _is_complete(folder: StoreFolder, encoder: Encoder, keep_skipped: bool) -> b
         for column in encoder.columns:
             values = items if column.per_item else tokens
             sizes[f"{split}.{column.name}"] = values * np.dtype(column.dtype).itemsize
-        paths = {folder.path / name: size for name, size in sizes.items()}
+        paths = {folder / name: size for name, size in sizes.items()}
         if any(not path.is_file() or path.stat().st_size != size for path, size in paths.items()):
-            logger.warning("%s: files of the store are damaged; building it again", folder.path)
-            shutil.rmtree(folder.path)
+            logger.warning("%s: files of the store are damaged; building it again", folder)
+            shutil.rmtree(folder)
             return False
     return True
 
 
-def skipped_records(meta: dict[str, Any]) -> int:
-    """Bad records that were passed over, those without a domain included."""
-    return meta["skipped_records"] + meta["unattributed_records"]
-
-
-def _report(folders: Sequence[StoreFolder]) -> None:
-    wanted: dict[str, None] = {}
+def _report(wanted: Sequence[_Wanted]) -> None:
     ignored: dict[str, int] = {}
-    for folder in folders:
-        meta = folder.meta()
+    for store in wanted:
+        meta = read_meta(store.path)
         train, valid = (meta[split] for split in SPLITS)
-        wanted[meta["domain_value"]] = None
         ignored |= meta["records_by_value"]
         logger.info(
             "domain %s: train %s documents, %s tokens, %s bytes; held out %s documents, %s tokens",
-            folder.name,
+            store.name,
             *(f"{train[kind]:,}" for kind in ("documents", "tokens", "bytes")),
             *(f"{valid[kind]:,}" for kind in ("documents", "tokens")),
         )
         if skipped := skipped_records(meta):
-            logger.warning("domain %s: %d bad records skipped", folder.name, skipped)
+            logger.warning("domain %s: %d bad records skipped", store.name, skipped)
         if meta["untargeted_examples"]:
             logger.warning(
                 "domain %s: %d examples dropped that have no response within data.cutoff_len",
-                folder.name,
+                store.name,
                 meta["untargeted_examples"],
             )
         if meta["held_out_duplicates"]:
             logger.warning(
                 "domain %s: %d training documents left out because they are held out too",
-                folder.name,
+                store.name,
                 meta["held_out_duplicates"],
             )
         if not valid["documents"]:
-            logger.warning("domain %s: no held-out document; raise data.valid_fraction for evaluation", folder.name)
-    ignored = {value: count for value, count in ignored.items() if value not in wanted}
+            logger.warning("domain %s: no held-out document; raise data.valid_fraction for evaluation", store.name)
+    names = {store.value for store in wanted}
+    ignored = {value: count for value, count in ignored.items() if value not in names}
     if ignored:
         listed = ", ".join(f"{value} {count:,}" for value, count in sorted(ignored.items())[:20])
         logger.warning("%d records of domains not in data.domains are ignored: %s", sum(ignored.values()), listed)

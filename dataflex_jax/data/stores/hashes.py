@@ -1,14 +1,13 @@
-"""Digests of files and values, the key of everything that is cached."""
+"""Digests of whole files."""
 
 import hashlib
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import tqdm
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import replace_json
 
 
 class FileHashes:
@@ -52,16 +51,3 @@ def progress_bar(total: int, description: str, progress: bool) -> tqdm.tqdm:
     return tqdm.tqdm(
         total=total, desc=description, unit="B", unit_scale=True, disable=not progress, delay=0.5, leave=False
     )
-
-
-def digest(value: Any) -> str:
-    """32 hex digits that stand for a JSON value."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def replace_json(path: Path, value: Any) -> None:
-    """Writes a JSON file that is at every moment either the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value))
-    os.replace(partial, path)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import replace_json
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +146,7 @@ class DomainWriter:
             os.fsync(handle.fileno())
             self.progress.sizes[key] = handle.tell()
         self.progress.position, self.progress.consumed, self.progress.values = position, consumed, dict(values)
-        path = self._partial / "progress.json"
-        _write_synced(path.with_suffix(".new"), dataclasses.asdict(self.progress))
-        os.replace(path.with_suffix(".new"), path)
+        replace_json(self._partial / "progress.json", dataclasses.asdict(self.progress))
         _sync_folder(self._partial)
 
     def finish(self) -> None:
@@ -178,7 +177,9 @@ class DomainWriter:
             "held_out_duplicates": counts.get("duplicate", 0),
             "records_by_value": self.progress.values,
         }
-        _write_synced(store / "meta.json", meta)
+        # Not in the store's own folder, where a kill might leave half a file.
+        replace_json(self._partial / "meta.json", meta, indent=2, ensure_ascii=False)
+        os.replace(self._partial / "meta.json", store / "meta.json")
         _sync_folder(store)
         os.rename(store, self.folder)
         _sync_folder(self.folder.parent)
@@ -195,7 +196,7 @@ class DomainWriter:
         if held_out := counts.get("valid_documents", 0) + counts.get("duplicate", 0):
             reasons.append(f"{held_out} are held out")
         if self.progress.values:
-            reasons.append("values of data.domain_field found: " + ", ".join(map(repr, sorted(self.progress.values))))
+            reasons.append("values of domain_field found: " + ", ".join(map(repr, sorted(self.progress.values))))
         return f"domain {self.name!r} has no training documents" + ("; " if reasons else "") + "; ".join(reasons)
 
     def close(self) -> None:
@@ -212,14 +213,6 @@ def partial_folder(folder: Path) -> Path:
 
 def _skipped(counts: dict[str, int]) -> int:
     return counts.get("bad", 0) + counts.get("unattributed", 0)
-
-
-def _write_synced(path: Path, value: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

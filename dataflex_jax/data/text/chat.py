@@ -82,16 +82,19 @@ def template_text(template: str | None, tokenizer: Tokenizer) -> str:
     if template is None:
         if tokenizer.chat_template is None:
             raise InputError(
-                f"data.template is not set and data.tokenizer has no chat template of its own; accepted: {accepted}"
+                f"not set, and config.data.tokenizer has no chat template of its own; accepted: {accepted}",
+                option="data.template",
             )
         return tokenizer.chat_template
     if template not in BUILT_IN:
-        raise InputError(f"data.template={template!r}: accepted are {accepted}, or None for the tokenizer's own")
+        reason = f"accepted are {accepted}, or None for the tokenizer's own"
+        raise InputError(reason, option="data.template", value=template)
     known = {token.content for token in tokenizer.special_tokens.values()}
     if missing := [token for token in BUILT_IN[template] if token not in known]:
         raise InputError(
-            f"data.template={template!r} needs the control tokens {', '.join(missing)}, which data.tokenizer lacks; "
-            "'alpaca' needs none"
+            f"needs the control tokens {', '.join(missing)}, which config.data.tokenizer lacks; 'alpaca' needs none",
+            option="data.template",
+            value=template,
         )
     path = importlib.resources.files("dataflex_jax.data.text") / "chat_templates" / f"{template}.jinja"
     return path.read_text(encoding="utf-8")

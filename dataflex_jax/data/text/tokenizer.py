@@ -21,7 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import one_line
+from dataflex_jax.files import one_line, replace_file, replace_json
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Tokenizer:
         else:
             self._backend.save(str(folder / "tokenizer.json"))
             config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-            _write_json(folder / "tokenizer_config.json", config)
+            replace_json(folder / "tokenizer_config.json", config, indent=2, ensure_ascii=False)
         config = json.loads((folder / "tokenizer_config.json").read_text())
         config["eos_token"] = self.eos_token
         if self.bos_token is not None:
@@ -130,10 +130,10 @@ class Tokenizer:
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
             (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would win over the field
-        _write_json(folder / "tokenizer_config.json", config)
+        replace_json(folder / "tokenizer_config.json", config, indent=2, ensure_ascii=False)
         bos = {} if self.bos_token is None else {"bos_token_id": self._backend.token_to_id(self.bos_token)}
         stops = self.eos_id if self.stop_ids == (self.eos_id,) else list(self.stop_ids)
-        _write_json(folder / GENERATION_CONFIG, {**bos, "eos_token_id": stops})
+        replace_json(folder / GENERATION_CONFIG, {**bos, "eos_token_id": stops}, indent=2)
 
 
 def load_tokenizer(
@@ -161,7 +161,7 @@ def load_tokenizer(
             eos_token_id is no token id and no list of them.
     """
     if not spec:
-        raise InputError(f"data.tokenizer is not set; accepted: {_ACCEPTED}")
+        raise InputError(f"not set; accepted: {_ACCEPTED}", option="data.tokenizer")
     if is_made(spec):
         made = _byte_backend() if spec == "bytes" else _trained(spec, texts, texts_fingerprint, Path(cache_dir))
         made.add_special_tokens(list(special_tokens))
@@ -172,8 +172,12 @@ def load_tokenizer(
     if path.is_dir() and not (path / "tokenizer_config.json").is_file() and (path / "tokenizer.json").is_file():
         return _from_file(path / "tokenizer.json", spec, eos_token)
     if not path.is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", spec):
-        raise InputError(f"data.tokenizer={spec}: no such file or folder; accepted: {_ACCEPTED}")
+        raise _refused(spec, f"no such file or folder; accepted: {_ACCEPTED}")
     return _from_pretrained(str(path) if path.is_dir() else spec, spec, eos_token)
+
+
+def _refused(spec: str, reason: str) -> InputError:
+    return InputError(reason, option="data.tokenizer", value=spec)
 
 
 def is_made(spec: str) -> bool:
@@ -191,15 +195,11 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:] if start else text
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _from_file(path: Path, spec: str, eos_token: str | None) -> Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"data.tokenizer={spec}: {path} is not a tokenizer.json: {one_line(error)}") from error
+        raise _refused(spec, f"{path} is not a tokenizer.json: {one_line(error)}") from error
     config_path, template_path = (path.parent / name for name in ("tokenizer_config.json", "chat_template.jinja"))
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
     eos, bos = (
@@ -225,15 +225,14 @@ def _from_pretrained(name: str, spec: str, eos_token: str | None) -> Tokenizer:
             # For some model types AutoTokenizer puts rules of its own in the place of tokenizer.json's.
             pretrained = transformers.PreTrainedTokenizerFast.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"data.tokenizer={spec}: cannot be loaded, neither from a local folder nor from the hub or its cache "
-            f"(offline? accepted: {_ACCEPTED}): {one_line(error, 160)}"
+        raise _refused(
+            spec,
+            "cannot be loaded, neither from a local folder nor from the hub or its cache (offline? accepted: "
+            f"{_ACCEPTED}): {one_line(error, 160)}",
         ) from error
     backend = getattr(pretrained, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(
-            f"data.tokenizer={spec}: has no fast tokenizer (tokenizer.json); choose a model that ships one"
-        )
+        raise _refused(spec, "has no fast tokenizer (tokenizer.json); choose a model that ships one")
     tokenizer = _from_backend(backend, spec, eos_token or pretrained.eos_token)
     return dataclasses.replace(
         tokenizer,
@@ -285,11 +284,10 @@ def _from_backend(backend: tokenizers.Tokenizer, spec: str, eos_token: str | Non
     if eos_token is None:
         eos_token = next((token for token in _KNOWN_EOS if token in vocabulary), None)
     if eos_token is None:
-        raise InputError(
-            f"data.tokenizer={spec}: has no known end-of-text token; name one of its tokens in data.eos_token"
-        )
+        raise _refused(spec, "has no known end-of-text token; name one of its tokens in config.data.eos_token")
     if eos_token not in vocabulary:
-        raise InputError(f"data.eos_token={eos_token!r}: not in the vocabulary of data.tokenizer={spec}")
+        reason = f"not in the vocabulary of config.data.tokenizer = {spec!r}"
+        raise InputError(reason, option="data.eos_token", value=eos_token)
     eos_id = vocabulary[eos_token]
     rules = json.loads(backend.to_str())
     del rules["post_processor"]  # only adds special tokens, which are never asked for
@@ -314,7 +312,7 @@ def _trained(
 ) -> tokenizers.Tokenizer:
     size = spec.removeprefix("train:")
     if not size.isdecimal() or not _MIN_VOCABULARY <= int(size) <= _MAX_VOCABULARY:
-        raise InputError(f"data.tokenizer={spec}: VOCAB must be an integer from {_MIN_VOCABULARY} to {_MAX_VOCABULARY}")
+        raise _refused(spec, f"VOCAB must be an integer from {_MIN_VOCABULARY} to {_MAX_VOCABULARY}")
     key = hashlib.blake2b(digest_size=16)
     key.update(f"{size} {tokenizers.__version__} {texts_fingerprint}\n".encode())
     if texts_fingerprint is None:
@@ -327,7 +325,7 @@ def _trained(
     documents = texts()
     first = next(documents, None)
     if first is None:
-        raise InputError(f"data.tokenizer={spec}: there is no training document to train it on")
+        raise _refused(spec, "there is no training document to train it on")
     logger.info("training a byte-level BPE tokenizer with %s tokens", size)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -340,8 +338,5 @@ def _trained(
     )
     pieces = itertools.chain.from_iterable(map(_pieces, itertools.chain([first], documents)))
     backend.train_from_iterator(pieces, trainer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"tokenizer.json.{os.getpid()}")
-    backend.save(str(partial))
-    os.replace(partial, path)
+    replace_file(path, backend.to_str(pretty=True).encode())
     return backend

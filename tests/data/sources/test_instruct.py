@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.data.sources import builtin_chat, dataset_info
 from dataflex_jax.data.sources.instruct import Conversation, ConversationReader
-from dataflex_jax.data.sources.streams import open_source
+from dataflex_jax.data.sources.table import open_source
 from dataflex_jax.errors import InputError
 
 
@@ -229,18 +229,21 @@ def test_a_link_to_nothing_in_a_datasets_folder_is_refused(tmp_path):
 
 
 def test_dataset_info_that_is_not_there_or_lacks_the_name(tmp_path):
-    with pytest.raises(InputError, match=r"data.root=.* needs a folder with dataset_info.json"):
+    with pytest.raises(InputError, match=r"config.data.root = .* needs a folder with dataset_info.json"):
         dataset_info.read(str(tmp_path))
     write_info(tmp_path, {"b": {}, "a": {}})
     with pytest.raises(InputError, match=r"'c' is not in .*dataset_info.json; available: a, b"):
         open_source(config(tmp_path, domains=("c",)))
     write_info(tmp_path, {"a": {"hf_hub_url": "somebody/something"}})
-    with pytest.raises(InputError, match=r"is a local file; name the wanted ones in data.domains; available: a"):
+    with pytest.raises(InputError, match=r"is a local file; name the wanted ones in domains; available: a"):
         open_source(config(tmp_path))
     (tmp_path / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match=r"dataset_info.json: not valid JSON"):
         dataset_info.read(str(tmp_path))
     (tmp_path / "dataset_info.json").write_text("[]")
+    with pytest.raises(InputError, match=r"dataset_info.json: a JSON list; one object is expected"):
+        dataset_info.read(str(tmp_path))
+    (tmp_path / "dataset_info.json").write_text('{"a": 1}')
     with pytest.raises(InputError, match="must be an object with an object a dataset"):
         dataset_info.read(str(tmp_path / "dataset_info.json"))
 
@@ -264,7 +267,10 @@ def test_a_table_names_the_columns_that_it_has(tmp_path):
 
 
 def test_formatting_belongs_to_the_entries_of_dataset_info(tmp_path):
-    with pytest.raises(InputError, match="each entry has its own"):
+    with pytest.raises(
+        InputError,
+        match=r"^config.data.formatting: not with source 'dataset_info': each entry .* has its own; leave it None",
+    ):
         open_source(config(tmp_path, formatting="alpaca"))
 
 
@@ -274,5 +280,5 @@ def test_builtin_examples():
         assert len(records) > 30
         assert records == builtin_chat.records(name)
         assert all(ALPACA.text(record)[1] is None for record in records)
-    with pytest.raises(InputError, match=r"with data.source='builtin' accepted are None and 'alpaca'"):
+    with pytest.raises(InputError, match=r"with source 'builtin' accepted are None and 'alpaca'"):
         open_source(config(None, source="builtin", formatting="openai"))

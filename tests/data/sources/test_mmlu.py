@@ -8,7 +8,7 @@ import pytest
 from dataflex_jax import config as configuration
 from dataflex_jax.data.sources.instruct import Conversation
 from dataflex_jax.data.sources.mmlu import MmluReader
-from dataflex_jax.data.sources.streams import open_source
+from dataflex_jax.data.sources.table import open_source
 from dataflex_jax.data.stores.examples import open_example_stores
 from dataflex_jax.errors import InputError
 from tests.helpers import tiny
@@ -147,5 +147,5 @@ def test_the_formatting_is_accepted_where_there_is_such_data(root):
     configuration.validate(tiny.config(root, data__formatting="mmlu"))
     with pytest.raises(InputError, match=r"must be one of 'alpaca', .*, 'mmlu', or None"):
         configuration.validate(tiny.config(root, data__formatting="squad"))
-    with pytest.raises(InputError, match=r"with data.source='builtin' accepted are None and 'alpaca'"):
+    with pytest.raises(InputError, match=r"with source 'builtin' accepted are None and 'alpaca'"):
         open_source(config(root, data__source="builtin"))

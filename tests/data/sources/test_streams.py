@@ -4,7 +4,7 @@ import datasets
 import pytest
 from ml_collections import ConfigDict
 
-from dataflex_jax.data.sources.streams import open_source
+from dataflex_jax.data.sources.table import open_source
 from dataflex_jax.errors import InputError
 
 
@@ -132,10 +132,10 @@ def test_problems_name_line_field_and_what_there_is(tmp_path):
     path.write_text("\n".join(lines))
     (stream,) = open_source(config(root=str(path), domain_field="meta.set"))
     problems = [document.problem for document in stream.documents(stream.train[0])]
-    assert problems[0] == f"{path}:1: no field 'text' (data.text_field); the record has body, id, meta"
-    assert problems[1] == f"{path}:2: field 'text' (data.text_field) must be a string but is int"
-    assert problems[2] == f"{path}:3: no field 'meta.set' (data.domain_field); the record has text, meta"
-    assert problems[3] == f"{path}:4: field 'meta.set' (data.domain_field) must be a string but is int"
+    assert problems[0] == f"{path}:1: no field 'text' (option text_field); the record has body, id, meta"
+    assert problems[1] == f"{path}:2: field 'text' (option text_field) must be a string but is int"
+    assert problems[2] == f"{path}:3: no field 'meta.set' (option domain_field); the record has text, meta"
+    assert problems[3] == f"{path}:4: field 'meta.set' (option domain_field) must be a string but is int"
     assert problems[4] == f"{path}:5: the text holds an unpaired surrogate (character 0)"
     assert problems[5].startswith(f"{path}:6: not valid JSON: ")
 
@@ -143,13 +143,19 @@ def test_problems_name_line_field_and_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "web"}, "data.source='web'"),
-        ({"root": None}, "data.root is not set"),
+        ({"source": "web"}, "config.data.source = 'web': must be one of 'builtin', 'local', 'hub', 'dataset_info'"),
+        ({"root": None}, "config.data.root: needed for source 'local'"),
         ({"domains": ("a", "a")}, "name each domain once"),
         ({"domains": ()}, "at least one"),
-        ({"domain_values": ("X",)}, "needs data.domain_field and data.domains"),
-        ({"domain_field": "f", "domains": ("a", "b"), "domain_values": ("X",)}, "one distinct value for each of the 2"),
-        ({"source": "builtin", "domain_field": "f"}, "data.domain_field"),
+        (
+            {"domain_values": ("X",)},
+            "config.data.domain_values = .*: must have one value for each of config.data.domains",
+        ),
+        (
+            {"domain_field": "f", "domains": ("a", "b"), "domain_values": ("X",)},
+            "config.data.domain_values = .*: must have one value for each of config.data.domains, all distinct",
+        ),
+        ({"source": "builtin", "domain_field": "f"}, "config.data.domain_field: not with source 'builtin'"),
         ({"source": "builtin", "domains": ("poetry",)}, "'poetry' is not in the builtin corpus; available: code"),
     ],
 )
@@ -171,7 +177,7 @@ def test_saved_dataset_dict_with_held_out_split(tmp_path):
     later = list(stream.documents(stream.train[0], start=1200))
     assert [document.text for document in later] == [row["text"] for row in ROWS[1200:]]
     assert [later[0].index, later[0].value] == [1200, "X"]
-    with pytest.raises(InputError, match=r"data.hub_split='dev': .* has train, validation"):
+    with pytest.raises(InputError, match=r"config.data.hub_split = 'dev': .* has train, validation"):
         open_source(config(source="hub", root=str(tmp_path / "corpus"), hub_split="dev"))
 
 

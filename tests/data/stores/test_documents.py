@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dataflex_jax.data.stores import build
-from dataflex_jax.data.stores.documents import open_stores
+from dataflex_jax.data.stores.documents import open_document_stores
 from dataflex_jax.data.stores.writer import DomainWriter
 from dataflex_jax.errors import InputError, TrainingError
 
@@ -57,7 +57,7 @@ def root(tmp_path):
 
 
 def open_quietly(data):
-    return open_stores(data, progress=False)
+    return open_document_stores(data, progress=False)
 
 
 def documents(array):
@@ -247,9 +247,9 @@ def test_domain_without_documents(tmp_path, root, lines, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"on_bad_record": "ignore"}, "accepted are 'raise' and 'skip'"),
-        ({"valid_fraction": 1.0}, "from 0 to below 1"),
-        ({"cache_dir": None}, "data.cache_dir is not set"),
+        ({"on_bad_record": "ignore"}, "config.data.on_bad_record = 'ignore': must be one of 'raise', 'skip'"),
+        ({"valid_fraction": 1.0}, "config.data.valid_fraction = 1.0: must be a number >= 0 and < 1"),
+        ({"cache_dir": None}, "config.data.cache_dir = None: needs a folder"),
     ],
 )
 def test_bad_options(tmp_path, root, fields, message):
@@ -259,7 +259,7 @@ def test_bad_options(tmp_path, root, fields, message):
 
 def test_cache_dir_that_is_a_file(tmp_path, root):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"data.cache_dir=.*file: is not a writable folder"):
+    with pytest.raises(InputError, match=r"config.data.cache_dir = .*file': is not a writable folder"):
         open_quietly(config(tmp_path, cache_dir=str(tmp_path / "file")))
 
 
@@ -277,7 +277,7 @@ def test_empty_held_out_split_warns_and_reads_as_empty(tmp_path, root, monkeypat
 def test_damaged_store_is_built_again(tmp_path, root):
     (a, _), _ = open_quietly(config(tmp_path))
     before = snapshot(tmp_path / "cache")
-    with open(a.train.path, "ab") as file:
+    with open(f"{a.train.path}.tokens", "ab") as file:
         file.truncate(10)
     open_quietly(config(tmp_path))
     assert snapshot(tmp_path / "cache") == before
@@ -338,11 +338,11 @@ def test_stopped_after_every_commit_the_result_is_the_same(tmp_path, monkeypatch
 BUILD = """
 import json, sys
 from ml_collections import ConfigDict
-from dataflex_jax.data import build
-from dataflex_jax.data.store import open_stores
+from dataflex_jax.data.stores import build
+from dataflex_jax.data.stores.documents import open_document_stores
 build.COMMIT_SECONDS = 0.0
 build._BATCH_RECORDS = 20
-open_stores(ConfigDict(json.loads(sys.argv[1])), progress=False)
+open_document_stores(ConfigDict(json.loads(sys.argv[1])), progress=False)
 """
 
 

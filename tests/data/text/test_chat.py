@@ -304,11 +304,11 @@ def test_template_names_and_what_they_need(tmp_path):
     with pytest.raises(InputError, match="has no chat template of its own; accepted: qwen, llama3, mistral, alpaca"):
         template_text(None, plain)
     with pytest.raises(
-        InputError, match=r"data.template='chatml': accepted are qwen, llama3, mistral, alpaca, or None"
+        InputError, match=r"config.data.template = 'chatml': accepted are qwen, llama3, mistral, alpaca, or None"
     ):
         template_text("chatml", plain)
     with pytest.raises(
-        InputError, match=r"needs the control tokens <\|im_start\|>, <\|im_end\|>, which data.tokenizer"
+        InputError, match=r"needs the control tokens <\|im_start\|>, <\|im_end\|>, which config.data.tokenizer"
     ):
         template_text("qwen", plain)
     assert "### Response:" in template_text("alpaca", plain)

@@ -72,7 +72,7 @@ def test_training_happens_once_per_content(tmp_path):
 def test_training_is_the_same_in_every_process(tmp_path):
     words = [hashlib.md5(str(i % 97).encode()).hexdigest() for i in range(2000)]
     code = (
-        "import hashlib, sys; from dataflex_jax.data.tokenizer import load_tokenizer\n"
+        "import hashlib, sys; from dataflex_jax.data.text.tokenizer import load_tokenizer\n"
         "words = [hashlib.md5(str(i % 97).encode()).hexdigest() for i in range(2000)]\n"
         "t = load_tokenizer('train:700', texts=lambda: iter(words), cache_dir=sys.argv[1])\n"
         "assert 'transformers' not in sys.modules\n"
@@ -137,9 +137,11 @@ def test_stop_tokens_that_are_none_are_refused(tmp_path, text):
 def test_end_of_text_that_is_unknown_or_absent(tmp_path):
     path = tmp_path / "tokenizer.json"
     write_word_level(path, ["[UNK]", "a"])
-    with pytest.raises(InputError, match=r"no known end-of-text token; name one of its tokens in data.eos_token"):
+    with pytest.raises(
+        InputError, match=r"no known end-of-text token; name one of its tokens in config.data.eos_token"
+    ):
         load(str(path), tmp_path)
-    with pytest.raises(InputError, match=r"data.eos_token='z': not in the vocabulary"):
+    with pytest.raises(InputError, match=r"config.data.eos_token = 'z': not in the vocabulary"):
         load(str(path), tmp_path, eos_token="z")
 
 
@@ -172,7 +174,7 @@ def test_no_access_to_the_hub_is_one_line(tmp_path, monkeypatch):
         raise OSError("We couldn't connect to the hub\nCheck your internet connection")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
-    with pytest.raises(InputError, match=r"data.tokenizer=someone/model: cannot be loaded") as caught:
+    with pytest.raises(InputError, match=r"config.data.tokenizer = 'someone/model': cannot be loaded") as caught:
         load("someone/model", tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -181,5 +183,5 @@ def test_file_that_is_no_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"is not a tokenizer.json"):
         load(str(tmp_path), tmp_path)
-    with pytest.raises(InputError, match=r"data.tokenizer is not set"):
+    with pytest.raises(InputError, match=r"config.data.tokenizer: not set"):
         load("", tmp_path)

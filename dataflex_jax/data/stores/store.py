@@ -1,0 +1,200 @@
+"""A domain's store on disk, memory-mapped: every item (a document or an example) one after the other.
+
+    FOLDER/  train.COLUMN train.offsets valid.COLUMN valid.offsets meta.json
+
+The column "tokens" has the ids (uint16, or uint32 for vocabularies over 65,536); "offsets" (int64 [items + 1]) says
+where each item starts and the last one ends. examples.py has further columns. `cache.py` says when a store is built.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64, UInt
+
+from dataflex_jax.data.sources.streams import Stream
+from dataflex_jax.data.stores.writer import SPLITS, Column
+from dataflex_jax.errors import InputError
+
+PART_BITS = 32  # an example's id is its part's number, then in so many bits its record's
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of one domain. Cheap to pickle: files are mapped at the first access, in whichever process.
+
+    Attributes:
+        path: the files', up to the dot before a column's name.
+        dtypes: {column: dtype of its values}.
+        num_tokens: of all items.
+        num_documents: documents, or examples.
+        num_bytes: of the text that the model predicts, in UTF-8.
+        num_targets: tokens of examples that the model is trained to predict.
+    """
+
+    path: str
+    dtypes: Mapping[str, str]
+    num_tokens: int
+    num_documents: int
+    num_bytes: int
+    num_targets: int
+
+    @functools.cached_property
+    def tokens(self) -> UInt[np.ndarray, " num_tokens"]:
+        """All tokens; a document's last one is an end of text."""
+        return self._column("tokens")
+
+    @functools.cached_property
+    def offsets(self) -> Int64[np.ndarray, " num_documents+1"]:
+        """Item i is `tokens[offsets[i]:offsets[i + 1]]`."""
+        return self._column("offsets")
+
+    @functools.cached_property
+    def targets(self) -> Bool[np.ndarray, " num_tokens"]:
+        """Of examples: which tokens the model is trained to predict; never an example's first one."""
+        return self._column("targets")
+
+    @functools.cached_property
+    def ids(self) -> Int64[np.ndarray, " num_documents"]:
+        """Of examples: `part * 2**PART_BITS + record` in the source, increasing."""
+        return self._column("ids")
+
+    @functools.cached_property
+    def lengths(self) -> Int64[np.ndarray, " num_documents"]:
+        """Tokens of each item."""
+        return np.diff(self.offsets)
+
+    def num_rows(self, seq_len: int) -> int:
+        """Rows of `seq_len` inputs and their next tokens; only the last partial row is left out."""
+        return max(0, (self.num_tokens - 1) // seq_len)
+
+    def row(self, i: int, seq_len: int) -> Int32[np.ndarray, " seq_len+1"]:
+        """Row `i`: `tokens[i*T : i*T + T + 1]`, its last token being the first of the next row.
+
+        Raises:
+            IndexError: `i` is not in [0, num_rows(seq_len)).
+        """
+        if not 0 <= i < self.num_rows(seq_len):
+            raise IndexError(f"row {i} of {self.num_rows(seq_len)} rows of {seq_len} tokens in {self.path}")
+        return self.tokens[i * seq_len : (i + 1) * seq_len + 1].astype(np.int32)
+
+    def example(self, i: int) -> tuple[Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """(tokens, targets) of example `i`.
+
+        Raises:
+            IndexError: `i` is not in [0, num_documents).
+        """
+        if not 0 <= i < self.num_documents:
+            raise IndexError(f"example {i} of {self.num_documents} examples in {self.path}")
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        return self.tokens[part].astype(np.int32), np.array(self.targets[part])
+
+    def _column(self, name: str) -> np.ndarray:
+        path = Path(f"{self.path}.{name}")
+        if path.stat().st_size == 0:  # which cannot be mapped
+            return np.empty(0, self.dtypes[name])
+        return np.memmap(path, self.dtypes[name], mode="r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: a pickled memory map would carry all tokens."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """One domain's documents or examples.
+
+    Attributes:
+        name: of the domain.
+        key: hash of content, tokenizer, template and options (32 hex digits).
+        path: the store's folder.
+        train: training split.
+        valid: held-out split, never trained on; may be empty.
+        skipped_records: bad records passed over (data.on_bad_record="skip"), those without a domain included.
+        dropped_examples: those without a target within data.cutoff_len.
+        stream: what it was built from.
+    """
+
+    name: str
+    key: str
+    path: str
+    train: Split
+    valid: Split
+    skipped_records: int
+    dropped_examples: int
+    stream: Stream = dataclasses.field(repr=False, compare=False)
+
+    @classmethod
+    def load(cls, name: str, key: str, folder: Path, columns: Sequence[Column], stream: Stream) -> "Store":
+        """The finished store in a folder."""
+        meta = read_meta(folder)
+        dtypes = {column.name: column.dtype for column in columns} | {"offsets": "int64"}
+        counts = ("tokens", "documents", "bytes", "targets")
+        splits = (
+            Split(str(folder / split), dtypes, **{f"num_{what}": meta[split][what] for what in counts})
+            for split in SPLITS
+        )
+        return cls(name, key, str(folder), *splits, skipped_records(meta), meta["untargeted_examples"], stream)
+
+    @property
+    def has_records(self) -> bool:
+        """Whether every item is a record of the source: examples are."""
+        return "ids" in self.train.dtypes
+
+    @property
+    def record_format(self) -> Mapping[str, Any]:
+        """How its records are read; those of stores with equal ones may be in one file."""
+        return self.stream.reader.identity
+
+    def records(self, split: str, columns: Sequence[str] = ()) -> Iterator[Mapping[str, Any]]:
+        """The source record of every example of "train" or "valid", in their order, read anew.
+
+        Args:
+            split: which split.
+            columns: the fields wanted; of a table only they are read.
+        """
+        examples = self.train if split == "train" else self.valid
+        parts = self.stream.valid if split == "valid" and self.stream.valid else self.stream.train
+        owners, wanted = np.divmod(examples.ids, 1 << PART_BITS)
+        for number, part in enumerate(parts):
+            indices = iter(wanted[owners == number].tolist())
+            index = next(indices, None)
+            for record in part.records(columns, index) if index is not None else ():
+                if record.index == index:
+                    yield record.fields
+                    index = next(indices, None)
+                    if index is None:
+                        break
+
+    def values(self, split: str, field: str) -> list[Any]:
+        """A record field (dotted) of every example of a split, in their order: groups of targets, scores to order by.
+
+        Raises:
+            InputError: a record without the field.
+        """
+        found = []
+        for number, record in enumerate(self.records(split, [field.split(".")[0]])):
+            value: Any = record
+            for key in field.split("."):
+                if not isinstance(value, Mapping) or key not in value:
+                    raise InputError(
+                        f"domain {self.name!r}, {split} example {number}: no field {field!r}; the record has "
+                        f"{', '.join(record)}"
+                    )
+                value = value[key]
+            found.append(value)
+        return found
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The content of a store's meta.json."""
+    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+
+
+def skipped_records(meta: Mapping[str, Any]) -> int:
+    """Bad records that were passed over, those without a domain included."""
+    return meta["skipped_records"] + meta["unattributed_records"]

@@ -1,9 +1,11 @@
 """Held-out loss of a checkpoint, per domain.
 
-    python -m dataflex_jax.evaluate --checkpoint=RUN_DIR [--config=configs/odm.py:local --config.data.root=DIR ...]
+    python -m dataflex_jax.evaluate --checkpoint=RUN_DIR
+        [--config=configs/odm.py:local --config.data.root=DIR ...]
 
---checkpoint is a run folder (its newest step) or one step's folder. Without --config the data are those of the run;
-with it, the recipe's, in the run's tokens. Prints a table and writes evaluation.json into the run folder.
+--checkpoint is a run folder (its newest step) or one step's folder. Without --config the data are
+those of the run; with it, the recipe's, in the run's tokens. Prints a table and writes
+evaluation.json into the run folder.
 """
 
 from pathlib import Path
@@ -56,16 +58,23 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
+    flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one step in it.")
+
+
 def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
-    if CHECKPOINT.value is None:
+    options = flags.FLAGS
+    if options.checkpoint is None:
         raise InputError("--checkpoint is missing: a run folder, or the folder of one step in it")
-    run_folder, step = locate(CHECKPOINT.value)
+    run_folder, step = locate(options.checkpoint)
     trained = configuration.read(run_folder)
     config = trained
-    if CONFIG.value is not None:
-        config = cli.chosen_config(CONFIG)
+    if options["config"].present:
+        config = cli.chosen_config()
         config.data.tokenizer = str(run_folder / "tokenizer")
     configuration.validate(config)
     record = evaluate_checkpoint(trained, config, run_folder, step)
@@ -77,7 +86,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
-    CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one step in it.")
-    cli.run(main)
+    cli.run(main, define_flags)

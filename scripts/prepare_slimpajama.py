@@ -25,7 +25,7 @@ from dataflex_jax import cli
 from dataflex_jax import config as configuration
 from dataflex_jax.data.stores.documents import DomainStore, open_stores
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose data to prepare.")
+config_flags.DEFINE_config_file("config", None, "The recipe whose data to prepare.")
 
 
 def summary(stores: Sequence[DomainStore]) -> dict[str, dict]:
@@ -56,7 +56,7 @@ def table(domains: dict[str, dict]) -> str:
 
 def main(argv: list[str]) -> None:
     cli.no_positional(argv)
-    config = cli.chosen_config(CONFIG)
+    config = cli.chosen_config()
     configuration.validate(config)
     stores, _ = open_stores(config.data)
     domains = summary(stores)

@@ -1,6 +1,7 @@
 """Checkpoints to and from Hugging Face's format.
 
-    python -m dataflex_jax.export --checkpoint=RUN_DIR --output=HF_DIR [--dtype=bfloat16 | --adapter]
+    python -m dataflex_jax.export --checkpoint=RUN_DIR --output=HF_DIR
+        [--dtype=bfloat16 | --adapter]
     python -m dataflex_jax.export --import_from=HF_DIR_OR_HUB_ID --output=RUN_DIR
         [--config=RECIPE[:variant] ...]
 

@@ -42,7 +42,7 @@ def starter(root, tmp_path_factory):
     folder.mkdir()
     trainer = Trainer(folder)
     trainer.recipe.write_text(
-        "from pathlib import Path\nfrom tests import tiny_chat\n\n"
+        "from pathlib import Path\nfrom tests.helpers import tiny_chat\n\n"
         f"def get_config(kind='less'):\n    return tiny_chat.config(Path({str(root)!r}), **{SELECTOR!r})\n"
     )
     starter = Starter(trainer, "dataflex_jax.select")

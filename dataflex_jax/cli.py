@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,36 +22,48 @@ from dataflex_jax.errors import InputError, TrainingError, is_disk_full
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.preemption import StopRequested
 
-_PROJECT = Path(__file__).parent.parent
+_RECIPES = (Path(__file__).parent / "configs").resolve()
 
 
-def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Parses the flags, calls `main(argv)` and exits with its code; faults of the user's print one line."""
+def run(main: Callable[[list[str]], int | None], define_flags: Callable[[], None] | None = None) -> NoReturn:
+    """Parses the flags, calls `main(argv)` and exits with its code; faults of the user's print one line.
+
+    Args:
+        main: the command; `--help` shows its module's docstring and the flags that its module defines.
+        define_flags: defines them. absl holds all flags in one place, so commands that share names define theirs here;
+            None: they were defined on import.
+    """
     _log_to_stderr()
     _silence_what_is_reported_elsewhere()
-    app.run(lambda argv: _reporting(main, argv), flags_parser=lambda argv: _reporting(_parse, argv))
+    if define_flags is not None:
+        define_flags()
+    app.run(lambda argv: _reporting(main, argv), flags_parser=lambda argv: _reporting(_parse, argv, main))
 
 
-def chosen_config(holder: flags.FlagHolder) -> ConfigDict:
-    """The configuration of a `config_flags.DEFINE_config_file` flag.
+def chosen_config(default: str | None = None) -> ConfigDict:
+    """The configuration of the flag `--config`, which `config_flags.DEFINE_config_file` defines.
+
+    Args:
+        default: the recipe where none is given, such as "configs/base.py"; None: one must be.
 
     Raises:
         InputError: it is missing, or a policy was changed by overriding its name alone.
     """
-    config = holder.value
-    if config is None and holder.present:
-        recipe = flags.FLAGS[holder.name].config_filename
-        raise InputError(f"--{holder.name}={recipe}: its get_config() returns nothing")
-    if config is None:
-        raise InputError(f"--{holder.name} is missing, e.g. --{holder.name}=configs/odm.py")
-    for name, value in config_flags.get_override_values(flags.FLAGS[holder.name]).items():
+    flag = flags.FLAGS["config"]
+    if default is not None and not flag.present:
+        flag.parse(_found_recipe(default))
+    if flag.value is None and flag.present:
+        raise InputError(f"--config={flag.config_filename}: its get_config() returns nothing")
+    if flag.value is None:
+        raise InputError("--config is missing, e.g. --config=configs/odm.py")
+    for name, value in config_flags.get_override_values(flag).items():
         kind, _, field = name.partition(".")
         if field == "name":
             raise InputError(
-                f"--{holder.name}.{name}={value}: another {kind} has other fields; choose it by variant, "
-                f"--{holder.name}=configs/base.py:{kind}={value}"
+                f"--config.{name}={value}: another {kind} has other fields; choose it by variant, "
+                f"--config=configs/base.py:{kind}={value}"
             )
-    return config
+    return flag.value
 
 
 def no_positional(argv: list[str]) -> None:
@@ -63,9 +76,9 @@ def no_positional(argv: list[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}; options are written --name=value")
 
 
-def default_run_folder(holder: flags.FlagHolder) -> str:
-    """runs/RECIPE or runs/RECIPE-VARIANT, from a config flag."""
-    path, _, variant = flags.FLAGS[holder.name].config_filename.partition(":")
+def default_run_folder() -> str:
+    """runs/RECIPE or runs/RECIPE-VARIANT, from the flag `--config`."""
+    path, _, variant = flags.FLAGS["config"].config_filename.partition(":")
     name = "-".join(filter(None, [Path(path).stem, variant]))
     return "runs/" + re.sub(r"[^\w.-]+", "-", name)
 
@@ -110,19 +123,20 @@ def _silence_what_is_reported_elsewhere() -> None:
     sys.unraisablehook = hook
 
 
-def _reporting(call: Callable, argv: list[str]):
+def _reporting(call: Callable, *arguments):
     try:
-        return call(argv)
-    except InputError as e:
-        _exit(2, str(e))
-    except TrainingError as e:
-        _exit(1, str(e))
+        return call(*arguments)
+    except InputError as error:
+        _exit(2, str(error))
+    except TrainingError as error:
+        _exit(1, str(error))
     except StopRequested:
         _exit(1, "stopped on request, before it was done")
-    except OSError as e:
-        if not is_disk_full(e):
+    except OSError as error:
+        if not is_disk_full(error):
             raise
-        _exit(1, f"{e.strerror}{f': {e.filename}' if e.filename else ''}; make room and run the same command again")
+        place = f": {error.filename}" if error.filename else ""
+        _exit(1, f"{error.strerror}{place}; make room and run the same command again")
 
 
 def _exit(code: int, message: str) -> NoReturn:
@@ -130,7 +144,10 @@ def _exit(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], main: Callable) -> list[str]:
+    if not {"--help", "--helpshort", "-help", "-h", "-?"}.isdisjoint(argv[1:]):
+        print(_help(main))
+        sys.exit(0)
     for i, arg in enumerate(argv):
         flag, equals, value = arg.partition("=")
         if flag in ("--config", "-config"):
@@ -140,20 +157,33 @@ def _parse(argv: list[str]) -> list[str]:
                 argv[i + 1] = _found_recipe(argv[i + 1])
     try:
         return flags.FLAGS(argv)
-    except flags.Error as e:
-        if match := re.match(r"flag --config\.(\w+)=(\S*): Failed to parse .* as a ConfigDict", str(e)):
-            raise InputError(f"--config.{match[1]}={match[2]}: not one field; {_how_to_set(match[1], match[2])}") from e
-        raise InputError(e) from e
-    except (AttributeError, KeyError, TypeError) as e:
-        if str(e).endswith("has no attribute 'get_config'"):
-            raise InputError("--config: not a recipe, the file has no function get_config()") from e
-        if error := _unknown_field(argv):
-            raise error from e
+    except flags.Error as error:
+        if match := re.match(r"flag --config\.(\w+)=(\S*): Failed to parse .* as a ConfigDict", str(error)):
+            how = _how_to_set(match[1], match[2])
+            raise InputError(f"--config.{match[1]}={match[2]}: not one field; {how}") from error
+        raise InputError(error) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        if str(error).endswith("has no attribute 'get_config'"):
+            raise InputError("--config: not a recipe, the file has no function get_config()") from error
+        if unknown := _unknown_field(argv):
+            raise unknown from error
         raise
-    except ValueError as e:
-        if match := re.match(r'Override (\S+) can not be applied because field "(\w+)" is None', str(e)):
-            raise InputError(f"--config.{match[1]}: {match[2]} is None; {_how_to_set(match[2], 'NAME')}") from e
+    except ValueError as error:
+        if match := re.match(r'Override (\S+) can not be applied because field "(\w+)" is None', str(error)):
+            raise InputError(f"--config.{match[1]}: {match[2]} is None; {_how_to_set(match[2], 'NAME')}") from error
         raise
+
+
+def _help(main: Callable) -> str:
+    own = flags.FLAGS.get_flags_for_module(main.__module__)
+    width = max((len(flag.name) for flag in own), default=0)
+    lines = [main.__globals__["__doc__"]]
+    for flag in own:
+        has_default = isinstance(flag.default, int | float | str) and not flag.boolean
+        # The first line: absl appends one to the help of flags that may be repeated.
+        text = f"{flag.help.splitlines()[0].rstrip(';')}{f' Default: {flag.default}.' if has_default else ''}"
+        lines.append(textwrap.fill(f"  --{flag.name:{width}}  {text}", 100, subsequent_indent=" " * (width + 6)))
+    return "\n".join(lines)
 
 
 def _how_to_set(section: str, value: str) -> str:
@@ -163,12 +193,12 @@ def _how_to_set(section: str, value: str) -> str:
 
 
 def _found_recipe(value: str) -> str:
-    """Recipes are looked for in the working directory, then beside the package."""
+    """Recipes are looked for in the working directory, then among the package's."""
     path, colon, variant = value.partition(":")
-    for found in (Path(path), _PROJECT / path):
+    for found in (Path(path), _RECIPES.parent / path):
         if found.is_file():
             return f"{found}{colon}{variant}"
-    raise InputError(f"--config={path}: no such file; recipes are in {_PROJECT / 'configs'}")
+    raise InputError(f"--config={path}: no such file; recipes are in {_RECIPES}")
 
 
 def _unknown_field(argv: list[str]) -> InputError | None:

@@ -1,10 +1,11 @@
 """Held-out loss of a checkpoint, per domain.
 
-    python -m dataflex_jax.evaluate --checkpoint=MODEL [--config=configs/odm.py:local --config.data.root=DIR ...]
+    python -m dataflex_jax.evaluate --checkpoint=MODEL
+        [--config=configs/odm.py:local --config.data.root=DIR ...]
 
---checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id. Without --config
-the data are those of the run; with it, the recipe's, in the model's tokens. Prints a table, and writes evaluation.json
-into the run folder.
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id.
+Without --config the data are those of the run; with it, the recipe's, in the model's tokens. Prints a
+table, and writes evaluation.json into the run folder.
 """
 
 from typing import Any
@@ -19,13 +20,10 @@ from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import check_rows
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import replace_file, to_json
-from dataflex_jax.policies import registry
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import run_config
 from dataflex_jax.training.evaluation import EvaluationContext, held_out
-from dataflex_jax.training.weights import How, Opened, locate, open_model
-
-CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
+from dataflex_jax.training.weights import CHECKPOINTS, How, Opened, locate, open_model, tokenizer_of
 
 
 def evaluate(opened: Opened, config: ConfigDict) -> dict[str, Any]:
@@ -52,25 +50,30 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
+    flags.DEFINE_string("checkpoint", None, f"{CHECKPOINTS.capitalize()}.")
+
+
 def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
-    if CHECKPOINT.value is None:
+    options = flags.FLAGS
+    if options.checkpoint is None:
         raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
-    run = locate(CHECKPOINT.value)
-    if run is None and CONFIG.value is None:
+    run = locate(options.checkpoint)
+    if run is None and not options["config"].present:
         raise InputError("--config is missing: a Hugging Face checkpoint has no data of its own; name a recipe's")
-    config = cli.chosen_config(CONFIG) if CONFIG.value is not None else run_config.read(run.folder)
-    registry.load_plugins(config.plugins)
+    config = cli.chosen_config() if options["config"].present else run_config.read(run.folder)
+    config.data.tokenizer = tokenizer_of(options.checkpoint)
+    configuration.validate(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size // config.data.grad_accumulation, 1)
-    opened = open_model(CHECKPOINT.value, mesh, how=How.of(config))
-    config.data.tokenizer = opened.tokenizer_source
-    configuration.validate(config)
-    record = evaluate(opened, config)
+    record = evaluate(open_model(options.checkpoint, mesh, how=How.of(config)), config)
     if not record["domains"]:
         raise InputError("no domain has held-out text: raise config.data.valid_fraction, or add NAME.valid.jsonl files")
-    named = f"Step {run.step} of {run.folder}" if run else CHECKPOINT.value
+    named = f"Step {run.step} of {run.folder}" if run else options.checkpoint
     print(f"{named}, held out:\n{table(record)}")
     if run is not None:
         path = run.folder / "evaluation.json"
@@ -79,7 +82,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
-    CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINTS.capitalize() + ".")
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -1,19 +1,23 @@
 """Checkpoints to and from Hugging Face's format.
 
-    python -m dataflex_jax.export --checkpoint=RUN_DIR --output=HF_DIR [--dtype=bfloat16 | --adapter]
-    python -m dataflex_jax.export --import_from=HF_DIR_OR_HUB_ID --output=RUN_DIR [--config=RECIPE[:variant] ...]
+    python -m dataflex_jax.export --checkpoint=RUN_DIR --output=HF_DIR
+        [--dtype=bfloat16 | --adapter]
+    python -m dataflex_jax.export --import_from=HF_DIR_OR_HUB_ID --output=RUN_DIR
+        [--config=RECIPE[:variant] ...]
 
---checkpoint is a run folder (its newest step) or one step's folder; HF_DIR then holds config.json, safetensors, the
-tokenizer and generation_config.json, which says where a response ends, as `transformers` and other tools read them.
---import_from makes a run folder with the checkpoint of step 0, prepared for a recipe, by default configs/base.py. To
-train on from it:
+--checkpoint is a run folder (its newest step) or one step's folder; HF_DIR then holds config.json,
+safetensors, the tokenizer and generation_config.json, which says where a response ends, as
+`transformers` and other tools read them. --import_from makes a run folder with the checkpoint of
+step 0, prepared for a recipe, by default configs/base.py. To train on from it:
 
-    python -m dataflex_jax.train --config=RECIPE[:variant] --workdir=RUN_DIR --config.model.from_scratch=False
-        --config.model.name_or_path=HF_DIR_OR_HUB_ID --config.data.tokenizer=HF_DIR_OR_HUB_ID
+    python -m dataflex_jax.train --config=RECIPE[:variant] --workdir=RUN_DIR
+        --config.model.from_scratch=False --config.model.name_or_path=HF_DIR_OR_HUB_ID
+        --config.data.tokenizer=HF_DIR_OR_HUB_ID
 
-Of a LoRA run the model is exported with the adapters merged into it, or, with --adapter, the adapters alone in PEFT's
-format. --import_from takes such a folder too: its base is --config.model.name_or_path, or the one it names, and the
-recipe trains on with the --config.lora fields that the new run's config.json has.
+Of a LoRA run the model is exported with the adapters merged into it, or, with --adapter, the
+adapters alone in PEFT's format. --import_from takes such a folder too: its base is
+--config.model.name_or_path, or the one it names, and the recipe trains on with the --config.lora
+fields that the new run's config.json has.
 """
 
 import dataclasses
@@ -27,7 +31,6 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax import cli
-from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import parts
 from dataflex_jax.models.hf import folders, peft, weights
@@ -130,46 +133,45 @@ def import_pretrained(source: str, config: ConfigDict, run_folder: Path) -> None
     imported(config, run_folder)
 
 
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("checkpoint", None, "What to export: a run folder, or one step's folder in it.")
+    flags.DEFINE_string("import_from", None, "What to import: a Hugging Face folder or hub id.")
+    flags.DEFINE_string("output", None, "The folder to write: Hugging Face's of an export, a run's of an import.")
+    flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of an export's tensors; default: the checkpoint's.")
+    flags.DEFINE_bool("adapter", False, "Export a LoRA run's adapters in PEFT's format, without their base.")
+    config_flags.DEFINE_config_file("config", None, "The recipe of an import; default: configs/base.py.")
+
+
 def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
-    if (CHECKPOINT.value is None) == (IMPORT_FROM.value is None):
+    options = flags.FLAGS
+    if (options.checkpoint is None) == (options.import_from is None):
         raise InputError("give one of --checkpoint=RUN_DIR (export) and --import_from=HF_DIR_OR_HUB_ID (import)")
-    if OUTPUT.value is None:
+    if options.output is None:
         raise InputError("--output is missing: the folder to write")
-    output = Path(OUTPUT.value)
-    if CHECKPOINT.value is not None:
-        if CONFIG.value is not None:
+    output = Path(options.output)
+    if options.checkpoint is not None:
+        if options["config"].present:
             raise InputError("--config is for --import_from; with --checkpoint the run says what the model is")
-        if ADAPTER.value and DTYPE.value is not None:
+        if options.adapter and options.dtype is not None:
             raise InputError("--dtype is for whole models; adapters keep the dtype that they were trained in")
-        if ADAPTER.value:
-            opened = export_adapter(CHECKPOINT.value, output)
+        if options.adapter:
+            opened = export_adapter(options.checkpoint, output)
         else:
-            opened = export_checkpoint(CHECKPOINT.value, output, DTYPE.value)
-        kind = "PEFT adapter" if ADAPTER.value else "Hugging Face checkpoint"
+            opened = export_checkpoint(options.checkpoint, output, options.dtype)
+        kind = "PEFT adapter" if options.adapter else "Hugging Face checkpoint"
         named = f"Step {opened.run.step} of {opened.run.folder}" if opened.run else opened.source
         print(f"{named} is now a {kind} in {output}.")
     else:
-        if ADAPTER.value:
+        if options.adapter:
             raise InputError("--adapter is for --checkpoint; --import_from finds out what a folder holds")
-        if DTYPE.value is not None:
+        if options.dtype is not None:
             raise InputError("--dtype is for --checkpoint; the parameters of a run have --config.model.param_dtype")
-        config = base.get_config() if CONFIG.value is None else cli.chosen_config(CONFIG)
-        import_pretrained(IMPORT_FROM.value, config, output)
-        print(f"{IMPORT_FROM.value} is now step 0 of {output}.")
+        import_pretrained(options.import_from, cli.chosen_config(default="configs/base.py"), output)
+        print(f"{options.import_from} is now step 0 of {output}.")
 
 
 if __name__ == "__main__":
-    # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "What to export: a run folder, or one step's folder in it.")
-    IMPORT_FROM = flags.DEFINE_string("import_from", None, "What to import: a Hugging Face folder or hub id.")
-    OUTPUT = flags.DEFINE_string(
-        "output", None, "The folder to write: Hugging Face's of an export, a run's of an import."
-    )
-    DTYPE = flags.DEFINE_enum(
-        "dtype", None, ["bfloat16", "float32"], "Of an export's tensors; default: the checkpoint's."
-    )
-    ADAPTER = flags.DEFINE_bool("adapter", False, "Export a LoRA run's adapters in PEFT's format, without their base.")
-    CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe of an import; default: configs/base.py.")
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -1,13 +1,12 @@
 """What a checkpoint writes when it is prompted.
 
-    python -m dataflex_jax.generate --checkpoint=MODEL --prompt="Once upon a time" [--prompt=...] [--chat]
-        [--max_new_tokens=128] [--temperature=0.8] [--top_k=50] [--top_p=0.95] [--seed=0]
+    python -m dataflex_jax.generate --checkpoint=MODEL --prompt="Once upon a time" [--prompt=...]
+        [--chat] [--max_new_tokens=128] [--temperature=0.8] [--top_k=50] [--top_p=0.95] [--seed=0]
 
---checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id. Prints each
-prompt with its continuation; greedy unless --temperature is given. With --chat each prompt is a user's question, put
-into the model's chat template. A
-continuation ends with the text, or with the turn where the model was tuned on conversations. The model is split over
-all devices.
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id.
+Prints each prompt with its continuation; greedy unless --temperature is given. With --chat each
+prompt is a user's question, put into the model's chat template. A continuation ends with the text,
+or with the turn where the model was tuned on conversations. The model is split over all devices.
 """
 
 from collections.abc import Sequence
@@ -20,9 +19,7 @@ from dataflex_jax import cli
 from dataflex_jax.data.text.chat import ChatEncoder
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.generation.generate import generate_texts
-from dataflex_jax.training.weights import Opened, open_model
-
-CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
+from dataflex_jax.training.weights import CHECKPOINTS, Opened, open_model
 
 
 def continuations(opened: Opened, prompts: Sequence[str], *, chat: bool = False, **options: Any) -> list[str]:
@@ -47,35 +44,39 @@ def continuations(opened: Opened, prompts: Sequence[str], *, chat: bool = False,
         return generate_texts(opened.model.graphdef, opened.model.whole(), tokenizer, prompts, **options)
 
 
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("checkpoint", None, f"{CHECKPOINTS.capitalize()}.")
+    flags.DEFINE_multi_string("prompt", None, "The text to continue; may be given several times.")
+    flags.DEFINE_bool("chat", False, "The prompts are questions, to be put into the run's chat template.")
+    flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most, unless the text ends before.")
+    flags.DEFINE_float("temperature", 0.0, "0: greedy; else the logits are divided by it.")
+    flags.DEFINE_integer("top_k", None, "Draw from this many most likely tokens; default: from all.")
+    flags.DEFINE_float("top_p", None, "Draw from the most likely tokens that have this much probability.")
+    flags.DEFINE_integer("seed", 0, "Of the first prompt's draws; the next prompt has the next seed.")
+
+
 def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
-    if CHECKPOINT.value is None:
+    options = flags.FLAGS
+    if options.checkpoint is None:
         raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
-    if not PROMPT.value:
+    if not options.prompt:
         raise InputError('--prompt is missing: the text to continue, e.g. --prompt="Once upon a time"')
     texts = continuations(
-        open_model(CHECKPOINT.value),
-        PROMPT.value,
-        chat=CHAT.value,
-        max_new_tokens=MAX_NEW_TOKENS.value,
-        seeds=range(SEED.value, SEED.value + len(PROMPT.value)),
-        temperature=TEMPERATURE.value,
-        top_k=TOP_K.value,
-        top_p=TOP_P.value,
+        open_model(options.checkpoint),
+        options.prompt,
+        chat=options.chat,
+        max_new_tokens=options.max_new_tokens,
+        seeds=range(options.seed, options.seed + len(options.prompt)),
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
     )
-    for prompt, continuation in zip(PROMPT.value, texts, strict=True):
-        print(prompt, continuation, sep="\n" if CHAT.value else "", end="\n\n")
+    for prompt, continuation in zip(options.prompt, texts, strict=True):
+        print(prompt, continuation, sep="\n" if options.chat else "", end="\n\n")
 
 
 if __name__ == "__main__":
-    # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINTS.capitalize() + ".")
-    PROMPT = flags.DEFINE_multi_string("prompt", None, "The text to continue; may be given several times.")
-    CHAT = flags.DEFINE_bool("chat", False, "The prompts are questions, to be put into the run's chat template.")
-    MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most, unless the text ends before.")
-    TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: greedy; else the logits are divided by it.")
-    TOP_K = flags.DEFINE_integer("top_k", None, "Draw from this many most likely tokens; default: from all.")
-    TOP_P = flags.DEFINE_float("top_p", None, "Draw from the most likely tokens that have this much probability.")
-    SEED = flags.DEFINE_integer("seed", 0, "Of the first prompt's draws; the next prompt has the next seed.")
-    cli.run(main)
+    cli.run(main, define_flags)

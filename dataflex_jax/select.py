@@ -1,13 +1,14 @@
 """Scores and selects training examples with checkpoints, without training.
 
-    python -m dataflex_jax.select --config=configs/less.py --checkpoint=RUN_DIR --output=selected.npz [--num=1000]
-        [--records=selected.jsonl]
+    python -m dataflex_jax.select --config=configs/less.py --checkpoint=RUN_DIR
+        --output=selected.npz [--num=1000] [--records=selected.jsonl]
 
-The configuration says the selector, the candidates (data) and the target set (targets); --checkpoint is a run folder
-(its newest step), one step's folder, or a Hugging Face folder or hub id. Several, with commas between, are LESS's sum
-over checkpoints, weighted by --checkpoint_weights or else by their learning rates; other selectors take the last one.
-The file has ids and scores (the best first), their domains, the numbers of their records, and all_scores. --records
-writes the chosen records themselves, JSONL or Parquet, for configs/sft.py to train on.
+The configuration says the selector, the candidates (data) and the target set (targets);
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id.
+Several, with commas between, are LESS's sum over checkpoints, weighted by --checkpoint_weights or else
+by their learning rates; other selectors take the last one. The file has ids and scores (the best
+first), their domains, the numbers of their records, and all_scores. --records writes the chosen
+records themselves, JSONL or Parquet, for configs/sft.py to train on.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ from dataflex_jax.signals.registry import Subject
 from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import optim, run_config
-from dataflex_jax.training.weights import How, locate, open_model, tokenizer_of
+from dataflex_jax.training.weights import CHECKPOINTS, How, locate, open_model, tokenizer_of
 
 DEFAULT_SHARE = 0.05  # of the pool, as in LESS
 
@@ -153,26 +154,36 @@ def _numbers(values: Sequence[str], count: int) -> list[float] | None:
         return None
     try:
         weights = [float(value) for value in values]
-    except ValueError as e:
-        raise InputError(f"--checkpoint_weights={','.join(values)}: must be numbers") from e
+    except ValueError as error:
+        raise InputError(f"--checkpoint_weights={','.join(values)}: must be numbers") from error
     if len(weights) != count:
         raise InputError(f"--checkpoint_weights={','.join(values)}: one for each of the {count} checkpoints is needed")
     return weights
 
 
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", None, "The recipe whose selector, data and targets to use.")
+    flags.DEFINE_list("checkpoint", [], f"{CHECKPOINTS.capitalize()}; several with commas between.")
+    flags.DEFINE_list("checkpoint_weights", [], "Their weights; by default their learning rates.")
+    flags.DEFINE_string("output", None, "An .npz file.")
+    flags.DEFINE_integer("num", None, "How many examples; by default 5 % of the pool.", lower_bound=1)
+    flags.DEFINE_string("records", None, "A .jsonl or .parquet file for the chosen records.")
+
+
 def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
-    config = cli.chosen_config(CONFIG)
-    if not CHECKPOINT.value:
-        raise InputError("--checkpoint is missing: a run folder, the folder of one step in it, or a Hugging Face one")
-    if OUTPUT.value is None or not OUTPUT.value.endswith(".npz"):
-        raise InputError(f"--output={OUTPUT.value}: must be a file that ends in .npz")
-    output, records = Path(OUTPUT.value), RECORDS.value and Path(RECORDS.value)
+    options, config = flags.FLAGS, cli.chosen_config()
+    if not options.checkpoint:
+        raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
+    if options.output is None or not options.output.endswith(".npz"):
+        raise InputError(f"--output={options.output}: must be a file that ends in .npz")
+    output, records = Path(options.output), options.records and Path(options.records)
     if records:
         check_path(records)
-    weights = _numbers(CHECKPOINT_WEIGHTS.value, len(CHECKPOINT.value))
-    pool, chosen = select(config, CHECKPOINT.value, weights, NUM.value, records=records is not None)
+    weights = _numbers(options.checkpoint_weights, len(options.checkpoint))
+    pool, chosen = select(config, options.checkpoint, weights, options.num, records=records is not None)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_selection(output, pool, chosen, all_scores=True)
     print(
@@ -185,11 +196,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
-    CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose selector, data and targets to use.")
-    CHECKPOINT = flags.DEFINE_list("checkpoint", [], "What to score with, commas between.")
-    CHECKPOINT_WEIGHTS = flags.DEFINE_list("checkpoint_weights", [], "Their weights; by default their learning rates.")
-    OUTPUT = flags.DEFINE_string("output", None, "An .npz file.")
-    NUM = flags.DEFINE_integer("num", None, "How many examples; by default 5 % of the pool.", lower_bound=1)
-    RECORDS = flags.DEFINE_string("records", None, "A .jsonl or .parquet file for the chosen records.")
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -1,9 +1,11 @@
 """Trains a language model while policies decide what it trains on.
 
-    python -m dataflex_jax.train --config=configs/odm.py[:variant] [--workdir=DIR] [--config.field=value ...]
+    python -m dataflex_jax.train --config=configs/odm.py[:variant] [--workdir=DIR]
+        [--config.field=value ...]
 
-The same command again goes on from the newest checkpoint in the run folder. Several hosts: start it on each one under
-SLURM or Open MPI, or give --coordinator, --num_processes and --process_id.
+configs/base.py explains the fields. The same command again goes on from the newest checkpoint in
+the run folder. Several hosts: start it on each one under SLURM or Open MPI, or give --coordinator,
+--num_processes and --process_id.
 """
 
 from pathlib import Path
@@ -17,12 +19,21 @@ from dataflex_jax.reporting.summary import write_results
 from dataflex_jax.training.setup import train_and_evaluate
 
 
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py:slimpajama-6b.")
+    flags.DEFINE_string("workdir", None, "The run folder; by default runs/RECIPE[-VARIANT].")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster manager tells it.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is.")
+
+
 def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
-    config = cli.chosen_config(CONFIG)
-    run_folder = Path(WORKDIR.value or cli.default_run_folder(CONFIG))
-    cli.initialize_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    options, config = flags.FLAGS, cli.chosen_config()
+    run_folder = Path(options.workdir or cli.default_run_folder())
+    cli.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
     if jax.config.jax_compilation_cache_dir is None:
         # So that a restart compiles nothing.
         jax.config.update("jax_compilation_cache_dir", str(Path(config.data.cache_dir).expanduser() / "compilations"))
@@ -42,10 +53,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not on import: other commands have flags of the same names, and absl holds all flags in one place.
-    CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py:slimpajama-6b.")
-    WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; by default runs/RECIPE[-VARIANT].")
-    COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster manager tells it.")
-    NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
-    PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is.")
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -26,7 +26,7 @@ from dataflex_jax import config as configuration
 from dataflex_jax.data.stores.documents import open_document_stores
 from dataflex_jax.data.stores.store import Store
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose data to prepare.")
+config_flags.DEFINE_config_file("config", None, "The recipe whose data to prepare.")
 
 
 def summary(stores: Sequence[Store]) -> dict[str, dict]:
@@ -57,7 +57,7 @@ def table(domains: dict[str, dict]) -> str:
 
 def main(argv: list[str]) -> None:
     cli.no_positional(argv)
-    config = cli.chosen_config(CONFIG)
+    config = cli.chosen_config()
     configuration.validate(config)
     stores, _ = open_document_stores(config.data)
     domains = summary(stores)

@@ -1,11 +1,16 @@
 """Bad input by the real command: exit code 2, one line that names the culprit, and the run folder as it was."""
 
 import gzip
+import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
+from dataflex_jax import __main__ as console
+from dataflex_jax import __version__
 from tests.helpers import tiny
 from tests.helpers.command import PROJECT, Starter, Trainer, contents, the_error
 
@@ -224,7 +229,95 @@ def test_no_recipe_at_all(trainer):
     assert not (trainer.folder / "none").exists()
 
 
-def test_a_recipe_is_found_from_any_folder_and_in_either_spelling(refused):
-    for config, arguments in (("configs/base.py", ()), (None, ("--config", "configs/base.py"))):
-        error = refused(*arguments, "--config.seed=-1", config=config, cwd="/")
-        assert error == "config.seed = -1: must be an integer >= 0"
+def test_a_recipe_is_found_from_any_folder_and_in_either_spelling(refused, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/base.py").write_text("")
+    error = refused("--config.seed=-1", config="configs/base.py", cwd="/")
+    assert error == "config.seed = -1: must be an integer >= 0"
+    # A file of the working directory comes first.
+    error = refused("--config", "configs/base.py", "--config.seed=-1", config=None, cwd=tmp_path)
+    assert error == "--config: not a recipe, the file has no function get_config()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        (["--version"], 0, f"dataflex-jax {__version__}\n", ""),
+        ([], 0, f"{console.__doc__.strip()}\n", ""),
+        (["--help"], 0, f"{console.__doc__.strip()}\n", ""),
+        (
+            ["trian", "--help"],
+            2,
+            "",
+            "error: unknown command 'trian'; known: train, select, evaluate, generate, export, report\n",
+        ),
+    ],
+)
+def test_the_console_command_itself(monkeypatch, capsys, arguments, code, out, err):
+    monkeypatch.setattr(sys, "argv", ["dataflex-jax", *arguments])
+    assert console.main() == code
+    assert capsys.readouterr() == (out, err)
+
+
+_CALLS = """
+import importlib, json, os, runpy, sys
+from dataflex_jax.__main__ import COMMANDS
+
+for command in COMMANDS:
+    importlib.import_module(f"dataflex_jax.{command}")
+del sys.modules["dataflex_jax.train"]
+codes = []
+for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__")
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
+
+
+@pytest.fixture(scope="module")
+def called(trainer, tmp_path_factory):
+    """A function of a list of (module, argument ...) that runs each in a fork of one process, which imports once."""
+    folder = tmp_path_factory.mktemp("called")
+
+    def called(calls):
+        process = [sys.executable, "-W", "ignore", "-c", _CALLS, json.dumps(calls)]
+        done = subprocess.run(
+            process, cwd=folder, env=trainer.environment(1, {}), stdout=subprocess.PIPE, check=True, timeout=300
+        )
+        return [
+            subprocess.CompletedProcess(call, code, *((folder / f"{i}.{n}").read_text() for n in ("out", "err")))
+            for i, (call, code) in enumerate(zip(calls, json.loads(done.stdout), strict=True))
+        ]
+
+    return called
+
+
+def test_the_console_command_runs_the_commands_and_shows_their_help(called):
+    help_of_each = [("dataflex_jax", command, "--help") for command in console.COMMANDS]
+    *shown, of_the_module, refused = called(
+        [
+            *help_of_each,
+            ("dataflex_jax.train", "--config=configs/odm.py", "--help"),
+            ("dataflex_jax", "train", "--config=configs/base.py", "--config.seed=-1", "--workdir=run"),
+        ]
+    )
+    for command, result in zip(console.COMMANDS, shown, strict=True):
+        assert (result.returncode, result.stderr) == (0, "")
+        assert f"    python -m dataflex_jax.{command} " in result.stdout
+        lines = result.stdout.splitlines()
+        assert len(lines) <= 40
+        assert max(map(len, lines)) <= 100
+    train, generate = shown[0].stdout, shown[3].stdout
+    assert train == of_the_module.stdout
+    assert train.startswith("Trains a language model while policies decide what it trains on.\n")
+    flags = [line.split()[0] for line in train.splitlines() if line.startswith("  --")]
+    assert flags == ["--config", "--workdir", "--coordinator", "--num_processes", "--process_id"]
+    assert "  --prompt          The text to continue; may be given several times.\n" in generate
+    assert "  --max_new_tokens  Tokens at most, unless the text ends before. Default: 128.\n" in generate
+    assert refused.returncode == 2
+    assert the_error(refused) == "error: config.seed = -1: must be an integer >= 0"

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
+from dataflex_jax.signals.model import ModelSignals
 
 from dataflex_jax import select
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.selectors.delta_loss import in_window
-from dataflex_jax.signals.model import ModelSignals
 from dataflex_jax.train import train_and_evaluate
 from dataflex_jax.training import optim
 from dataflex_jax.training.checkpoint import locate
@@ -42,7 +42,7 @@ def starter(root, tmp_path_factory):
     folder.mkdir()
     trainer = Trainer(folder)
     trainer.recipe.write_text(
-        "from pathlib import Path\nfrom tests import tiny_chat\n\n"
+        "from pathlib import Path\nfrom tests.helpers import tiny_chat\n\n"
         f"def get_config(kind='less'):\n    return tiny_chat.config(Path({str(root)!r}), **{SELECTOR!r})\n"
     )
     starter = Starter(trainer, "dataflex_jax.select")

@@ -14,6 +14,10 @@ import dataflex_jax
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import replace_json
 
+# Fields that runs of version 0.1.0 may lack, and what they mean there.
+_NEWER = {"evaluators": ("held_out",)}
+_NEWER_OF_MODEL = {"trainable": None}
+
 
 def _git_revision() -> str | None:
     root = Path(dataflex_jax.__file__).parent.parent
@@ -54,7 +58,12 @@ def read(run_folder: Path) -> ConfigDict:
         saved = json.loads(path.read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the config.json of a run ({error})") from error
-    return ConfigDict(_with_tuples(saved))
+    config = ConfigDict(_with_tuples(saved))
+    for section, newer in ((config, _NEWER), (config.model, _NEWER_OF_MODEL)):
+        for name, value in newer.items():
+            if name not in section:
+                section[name] = value
+    return config
 
 
 def _with_tuples(value: Any) -> Any:

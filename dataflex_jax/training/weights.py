@@ -33,6 +33,8 @@ from dataflex_jax.training import optim, resume, run_config
 from dataflex_jax.training.checkpoint import FOLDER, Checkpoints
 from dataflex_jax.training.state import initial_keys
 
+CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
+
 Trained = Callable[[str], bool] | None
 
 
@@ -143,8 +145,7 @@ def locate(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
     if not path.exists() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
         return None
     raise InputError(
-        f"neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging Face checkpoint (a folder or "
-        "a hub id)",
+        f"neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging Face folder or hub id",
         option=_name(option),
         value=str(path),
     )

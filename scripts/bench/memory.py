@@ -115,7 +115,7 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
 
 def main(argv: list[str]) -> None:
     cli.no_positional(argv)
-    config = cli.chosen_config(CONFIG)
+    config = cli.chosen_config()
     if flags.FLAGS.shape:
         config.model.name_or_path = flags.FLAGS.shape
     # Before JAX starts: where there is no accelerator, the mesh is made of virtual CPU devices.
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.")
+    config_flags.DEFINE_config_file("config", None, "The recipe.")
     flags.DEFINE_integer("devices", 8, "How many devices the mesh has, where there is no accelerator.", lower_bound=1)
     flags.DEFINE_string("shape", None, "A folder with config.json in place of config.model.name_or_path.")
     flags.DEFINE_integer("vocab_size", 2, "The tokenizer's, where the model's shape does not say.", lower_bound=2)

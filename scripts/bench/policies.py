@@ -27,7 +27,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.training.step import TrainState
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/static.py", "The recipe, with mixer static.")
+config_flags.DEFINE_config_file("config", "configs/static.py", "The recipe, with mixer static.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each policy.", lower_bound=1)
 _BLOCK = flags.DEFINE_integer("block", 8, "Steps a block.", lower_bound=3)
 _POLICIES = flags.DEFINE_list("policies", None, "Some of the policies; all by default.")
@@ -154,7 +154,7 @@ def measure(config: ConfigDict, chosen: dict[str, Policy], scratch: Path, stack:
 
 def main(argv: list[str]) -> None:
     cli.no_positional(argv)
-    config = cli.chosen_config(_CONFIG)
+    config = cli.chosen_config()
     wanted = _POLICIES.value or list(POLICIES)
     if unknown := [name for name in wanted if name not in POLICIES]:
         raise InputError(f"--policies: {unknown[0]!r} is not one of {'; '.join(POLICIES)}")

@@ -31,7 +31,7 @@ from dataflex_jax.policies import registry
 from dataflex_jax.reporting.progress import Throughput
 from dataflex_jax.training.step import PyTree, TrainState
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py.")
+config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each kind.", lower_bound=1)
 _BLOCK = flags.DEFINE_integer("block", 22, "Steps a block; the rate is that of the last 20 or fewer.", lower_bound=3)
 _BASELINE = flags.DEFINE_string("baseline", "static", "The mixer to compare with.")
@@ -129,7 +129,7 @@ def measure(config: ConfigDict, scratch: Path, stack: contextlib.ExitStack) -> d
 
 def main(argv: list[str]) -> None:
     cli.no_positional(argv)
-    config = cli.chosen_config(_CONFIG)
+    config = cli.chosen_config()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         result = measure(config, Path(scratch), stack)
     results.write(_OUTPUT.value, results.describe(configuration.resolved(config)) | result)

@@ -18,7 +18,7 @@ _RECIPE = """
 import os, sys
 from pathlib import Path
 from dataflex_jax.data.rows import DocumentRows
-from tests import tiny
+from tests.helpers import tiny
 
 log = open(os.environ["LOG"], "w", buffering=1)
 workdir = next(arg.partition("=")[2] for arg in sys.argv if arg.startswith("--workdir="))

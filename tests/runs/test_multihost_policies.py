@@ -8,7 +8,7 @@ from tests.runs.test_multihost import Hosts, assert_same_run
 
 _RECIPE = """
 from pathlib import Path
-from tests import tiny
+from tests.helpers import tiny
 
 def get_config():
     return tiny.config(Path({root!r}), "{policies}", train_step=6, warmup_step=2, update_step=2, {fields})

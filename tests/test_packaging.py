@@ -17,12 +17,27 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run([*build, str(PROJECT)], check=True, timeout=300)
-    (path,) = folder.iterdir()
-    with zipfile.ZipFile(path) as file:
+    """The wheel of the clone."""
+    with zipfile.ZipFile(_built(PROJECT, tmp_path_factory.mktemp("wheel"))) as file:
         yield file
+
+
+@pytest.fixture(scope="module")
+def wheel_of_sdist(tmp_path_factory):
+    """The wheel of a source distribution, as `python -m build` makes it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)]
+    subprocess.run(build, cwd=PROJECT, check=True, timeout=300)
+    (sdist,) = folder.iterdir()
+    with zipfile.ZipFile(_built(sdist, tmp_path_factory.mktemp("wheel"))) as file:
+        yield file
+
+
+def _built(source, folder):
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run([*build, str(source)], check=True, timeout=300)
+    (path,) = folder.iterdir()
+    return path
 
 
 def test_the_wheel_has_one_package_with_the_recipes_and_the_console_command(wheel):
@@ -34,6 +49,10 @@ def test_the_wheel_has_one_package_with_the_recipes_and_the_console_command(whee
         assert f"dataflex_jax/{data}" in names
     (entry_points,) = (name for name in names if name.endswith("/entry_points.txt"))
     assert "dataflex-jax = dataflex_jax.__main__:main" in wheel.read(entry_points).decode()
+
+
+def test_a_source_distribution_leads_to_the_same_wheel(wheel, wheel_of_sdist):
+    assert sorted(wheel_of_sdist.namelist()) == sorted(wheel.namelist())
 
 
 def test_recipes_are_found_beside_a_project_s_own_package_configs(wheel, tmp_path):

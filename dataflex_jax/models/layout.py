@@ -61,9 +61,9 @@ class Row(NamedTuple):
         return self.linear and self.axes[-2] == "tensor"
 
 
-def _block(path: str, axes: P, hf: str, linear: bool = False) -> Row:
-    """A row of the blocks, whose parameters are stacked over layers."""
-    return Row(LAYERS + path, P(None, *axes), f"model.layers.{{}}.{hf}", linear)
+def _vector(path: str, axis: str | None, hf: str) -> Row:
+    """The row of a vector of the blocks."""
+    return Row(f"{LAYERS}{path}", P(None, axis), f"model.layers.{{}}.{hf}")
 
 
 def _linear(path: str, hf: str, inputs: str, outputs: str, bias: bool = False) -> list[Row]:
@@ -71,28 +71,26 @@ def _linear(path: str, hf: str, inputs: str, outputs: str, bias: bool = False) -
     # Adapters follow the kernel's channels over "tensor", where their activations are split anyway. They are whole on
     # "fsdp": next to the base they are small, and each layer would wait for up to 14 small gathers in both passes.
     tensor_in, tensor_out = (axis if axis == "tensor" else None for axis in (inputs, outputs))
-    adapters = [
-        _block(f"{path}/lora_a", P(tensor_in, None), f"{hf}.lora_A.weight", linear=True),
-        _block(f"{path}/lora_b", P(None, tensor_out), f"{hf}.lora_B.weight", linear=True),
-    ]
+    kernel, adapter = f"model.layers.{{}}.{hf}", f"base_model.model.model.layers.{{}}.{hf}"
     return [
-        _block(f"{path}/kernel", P(inputs, outputs), f"{hf}.weight", linear=True),
-        *([_block(f"{path}/bias", P(tensor_out), f"{hf}.bias")] if bias else []),
-        *(adapter._replace(hf=f"base_model.model.{adapter.hf}") for adapter in adapters),
+        Row(f"{LAYERS}{path}/kernel", P(None, inputs, outputs), f"{kernel}.weight", linear=True),
+        *([_vector(f"{path}/bias", tensor_out, f"{hf}.bias")] if bias else []),
+        Row(f"{LAYERS}{path}/lora_a", P(None, tensor_in, None), f"{adapter}.lora_A.weight", linear=True),
+        Row(f"{LAYERS}{path}/lora_b", P(None, None, tensor_out), f"{adapter}.lora_B.weight", linear=True),
     ]
 
 
 # The order of the linear layers is that of their dropout keys.
 TABLE: tuple[Row, ...] = (
     Row("embed_tokens/embedding", P("tensor", "fsdp"), "model.embed_tokens.weight"),
-    _block("input_layernorm/scale", P(None), "input_layernorm.weight"),
+    _vector("input_layernorm/scale", None, "input_layernorm.weight"),
     *_linear("attention/q_proj", "self_attn.q_proj", "fsdp", "tensor", bias=True),
     *_linear("attention/k_proj", "self_attn.k_proj", "fsdp", "tensor", bias=True),
     *_linear("attention/v_proj", "self_attn.v_proj", "fsdp", "tensor", bias=True),
     *_linear("attention/o_proj", "self_attn.o_proj", "tensor", "fsdp", bias=True),
-    _block("attention/q_norm/scale", P(None), "self_attn.q_norm.weight"),
-    _block("attention/k_norm/scale", P(None), "self_attn.k_norm.weight"),
-    _block("post_attention_layernorm/scale", P(None), "post_attention_layernorm.weight"),
+    _vector("attention/q_norm/scale", None, "self_attn.q_norm.weight"),
+    _vector("attention/k_norm/scale", None, "self_attn.k_norm.weight"),
+    _vector("post_attention_layernorm/scale", None, "post_attention_layernorm.weight"),
     *_linear("mlp/gate_proj", "mlp.gate_proj", "fsdp", "tensor"),
     *_linear("mlp/up_proj", "mlp.up_proj", "fsdp", "tensor"),
     *_linear("mlp/down_proj", "mlp.down_proj", "tensor", "fsdp"),

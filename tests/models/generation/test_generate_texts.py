@@ -92,3 +92,20 @@ def test_bad_texts_are_refused(tokenizer, prompts, change, message):
     graphdef, params = build("llama3", vocab_size=257)
     with pytest.raises(InputError, match=message):
         generate_texts(graphdef, params, tokenizer, prompts, **({"max_new_tokens": 1} | change))
+
+
+def test_any_codec_will_do():
+    class Numbers:
+        stop_ids = (0,)
+
+        def encode_batch(self, texts):
+            return [[int(word) for word in text.split()] for text in texts]
+
+        def decode(self, ids):
+            return " ".join(str(int(i)) for i in ids)
+
+    graphdef, params = build("qwen3")
+    (text,) = generate_texts(graphdef, params, Numbers(), ["3 1 4 1 5"], max_new_tokens=6)
+    expected = generate(graphdef, params, [[3, 1, 4, 1, 5]], [5], max_new_tokens=6, stop_tokens=[0])
+    tokens = expected.tokens[0, : int(expected.lengths[0])].tolist()
+    assert text == " ".join(str(token) for token in tokens if token)

@@ -22,7 +22,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.files import replace_file
 from dataflex_jax.models.config import LORA_MODULES
 from dataflex_jax.policies.proportions import normalised
-from dataflex_jax.policies.registry import KINDS, check_schedule, policy_config
+from dataflex_jax.policies.registry import KINDS, check_schedule, checked, policy_config
 from dataflex_jax.policies.schedule import Schedule
 
 
@@ -249,7 +249,7 @@ def validate(config: ConfigDict) -> None:
             f"{data.cutoff_len} tokens, the first of which is not predicted"
         )
     if data.domains is not None and isinstance(data.proportions, (tuple, list)):
-        normalised(data.proportions, len(data.domains), "config.data.proportions")
+        checked("data", normalised, "proportions", data.proportions, len(data.domains))
     if [config.mesh[axis] for axis in config.mesh].count(-1) > 1:
         raise InputError("config.mesh: -1 (the rest) is accepted for one axis only")
 

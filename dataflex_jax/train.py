@@ -69,8 +69,8 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         inputs = open_inputs(config.data, run_folder, new=latest is None)
         given, config = config, with_weights_files(config, [domain.name for domain in inputs.domains])
         policies = active_policies(config)
-        proportions = starting_proportions(
-            config.data.proportions, np.diff(inputs.pool.offsets), "config.data.proportions"
+        proportions = registry.checked(
+            "data", starting_proportions, "proportions", config.data.proportions, np.diff(inputs.pool.offsets)
         )
         learner = make_learner(config, inputs.tokenizer, policies, proportions, mesh)
         identity = resume.identify(

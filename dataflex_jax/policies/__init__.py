@@ -1,1 +1,43 @@
-"""Data policies: pure functions over a state pytree that decide what the model trains on."""
+"""Data policies: pure functions over a state pytree that decide what the model trains on.
+
+What a policy is written with is here and in `options`; docs/writing_a_policy.md shows how.
+"""
+
+from dataflex_jax.policies.base import (
+    Choice,
+    DomainGradients,
+    Mixer,
+    Observation,
+    Order,
+    Preconditioner,
+    Projection,
+    Reference,
+    Request,
+    RowObservation,
+    ScoreSource,
+    Selector,
+    Signals,
+    Weighter,
+)
+from dataflex_jax.policies.registry import register_mixer, register_order, register_selector, register_weighter
+
+__all__ = [
+    "Choice",
+    "DomainGradients",
+    "Mixer",
+    "Observation",
+    "Order",
+    "Preconditioner",
+    "Projection",
+    "Reference",
+    "Request",
+    "RowObservation",
+    "ScoreSource",
+    "Selector",
+    "Signals",
+    "Weighter",
+    "register_mixer",
+    "register_order",
+    "register_selector",
+    "register_weighter",
+]

@@ -67,7 +67,7 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
             selecting = Selecting(config.selector.name, selector, selector_schedule, keep)
     if config.order:
         ordering = Ordering(config.order.name, *registry.build("order", config.order, schedule))
-        if ordering.order.scores == "selector" and selecting is None:
+        if ordering.order.scores.kind == "selector" and selecting is None:
             raise InputError('config.order.scores = "selector": needs a config.selector that scores')
         given = [field for field in Schedule._fields if config.order.get(field) is not None]
         if given and (selecting or not ordering.order.dynamic):

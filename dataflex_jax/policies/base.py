@@ -5,13 +5,11 @@ the hyperparameters and returns a NamedTuple of functions. The train step calls 
 one jitted function; selectors and orders decide between two steps.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-
-from dataflex_jax.signals.projections import Projection
 
 PyTree = Any
 
@@ -95,6 +93,8 @@ class Mixer(NamedTuple):
             updates, for what is too expensive for every step; None: nothing to do.
         needs: what `refresh` wants: "domain_gradients", and "targets" for those of the target set too.
         reference: the model of Observation.reference_losses; None: not wanted.
+        log: state -> what policy.jsonl holds of it: names -> numbers, arrays [K] over the domains, or mappings again;
+            called on the host, the state's leaves being NumPy arrays. None: all leaves with fewer than two axes.
     """
 
     init: Callable[[Float[Array, " K"]], PyTree]
@@ -107,6 +107,7 @@ class Mixer(NamedTuple):
     refresh: Callable[[PyTree, DomainGradients | None], PyTree] | None = None
     needs: frozenset[str] = frozenset()
     reference: Reference | None = None
+    log: Callable[[PyTree], Mapping[str, PyTree]] | None = None
 
 
 class RowObservation(NamedTuple):
@@ -163,6 +164,23 @@ class Weighter(NamedTuple):
     refresh_interval: int = 1
     needs: frozenset[str] = frozenset()
     reference: Reference | None = None
+
+
+METHODS = ("sketch", "rademacher", "kronecker", "none")
+
+
+class Projection(NamedTuple):
+    """A random map from a gradient to `dim` numbers that keeps inner products; `signals.projections` has the maths.
+
+    Attributes:
+        method: one of `METHODS`; "none" keeps every number.
+        dim: numbers an example has after the projection; "none" ignores it.
+        seed: of the maps.
+    """
+
+    method: str = "sketch"
+    dim: int = 8192
+    seed: int = 0
 
 
 class Preconditioner(NamedTuple):
@@ -284,17 +302,42 @@ class Selector(NamedTuple):
     needs: frozenset[str] = frozenset()
 
 
+class ScoreSource(NamedTuple):
+    """Where the scores come from that an order goes by.
+
+    Attributes:
+        kind: "loss" of the current model; "selector": the active selector's; "field" of the record; "file" with one
+            score a candidate (.npy or .jsonl); "none": the order needs no scores.
+        name: the field's (dotted), or the file's path.
+    """
+
+    kind: str
+    name: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """What "loss", "selector", "field:NAME" or a file's path means."""
+        if text in ("loss", "selector"):
+            return cls(text)
+        if text.startswith("field:"):
+            return cls("field", text.removeprefix("field:"))
+        return cls("file", text)
+
+    def __str__(self) -> str:
+        """The text that is parsed to this."""
+        return {"field": f"field:{self.name}", "file": self.name}.get(self.kind, self.kind)
+
+
 class Order(NamedTuple):
     """Decides in which order the chosen examples come.
 
     Attributes:
         arrange: (scores [n], key) -> permutation [n] of 0 to n-1, the first to come first. A pure permutation.
-        scores: what to go by: "loss" (of the current model), "selector" (the active selector's scores), a file of
-            scores (.npy or .jsonl, one a candidate), or "field:NAME", a (dotted) field of the record.
+        scores: what to go by.
         dynamic: False: scores are computed once, before the first step; True: anew at each update, for the rows until
             the next one.
     """
 
     arrange: Callable[[Float[np.ndarray, " n"], PRNGKeyArray], Int[np.ndarray, " n"]]
-    scores: str
-    dynamic: bool
+    scores: ScoreSource = ScoreSource("none")
+    dynamic: bool = False

@@ -127,7 +127,7 @@ class Selection:
         self._begun = True
         if self._selecting is not None and self._selecting.selector.init is not None:
             self._state = jax.tree.map(np.asarray, self._selecting.selector.init(self._signals_of(state)))
-        if self._ordering is None or self._ordering.order.dynamic or self._ordering.order.scores == "selector":
+        if self._ordering is None or self._ordering.order.dynamic or self._ordering.order.scores.kind == "selector":
             return
         order = self._ordering.order
         self._static_scores = order_scores(order.scores, self._pool, self._signals_of(state))
@@ -164,7 +164,7 @@ class Selection:
             self._open(Window(step, planned.cursors.copy(), tuple(parts), ordered=False))
             return record
         order = self._ordering.order
-        if self._selecting is not None and order.scores != "selector":
+        if self._selecting is not None and order.scores.kind != "selector":
             scores = self._static_scores
             if scores is None:
                 ids = np.unique(np.concatenate(parts))

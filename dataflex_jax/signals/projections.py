@@ -19,31 +19,16 @@ comparison. Variances below are over the maps, for x and y as vectors of all sel
 
 import math
 import zlib
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-METHODS = ("sketch", "rademacher", "kronecker", "none")
+from dataflex_jax.policies.base import METHODS, Projection
 
 _BLOCK = 1024  # coordinates whose dense map is in memory at once
 # Their inputs, not their outputs, are what a mesh splits over "tensor".
 _SPLIT_BY_INPUTS = ("o_proj/kernel", "down_proj/kernel", "o_proj/lora_a", "down_proj/lora_a")
-
-
-class Projection(NamedTuple):
-    """Which map.
-
-    Attributes:
-        method: one of `METHODS`; "none" keeps every number.
-        dim: numbers an example has after the projection; "none" ignores it.
-        seed: of the maps.
-    """
-
-    method: str = "sketch"
-    dim: int = 8192
-    seed: int = 0
 
 
 def check(projection: Projection) -> None:

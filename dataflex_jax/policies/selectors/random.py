@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import Choice, Request, Selector, Signals
-from dataflex_jax.policies.registry import register_selector
+from dataflex_jax.policies import Choice, Request, Selector, Signals, register_selector
 
 
 @register_selector("random")

@@ -15,7 +15,7 @@ from dataflex_jax.data.text.chat import BUILT_IN
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.policies.proportions import normalised
-from dataflex_jax.policies.registry import KINDS, check_schedule, load_plugins
+from dataflex_jax.policies.registry import KINDS, check_schedule, checked, load_plugins
 from dataflex_jax.policies.schedule import Schedule
 
 
@@ -246,6 +246,6 @@ def validate(config: ConfigDict) -> None:
             value=tuple(data.buckets),
         )
     if data.domains is not None and isinstance(data.proportions, (tuple, list)):
-        normalised(data.proportions, len(data.domains), "config.data.proportions")
+        checked("data", normalised, "proportions", data.proportions, len(data.domains))
     if [config.mesh[axis] for axis in config.mesh].count(-1) > 1:
         raise InputError("-1 (the rest) is accepted for one axis only", option="mesh")

@@ -74,7 +74,10 @@ def refused_fast(starter, run_folder):
         ("--config.train_step=many", "flag --config.train_step=many: invalid literal for int"),
         ("--config.update_step=0", "config.update_step = 0: must be an integer >= 1"),
         ("--config.mixer.update_step=0", "config.mixer.update_step = 0: must be >= 1"),
-        ("--config.data.proportions=(1.0,2.0)", "config.data.proportions has 2 entries; one for each of the 3 domains"),
+        (
+            "--config.data.proportions=(1.0,2.0)",
+            r"config.data.proportions = \(1.0, 2.0\): has 2 entries; one for each of the 3 domains",
+        ),
         ("--config.data.proportions=(1.0,2.0,-1.0)", r"config.data.proportions = \(1.0, 2.0, -1.0\): every entry must"),
         ("--config.data.proportions=(0.0,0.0,0.0)", r"config.data.proportions = \(0.0, 0.0, 0.0\): at least one entry"),
         (

@@ -81,7 +81,7 @@ def test_a_value_out_of_its_range_is_refused_with_what_is_accepted(name, value, 
         ({"data.domains": ("a",), "data.domain_values": ("x",)}, "domain_values: needs config.data.domain_field"),
         (
             {"data.domains": ("a", "b"), "data.proportions": (1.0,)},
-            "config.data.proportions has 1 entries; one for each",
+            r"config.data.proportions = \(1.0,\): has 1 entries; one for each",
         ),
         ({"mesh.data": -1}, "config.mesh: -1 .* one axis only"),
     ],

@@ -115,7 +115,7 @@ def weighter_sections(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def _check_order(section: ConfigDict, order: Order, selector: Scheduled[Selector] | None) -> None:
-    if order.scores == "selector" and selector is None:
+    if order.scores.kind == "selector" and selector is None:
         raise InputError('config.order.scores = "selector": needs a config.selector that scores')
     given = [field for field in Schedule._fields if section.get(field) is not None]
     if given and (selector or not order.dynamic):

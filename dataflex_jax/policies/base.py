@@ -5,8 +5,8 @@ the hyperparameters and returns a NamedTuple of functions. The train step calls 
 one jitted function; selectors and orders decide between two steps.
 """
 
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -81,6 +81,8 @@ class Mixer(NamedTuple):
             expensive for every step; None: nothing to do.
         needs: what must be there for it, such as `TARGETS`.
         reference: the model of Observation.reference_losses; None: not wanted.
+        log: state -> what policy.jsonl holds of it: names -> numbers, arrays [K] over the domains, or mappings again;
+            called on the host, the state's leaves being NumPy arrays. None: all leaves with fewer than two axes.
     """
 
     init: Callable[[Float[Array, " K"]], PyTree]
@@ -93,7 +95,7 @@ class Mixer(NamedTuple):
     refresh: Callable[[PyTree, Signals], PyTree] | None = None
     needs: frozenset[Hashable] = frozenset()
     reference: Reference | None = None
-    log: Callable[[PyTree], Any] | None = None
+    log: Callable[[PyTree], Mapping[str, PyTree]] | None = None
 
 
 class RowObservation(NamedTuple):
@@ -212,17 +214,42 @@ class Selector(NamedTuple):
     needs: frozenset[Hashable] = frozenset()
 
 
+class ScoreSource(NamedTuple):
+    """Where the scores come from that an order goes by.
+
+    Attributes:
+        kind: "loss" of the current model; "selector": the active selector's; "field" of the record; "file" with one
+            score a candidate (.npy or .jsonl); "none": the order needs no scores.
+        name: the field's (dotted), or the file's path.
+    """
+
+    kind: str
+    name: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """What "loss", "selector", "field:NAME" or a file's path means."""
+        if text in ("loss", "selector"):
+            return cls(text)
+        if text.startswith("field:"):
+            return cls("field", text.removeprefix("field:"))
+        return cls("file", text)
+
+    def __str__(self) -> str:
+        """The text that is parsed to this."""
+        return {"field": f"field:{self.name}", "file": self.name}.get(self.kind, self.kind)
+
+
 class Order(NamedTuple):
     """Decides in which order the chosen examples come.
 
     Attributes:
         arrange: (scores [n], key) -> permutation [n] of 0 to n-1, the first to come first. A pure permutation.
-        scores: what to go by: "loss" (of the current model), "selector" (the active selector's scores), a file of
-            scores (.npy or .jsonl, one a candidate), or "field:NAME", a (dotted) field of the record.
+        scores: what to go by.
         dynamic: False: scores are computed once, before the first step; True: anew at each update, for the rows until
             the next one.
     """
 
     arrange: Callable[[Float[np.ndarray, " n"], PRNGKeyArray], Int[np.ndarray, " n"]]
-    scores: str
-    dynamic: bool
+    scores: ScoreSource = ScoreSource("none")
+    dynamic: bool = False

@@ -6,51 +6,66 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dataflex_jax.errors import InputError
+from dataflex_jax.policies import options
 
 
-def normalised(proportions: Sequence[float], num_domains: int, option: str) -> np.ndarray:
+def normalised(name: str, proportions: Sequence[float], num_domains: int) -> Float[np.ndarray, " K"]:
     """Checks and normalises mixture proportions.
 
     Args:
+        name: of the hyperparameter, for the error.
         proportions: one non-negative number a domain, not all zero; any scale.
         num_domains: K.
-        option: the configuration field they come from, for the error.
 
     Returns:
         float64 [K] that sums to 1.
 
     Raises:
-        InputError: wrong length, a negative or non-finite entry, or all zero.
+        ValueError: wrong length, a negative or non-finite entry, or all zero.
     """
     weights = np.asarray(proportions, np.float64)
     if weights.shape != (num_domains,):
-        raise InputError(f"{option} has {weights.size} entries; one for each of the {num_domains} domains is needed")
+        reason = f"has {weights.size} entries; one for each of the {num_domains} domains is needed"
+        options.refuse(name, proportions, reason)
     if not np.isfinite(weights).all() or (weights < 0).any():
-        raise InputError(f"{option} = {tuple(proportions)}: every entry must be a finite number >= 0")
+        options.refuse(name, proportions, "every entry must be a finite number >= 0")
     if weights.sum() <= 0:
-        raise InputError(f"{option} = {tuple(proportions)}: at least one entry must be > 0")
+        options.refuse(name, proportions, "at least one entry must be > 0")
     return weights / weights.sum()
 
 
 def starting_proportions(
-    proportions: Sequence[float] | str | None, natural: Float[Array, " K"], option: str
+    name: str, proportions: Sequence[float] | str | None, natural: Float[Array, " K"]
 ) -> Float[Array, " K"]:
-    """The distribution that `proportions` means, float32.
+    """The distribution that a hyperparameter means, float32.
 
     Args:
+        name: of the hyperparameter, for the error.
         proportions: one number a domain, "uniform", or None for the natural ones.
         natural: the domains' sizes or default proportions, of any scale.
-        option: the configuration field that `proportions` comes from, for the error.
 
     Raises:
-        InputError: as `normalised`, or a string other than "uniform".
+        ValueError: as `normalised`, or a string other than "uniform".
     """
     num_domains = len(natural)
     if proportions is None:
         return jnp.asarray(natural / natural.sum(), jnp.float32)
     if isinstance(proportions, str):
-        if proportions != "uniform":
-            raise InputError(f'{option} = {proportions!r}: a tuple of numbers or "uniform" is accepted')
+        options.require(name, proportions, proportions == "uniform", 'a tuple of numbers or "uniform"')
         return jnp.full((num_domains,), 1 / num_domains, jnp.float32)
-    return jnp.asarray(normalised(proportions, num_domains, option), jnp.float32)
+    return jnp.asarray(normalised(name, proportions, num_domains), jnp.float32)
+
+
+def all_positive(name: str, proportions: Sequence[float] | str | None, weights: Float[Array, " K"]) -> None:
+    """Refuses proportions without which a domain's losses are never seen.
+
+    Args:
+        name: of the hyperparameter.
+        proportions: its value.
+        weights: the distribution that it means.
+
+    Raises:
+        ValueError: a weight of 0.
+    """
+    holds = bool(jnp.all(weights > 0))
+    options.require(name, proportions, holds, "> 0 for every domain, or its losses are never seen")

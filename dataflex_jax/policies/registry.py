@@ -2,10 +2,10 @@
 
 A user's own policy lives in the user's package and registers itself with the same decorators:
 
-    from dataflex_jax.policies import base, registry
+    from dataflex_jax.policies import Mixer, register_mixer
 
-    @registry.register_mixer("my_mixer")
-    def my_mixer(*, temperature: float = 1.0) -> base.Mixer: ...
+    @register_mixer("my_mixer")
+    def my_mixer(*, temperature: float = 1.0) -> Mixer: ...
 
 `config.plugins = ("my_package.my_mixer",)` imports it; an installed package may instead declare an entry point of group
 `dataflex_jax.policies` that names the module.
@@ -81,8 +81,8 @@ def load_plugins(modules: Iterable[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as e:
-            raise InputError(f"config.plugins: cannot import {module!r}: {e}") from e
+        except ModuleNotFoundError as error:
+            raise InputError(f"config.plugins: cannot import {module!r}: {error}") from error
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -157,17 +157,17 @@ def build(
 
 
 def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a policy's factory or `init` returns; hyperparameters are passed on, their names checked before.
+    """What `call` returns, such as a policy's factory or `init`, whose arguments come from a section.
 
     Raises:
-        InputError: in place of a ValueError whose message begins as "alpha = 2: ..."; names the policy's section.
-        ValueError: any other one, a fault of the policy.
+        InputError: in place of a ValueError whose message begins as "alpha = 2: ..."; names the section.
+        ValueError: any other one, a fault of `call`.
     """
     try:
         return call(*args, **kwargs)
-    except ValueError as e:
-        if re.match(r"\w+ = ", str(e)):
-            raise InputError(f"config.{option}.{e}") from e
+    except ValueError as error:
+        if re.match(r"\w+ = ", str(error)):
+            raise InputError(f"config.{option}.{error}") from error
         raise
 
 

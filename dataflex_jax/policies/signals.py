@@ -14,12 +14,27 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.signals.projections import Projection
-
 PyTree = Any
 
 # (last hidden states [B, T, D], 1 where an input is no padding [B, T]) -> [B, E]
 Embed = Callable[[Float[Array, "B T D"], Float[Array, "B T"]], Float[Array, "B E"]]
+
+
+METHODS = ("sketch", "rademacher", "kronecker", "none")
+
+
+class Projection(NamedTuple):
+    """A random map from a gradient to `dim` numbers that keeps inner products; `signals.projections` has the maths.
+
+    Attributes:
+        method: one of `METHODS`; "none" keeps every number.
+        dim: numbers an example has after the projection; "none" ignores it.
+        seed: of the maps.
+    """
+
+    method: str = "sketch"
+    dim: int = 8192
+    seed: int = 0
 
 
 class Preconditioner(NamedTuple):

@@ -9,19 +9,19 @@ from jaxtyping import Float, Int64
 
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
+from dataflex_jax.policies.base import ScoreSource
 from dataflex_jax.policies.signals import Losses, Signals
 
-_FIELD = "field:"
 _ACCEPTED = '"loss", "selector", "field:NAME", or a .npy or .jsonl file with one score a candidate'
 
 
 def order_scores(
-    source: str, pool: Pool, signals: Signals, ids: Int64[np.ndarray, " n"] | None = None
+    source: ScoreSource, pool: Pool, signals: Signals, ids: Int64[np.ndarray, " n"] | None = None
 ) -> Float[np.ndarray, " n"]:
     """The scores of some candidates, float32.
 
     Args:
-        source: what `Order.scores` says, other than "selector"; "": none are wanted.
+        source: an order's, other than "selector"; zeros of "none".
         pool: the candidates.
         signals: of the current model.
         ids: places in the pool; None: all.
@@ -29,25 +29,25 @@ def order_scores(
     Raises:
         InputError: a field or file that does not give one number a candidate.
     """
-    if not source:
+    if source.kind == "none":
         return np.zeros(pool.num_rows if ids is None else len(ids), np.float32)
-    if source == "loss":
+    if source.kind == "loss":
         return signals.candidates.sweep(Losses(), ids)
-    values = _field(source, pool) if source.startswith(_FIELD) else _file(Path(source), pool.num_rows)
+    values = _field(source, pool) if source.kind == "field" else _file(Path(source.name), pool.num_rows)
     return values if ids is None else values[ids]
 
 
-def _field(source: str, pool: Pool) -> Float[np.ndarray, " N"]:
-    name = source.removeprefix(_FIELD)
+def _field(source: ScoreSource, pool: Pool) -> Float[np.ndarray, " N"]:
+    field = f"config.order.scores = {str(source)!r}"
     if pool.records() is None:
-        raise InputError(f"config.order.scores = {source!r}: rows of documents are no records; instruction data are")
+        raise InputError(f"{field}: rows of documents are no records; instruction data are")
     try:
-        values = [value for domain in pool.domains for value in domain.store.values("train", name)]
+        values = [value for domain in pool.domains for value in domain.store.values("train", source.name)]
     except InputError as e:
-        raise InputError(f"config.order.scores = {source!r}: {e}") from e
+        raise InputError(f"{field}: {e}") from e
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(f"config.order.scores = {source!r}: candidate {number} has {value!r}, not a number")
+            raise InputError(f"{field}: candidate {number} has {value!r}, not a number")
     return np.array(values, np.float32)
 
 

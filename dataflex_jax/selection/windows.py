@@ -129,7 +129,7 @@ class Selection:
         self._begun = True
         if self._selector is not None and self._selector.policy.init is not None:
             self._state = jax.tree.map(np.asarray, self._selector.policy.init(ask()))
-        if self._order is None or self._order.policy.dynamic or self._order.policy.scores == "selector":
+        if self._order is None or self._order.policy.dynamic or self._order.policy.scores.kind == "selector":
             return
         self._static_scores = order_scores(self._order.policy.scores, self._draws.pool, ask())
         if self._selector is None:
@@ -153,7 +153,7 @@ class Selection:
             chosen, state = self._chooser.choose(self._state, signals, request, counts)
             parts, scores = [chosen.ids[part] for part in chosen.groups], chosen.all_scores
             decided = {"policy": self._selector.name, **self._write(step, chosen)}
-            if self._order is not None and self._order.policy.scores != "selector":
+            if self._order is not None and self._order.policy.scores.kind != "selector":
                 scores = self._scores_of(parts, signals)
             # Last, so that what interrupts the sweeps leaves the state of before.
             # A checkpoint's NumPy arrays can be read on any number of devices.

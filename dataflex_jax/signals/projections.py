@@ -19,31 +19,15 @@ comparison. Variances below are over the maps, for x and y as vectors of all sel
 
 import math
 import zlib
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dataflex_jax.models import layout
-
-METHODS = ("sketch", "rademacher", "kronecker", "none")
+from dataflex_jax.policies.signals import METHODS, Projection
 
 _BLOCK = 1024  # coordinates whose dense map is in memory at once
-
-
-class Projection(NamedTuple):
-    """Which map.
-
-    Attributes:
-        method: one of `METHODS`; "none" keeps every number.
-        dim: numbers an example has after the projection; "none" ignores it.
-        seed: of the maps.
-    """
-
-    method: str = "sketch"
-    dim: int = 8192
-    seed: int = 0
 
 
 def check(projection: Projection) -> None:

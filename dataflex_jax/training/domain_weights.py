@@ -32,7 +32,8 @@ def write_weights(
     Raises:
         InputError: weights that are no distribution.
     """
-    shares = normalised(np.asarray(weights, np.float64).tolist(), len(names), f"weights for {path}")
+    path = Path(path)
+    shares = _shares(path, np.asarray(weights, np.float64).tolist(), len(names))
     domains = dict(zip(names, shares.tolist(), strict=True))
     replace_json(path, {"domains": domains, **facts}, indent=2, ensure_ascii=False)
 
@@ -84,4 +85,11 @@ def read_weights(path: str | os.PathLike, names: Sequence[str]) -> tuple[float, 
     for name, weight in domains.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise InputError(f"{path}: domains.{name} = {weight!r}: must be a number >= 0")
-    return tuple(normalised([domains[name] for name in names], len(names), f"{path}: domains").tolist())
+    return tuple(_shares(path, [domains[name] for name in names], len(names)).tolist())
+
+
+def _shares(path: str | os.PathLike, weights: Sequence[float], num_domains: int) -> Float[np.ndarray, " K"]:
+    try:
+        return normalised("domains", tuple(weights), num_domains)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error

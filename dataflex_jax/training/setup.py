@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax import preemption
 from dataflex_jax.data.loader import check_rows
+from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.sharding import make_mesh
@@ -77,7 +78,7 @@ def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> 
     config = with_weights_files(config, [domain.name for domain in inputs.domains])
     policies = active_policies(config)
     sizes = np.diff(inputs.pool.offsets)
-    proportions = starting_proportions(config.data.proportions, sizes, "config.data.proportions")
+    proportions = registry.checked("data", starting_proportions, "proportions", config.data.proportions, sizes)
     learner = make_learner(config, inputs.tokenizer.vocab_size, policies, proportions, mesh)
     identity = resume.identify(
         config,

@@ -1,4 +1,4 @@
-"""ADAPT and the pooling of hidden states, against float64 transcriptions and the peer's recorded weights."""
+"""ADAPT against a float64 transcription and the peer's recorded weights."""
 
 import jax
 import jax.numpy as jnp
@@ -6,45 +6,9 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.common import pooling
 from dataflex_jax.policies.weighters.adapt import NORMALIZATIONS, adapt
 from tests.helpers.observations import FakeTargets, of_rows, recorded
-
-
-def random_hidden(seed, rows=5, tokens=7, width=6):
-    """Hidden states and masks: padded on the right, on the left, not at all, to one token."""
-    hidden = np.random.default_rng(seed).normal(size=(rows, tokens, width))
-    mask = np.ones((rows, tokens))
-    mask[0, 4:] = 0
-    mask[1, :3] = 0
-    mask[2, 1:] = 0
-    return hidden, mask
-
-
-def pooled(hidden, mask, how):
-    """One row at a time, over its real tokens alone."""
-    rows = []
-    for states, real in zip(hidden, mask, strict=True):
-        states = states[real > 0]
-        places = np.arange(1, len(states) + 1)
-        vector = {
-            "position_weighted_mean": (places[:, None] * states).sum(0) / places.sum(),
-            "mean": states.mean(0),
-            "last_token": states[-1],
-        }[how]
-        rows.append(vector / np.linalg.norm(vector))
-    return np.stack(rows)
-
-
-@pytest.mark.parametrize("how", ["position_weighted_mean", "mean", "last_token"])
-def test_pooling_equals_the_transcription_whichever_side_is_padded(how):
-    hidden, mask = random_hidden(0)
-    embed = jax.jit(getattr(pooling, how))
-    np.testing.assert_allclose(embed(jnp.asarray(hidden), jnp.asarray(mask)), pooled(hidden, mask, how), atol=1e-6)
-    half = embed(jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(mask))
-    assert half.dtype == jnp.float32
-    np.testing.assert_allclose(half, pooled(hidden, mask, how), atol=2e-2)
-    np.testing.assert_array_equal(embed(jnp.asarray(hidden), jnp.zeros_like(mask)), np.zeros((5, 6)))
+from tests.policies.common.test_pooling import pooled, random_hidden
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
@@ -86,7 +50,7 @@ def test_rows_like_the_targets_weigh_more_than_others():
 def test_no_target_set_is_refused():
     weighter = adapt()
     empty = FakeTargets(np.zeros((0, 4, 6)), np.zeros((0, 4)))
-    with pytest.raises(InputError, match=r"^config.targets: weighter 'adapt' needs a target set"):
+    with pytest.raises(InputError, match=r"^weighter 'adapt' needs a target set"):
         weighter.refresh(weighter.init(6), empty)
 
 

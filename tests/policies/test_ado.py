@@ -184,6 +184,18 @@ def test_a_resumed_run_with_a_further_domain_waits_for_its_law():
     np.testing.assert_array_equal(after.weights, resumed.weights)
 
 
+def test_the_log_has_the_laws_by_their_parameters_and_no_losses():
+    mixer = ado(ignore=0, smoothing=1, history=32)
+    state = jax.device_get(trained(mixer, 12))
+    logged = mixer.log(state)
+    assert list(logged) == list(state._fields)
+    for name, values in zip("aeb", state.law.T, strict=True):
+        np.testing.assert_array_equal(logged["law"][name], values)
+    assert state.fitted.all()
+    assert set(logged["history"]) == {"filled", "steps", "block"}
+    assert all(np.ndim(leaf) < 2 for leaf in jax.tree.leaves(logged))
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("step_size", "all"), ("ignore", -1), ("smoothing", 0), ("history", 15), ("history", 8)]
 )
@@ -193,7 +205,7 @@ def test_impossible_hyperparameters_are_refused_by_name(option, value):
 
 
 def test_a_domain_without_prior_is_refused():
-    with pytest.raises(InputError, match=r"^config.mixer.prior = \(1, 0\): every domain must be > 0"):
+    with pytest.raises(InputError, match=r"^config.mixer.prior = \(1, 0\): must be > 0 for every domain"):
         registry.checked("mixer", ado(prior=(1, 0)).init, jnp.ones(2) / 2)
 
 

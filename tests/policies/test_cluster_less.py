@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.policies.common import pooling
 from dataflex_jax.policies.common.kmeans import kmeans
 from dataflex_jax.policies.selectors import cluster_less as module
-from dataflex_jax.policies.selectors.cluster_less import ClusterEvidence, cluster_less, last_pooled, mean_pooled
+from dataflex_jax.policies.selectors.cluster_less import ClusterEvidence, cluster_less
 from tests.helpers.fake_signals import FakeSignals, request
 from tests.policies.test_less import GROUPS, NAMES, SIZE, transcribed_influences
 
@@ -63,21 +64,20 @@ def test_kmeans_of_repeated_points_leaves_clusters_empty():
     assert np.isfinite(np.asarray(centroids)).all()
 
 
-def test_poolings_ignore_padding():
-    hidden, mask = signals().hidden_of["candidates"]
-    lengths = mask.sum(axis=1).astype(int)
-    expected = [rows[:length].astype(np.float64).mean(axis=0) for rows, length in zip(hidden, lengths, strict=True)]
-    np.testing.assert_allclose(mean_pooled(hidden, mask), expected, rtol=1e-6)
-    np.testing.assert_array_equal(last_pooled(hidden, mask), hidden[np.arange(N), lengths - 1])
-    for pooled in (mean_pooled, last_pooled):
-        assert np.isnan(pooled(hidden, np.zeros_like(mask))).all()
+@pytest.mark.parametrize("how", ["mean", "last"])
+def test_a_candidate_of_padding_only_is_in_no_cluster(how):
+    source = signals()
+    source.hidden_of["candidates"][1][7] = 0
+    state = cluster_less(pooling=how).init(source)
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(state["cluster"]) < 0), [7])
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(state["distance"])), [7])
 
 
 def test_init_clusters_the_pooled_hidden_states_once():
     source = signals()
     state = cluster_less(cluster_size=10, cluster_seed=3).init(source)
     hidden, mask = source.hidden_of["candidates"]
-    points = mean_pooled(hidden, mask)
+    points = pooling.mean(hidden, mask, normalised=False)
     cluster, distance, _ = kmeans(points, 6, jax.random.key(3))
     np.testing.assert_array_equal(state["cluster"], cluster)
     np.testing.assert_allclose(state["distance"], distance, rtol=1e-5)

@@ -76,7 +76,7 @@ def test_steps_between_updates_change_nothing():
 
 def test_the_target_form_without_a_target_set_is_refused():
     mixer = doge(targets="targets")
-    with pytest.raises(InputError, match=r"mixer 'doge' needs a target set, config.targets"):
+    with pytest.raises(InputError, match="mixer 'doge' needs a target set where targets = 'targets'"):
         mixer.refresh(mixer.init(jnp.ones(2) / 2), products(np.eye(2), 1e-3))
 
 

@@ -187,7 +187,10 @@ def test_impossible_hyperparameters_are_refused_by_name(options, message):
 
 
 def test_a_domain_that_is_never_sampled_is_refused():
-    with pytest.raises(InputError, match=r"^config.mixer.sampling = \(1, 0\): every domain must be > 0"):
+    with pytest.raises(
+        InputError,
+        match=r"^config.mixer.sampling = \(1, 0\): must be > 0 for every domain",
+    ):
         registry.checked("mixer", mixer_of(sampling=(1, 0)).init, jnp.ones(2) / 2)
     assert mixer_of(reference_losses="cached").reference == Reference("runs/reference", "cached")
 

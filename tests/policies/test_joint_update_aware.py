@@ -73,7 +73,7 @@ def test_equal_rows_share_what_one_of_them_would_get():
 
 def test_no_target_set_is_refused_where_the_objective_needs_one():
     weighter = joint_update_aware()
-    with pytest.raises(InputError, match=r"^config.targets: weighter 'joint_update_aware' needs a target set"):
+    with pytest.raises(InputError, match=r"^weighter 'joint_update_aware' needs a target set"):
         weighter.refresh(weighter.init(6), FakeTargets(np.zeros((0, 4, 6)), np.zeros((0, 4))))
     assert joint_update_aware(objective="diverse_only").refresh is None
 

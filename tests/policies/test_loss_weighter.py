@@ -134,8 +134,8 @@ def test_the_peers_recorded_weights(mine, theirs, delta):
         ({"r_schedule": "step"}, "^r_schedule = 'step': must be one of constant"),
         ({"r_schedule": "linear", "r_steps": 5}, "^r_initial = None: must be > 0"),
         ({"r_schedule": "linear", "r_initial": 5.0}, "^r_steps = None: must be >= 1"),
-        ({"r_initial": 5.0}, "^r_initial = 5.0: only with an r_schedule"),
-        ({"r_steps": 5}, "^r_steps = 5: only with an r_schedule"),
+        ({"r_initial": 5.0}, "^r_initial = 5.0: must be None but for an r_schedule of linear, cosine"),
+        ({"r_steps": 5}, "^r_steps = 5: must be None but for an r_schedule of linear, cosine"),
     ],
 )
 def test_impossible_hyperparameters_are_refused_by_name(options, message):

@@ -9,6 +9,7 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
+from dataflex_jax.policies.base import ScoreSource
 from dataflex_jax.policies.orders.cross_guidance import cross_guidance
 from dataflex_jax.policies.orders.folding import folding
 from dataflex_jax.policies.orders.segment import segment
@@ -146,7 +147,7 @@ def test_equal_scores_keep_their_order():
 
 def test_shuffle_is_uniform_needs_no_scores_and_depends_on_the_key():
     order = shuffle()
-    assert order.scores == ""
+    assert order.scores == ScoreSource("none")
     first, second = (order.arrange(np.full(1000, np.nan), jax.random.key(seed)) for seed in (0, 1))
     assert (first != second).mean() > 0.9
     places = np.array([order.arrange(np.zeros(4), jax.random.key(seed)) for seed in range(1500)])
@@ -158,7 +159,7 @@ def test_shuffle_is_uniform_needs_no_scores_and_depends_on_the_key():
 def test_builds_from_its_default_section(name):
     order, _ = registry.build("order", registry.policy_config("order", name), Schedule(0, 1, -1))
     assert order.dynamic is False
-    assert order.scores == ("" if name == "shuffle" else "loss")
+    assert order.scores == ScoreSource("none" if name == "shuffle" else "loss")
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,7 @@ def test_schedule_updates_at_warmup_then_every_update_step_and_at_most_update_ti
 PLUGIN = '''
 """Draws in proportion to the square of the domain losses."""
 import jax.numpy as jnp
-from dataflex_jax.policies.base import Mixer
-from dataflex_jax.policies.registry import register_mixer
+from dataflex_jax.policies import Mixer, register_mixer
 
 @register_mixer("{name}")
 def squared(*, power: float = 2.0) -> Mixer:

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.errors import InputError
 from dataflex_jax.policies.mixers.random import random
 from dataflex_jax.policies.mixers.static import static
 from tests.policies.test_odm import observe
@@ -25,15 +24,15 @@ def test_static_keeps_its_proportions():
 @pytest.mark.parametrize(
     ("proportions", "message"),
     [
-        ((1, 1), "has 2 entries; one for each of the 3"),
+        ((1, 1), r"proportions = \(1, 1\): has 2 entries; one for each of the 3"),
         ((1, -1, 1), "must be a finite number >= 0"),
         ((1, float("nan"), 1), "must be a finite number >= 0"),
         ((0, 0, 0), "at least one entry must be > 0"),
-        ("even", '"uniform" is accepted'),
+        ("even", "proportions = 'even': must be a tuple of numbers or \"uniform\""),
     ],
 )
 def test_impossible_proportions_are_refused(proportions, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         static(proportions=proportions).init(NATURAL)
 
 

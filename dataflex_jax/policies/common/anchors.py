@@ -19,15 +19,5 @@ def mean_target(weighter: str, embed: Embed, signals: Signals) -> Float[np.ndarr
         InputError: there is no target set.
     """
     if signals.targets is None:
-        raise InputError(f"config.targets: weighter {weighter!r} needs a target set to compare the rows with")
+        raise InputError(f"weighter {weighter!r} needs a target set to compare the rows with")
     return np.mean(signals.targets.sweep(Embeddings(embed)), axis=0, dtype=np.float64).astype(np.float32)
-
-
-def check_interval(refresh_interval: int) -> None:
-    """Refuses an impossible number of steps between two refreshes.
-
-    Raises:
-        ValueError: begins with "refresh_interval".
-    """
-    if refresh_interval < 1:
-        raise ValueError(f"refresh_interval = {refresh_interval}: must be >= 1")

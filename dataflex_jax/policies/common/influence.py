@@ -1,5 +1,6 @@
 """Cosine similarities between gradients of candidates and of target groups: what less, icons and cluster_less share."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.signals import Gradients, Preconditioner, Signals
-from dataflex_jax.signals.projections import METHODS, Projection
+from dataflex_jax.policies import options
+from dataflex_jax.policies.signals import METHODS, Gradients, Preconditioner, Projection, Signals
 
 GRADIENT_TYPES = ("adam", "sgd")
 EPS_MODES = ("outside", "inside")
@@ -32,46 +33,51 @@ class Influence(NamedTuple):
     target_agg: str = "mean_of_cos"
 
 
-def influence(
-    *,
-    proj_dim: int,
-    projection: str,
-    gradient_type: str,
-    eps_mode: str,
-    bias_correction: bool,
-    projection_seed: int,
-    target_agg: str = "mean_of_cos",
-) -> Influence:
-    """An `Influence` of hyperparameters; see `less`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfluenceOptions:
+    """The hyperparameters of every selector by influence. `less` says what the formulas are.
+
+    Attributes:
+        proj_dim: numbers that a gradient is projected to; unused by "none".
+        projection: "sketch" (random signs and a sparse hash), "rademacher" (dense random signs, the authors'),
+            "kronecker" (from activations and output gradients; gradient_type "sgd" only) or "none" (exact).
+        gradient_type: of the candidates: "adam": preconditioned by the optimizer's moments; "sgd": the plain gradient.
+        eps_mode: "outside": `m' / (sqrt(v') + eps)`; "inside": `m' / sqrt(v' + eps)`, the authors' code. Unused by
+            "sgd".
+        bias_correction: whether m' and v' are divided by `1 - b^t`. Unused by "sgd".
+        target_agg: "mean_of_cos": the mean of a candidate's cosines with the group's targets, the authors' code;
+            "cos_of_mean": its cosine with their mean gradient, the paper.
+        group_agg: a candidate's score: the "max" or the "mean" of its influences on the groups.
+        projection_seed: of the random map.
 
     Raises:
-        ValueError: a hyperparameter out of its range, by name.
+        ValueError: a hyperparameter out of its range.
     """
-    if proj_dim < 1:
-        raise ValueError(f"proj_dim = {proj_dim}: must be >= 1")
-    for name, value, accepted in (
-        ("projection", projection, METHODS),
-        ("gradient_type", gradient_type, GRADIENT_TYPES),
-        ("eps_mode", eps_mode, EPS_MODES),
-        ("target_agg", target_agg, TARGET_AGGREGATIONS),
-    ):
-        check_option(name, value, accepted)
-    if projection == "kronecker" and gradient_type == "adam":
-        raise ValueError(
-            "projection = 'kronecker': forms no gradient that Adam's moments could shape; needs gradient_type = 'sgd'"
-        )
-    adam = Preconditioner(eps_mode, bias_correction) if gradient_type == "adam" else None
-    return Influence(Projection(projection, proj_dim, projection_seed), adam, target_agg)
 
+    proj_dim: int = 8192
+    projection: str = "sketch"
+    gradient_type: str = "adam"
+    eps_mode: str = "outside"
+    bias_correction: bool = False
+    target_agg: str = "mean_of_cos"
+    group_agg: str = "max"
+    projection_seed: int = 0
 
-def check_option(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    """Refuses a value that is none of the accepted ones.
+    def __post_init__(self):
+        options.at_least("proj_dim", self.proj_dim, 1)
+        options.one_of("projection", self.projection, METHODS)
+        options.one_of("gradient_type", self.gradient_type, GRADIENT_TYPES)
+        options.one_of("eps_mode", self.eps_mode, EPS_MODES)
+        options.one_of("target_agg", self.target_agg, TARGET_AGGREGATIONS)
+        options.one_of("group_agg", self.group_agg, GROUP_AGGREGATIONS)
+        if self.projection == "kronecker" and self.gradient_type == "adam":
+            reason = "forms no gradient that Adam's moments could shape; needs gradient_type = 'sgd'"
+            options.refuse("projection", self.projection, reason)
 
-    Raises:
-        ValueError: names the hyperparameter.
-    """
-    if value not in accepted:
-        raise ValueError(f"{name} = {value!r}: must be one of {', '.join(accepted)}")
+    def influence(self) -> Influence:
+        """How these options compare gradients."""
+        adam = Preconditioner(self.eps_mode, self.bias_correction) if self.gradient_type == "adam" else None
+        return Influence(Projection(self.projection, self.proj_dim, self.projection_seed), adam, self.target_agg)
 
 
 def unit(features: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
@@ -114,7 +120,7 @@ def directions(influence: Influence, signals: Signals) -> Float[Array, "G P"]:
     """
     targets = signals.targets
     if targets is None:
-        raise InputError("config.targets: the selector compares gradients with a target set's, and there is none")
+        raise InputError("a selector by influence needs a target set to compare gradients with")
     gradients = np.asarray(targets.sweep(Gradients(influence.projection)), np.float32)
     rows = []
     for group, name in enumerate(targets.group_names):
@@ -125,7 +131,7 @@ def directions(influence: Influence, signals: Signals) -> Float[Array, "G P"]:
         mean = members.sum(axis=0) / max(len(members), 1)
         if not mean.any():
             raise InputError(
-                f"config.targets: no gradient to go by in group {name!r}: each group needs an example with a token "
+                f"the target set has no gradient to go by in group {name!r}: each group needs an example with a token "
                 "that counts and a finite loss"
             )
         rows.append(mean if influence.target_agg == "mean_of_cos" else mean / np.linalg.norm(mean))

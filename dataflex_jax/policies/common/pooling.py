@@ -1,4 +1,4 @@
-"""One vector a row from its last hidden states: what a weighter asks of the forward pass."""
+"""One vector a row from its last hidden states: what weighters and selectors embed a row by."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,25 +33,28 @@ def position_weighted_mean(hidden: Float[Array, "B T D"], mask: Float[Array, "B 
     return _unit(_weighted_sum(weights, hidden))
 
 
-def mean(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"], *, normalised: bool = True) -> Float[Array, "B D"]:
+def mean(
+    hidden: Float[Array, "B T D"], mask: Float[Array, "B T"], *, normalised: bool = True, empty: float = 0.0
+) -> Float[Array, "B D"]:
     """Mean of the hidden states of the real tokens.
 
     Args:
         hidden: last hidden states, any float dtype.
         mask: 1 where an input is no padding.
         normalised: whether each vector is L2-normalised.
+        empty: the numbers of a row of padding only.
 
     Returns:
-        float32; 0 for a row of padding only.
+        float32.
     """
     mask = mask.astype(jnp.float32)
-    weights = mask / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
-    pooled = _weighted_sum(weights, hidden)
-    return _unit(pooled) if normalised else pooled
+    count = jnp.sum(mask, axis=1, keepdims=True)
+    pooled = _weighted_sum(mask, hidden) / jnp.maximum(count, 1.0)
+    return jnp.where(count > 0, _unit(pooled) if normalised else pooled, empty)
 
 
 def last_token(
-    hidden: Float[Array, "B T D"], mask: Float[Array, "B T"], *, normalised: bool = True
+    hidden: Float[Array, "B T D"], mask: Float[Array, "B T"], *, normalised: bool = True, empty: float = 0.0
 ) -> Float[Array, "B D"]:
     """The hidden state of the last real token, on whichever side the padding is.
 
@@ -59,12 +62,12 @@ def last_token(
         hidden: last hidden states, any float dtype.
         mask: 1 where an input is no padding.
         normalised: whether each vector is L2-normalised.
+        empty: the numbers of a row of padding only.
 
     Returns:
-        float32; 0 for a row of padding only.
+        float32.
     """
     real = mask > 0
     last = mask.shape[1] - 1 - jnp.argmax(jnp.flip(real, axis=1), axis=1)
     states = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
-    states = jnp.where(jnp.any(real, axis=1)[:, None], states, 0.0)
-    return _unit(states) if normalised else states
+    return jnp.where(jnp.any(real, axis=1)[:, None], _unit(states) if normalised else states, empty)

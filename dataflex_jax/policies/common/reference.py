@@ -1,5 +1,6 @@
 """The reference model of the policies that compare with one."""
 
+from dataflex_jax.policies import options
 from dataflex_jax.policies.base import Reference
 
 LOSSES = ("model", "cached")
@@ -11,8 +12,6 @@ def reference_model(reference: str | None, reference_losses: str) -> Reference:
     Raises:
         ValueError: no reference, or a way to its losses that there is not.
     """
-    if reference_losses not in LOSSES:
-        raise ValueError(f"reference_losses = {reference_losses!r}: must be one of {', '.join(LOSSES)}")
-    if not reference:
-        raise ValueError(f"reference = {reference}: must be the run folder of the reference model")
+    options.one_of("reference_losses", reference_losses, LOSSES)
+    options.require("reference", reference, bool(reference), "the run folder of the reference model")
     return Reference(reference, reference_losses)

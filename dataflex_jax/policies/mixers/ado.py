@@ -4,17 +4,16 @@ Jiang et al. 2024, "Adaptive Data Optimization: Dynamic Sample Selection with Sc
 no model pass of its own: what a domain's loss will do is read off the losses that training gives anyway.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dataflex_jax.policies.base import Mixer, Observation
+from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 from dataflex_jax.policies.common import scaling_law
 from dataflex_jax.policies.common.loss_history import LossHistory
-from dataflex_jax.policies.proportions import starting_proportions
-from dataflex_jax.policies.registry import register_mixer
+from dataflex_jax.policies.proportions import all_positive, starting_proportions
 
 STEP_SIZES = ("same", "own")
 _LEAST_EXPONENT = 0.05
@@ -77,24 +76,19 @@ def ado(
         smoothing: steps that a point averages over, >= 1; where the history is full, points are averaged in pairs and
             this doubles. It stands for the authors' Savitzky-Golay filter over 101 steps.
         history: points of the history at most, even and >= 16.
-        prior: K weights or "uniform"; None: `config.data.proportions`.
+        prior: K weights or "uniform"; None: the run's proportions.
 
     Raises:
         ValueError: a hyperparameter out of its range; from `init`, a domain without prior.
     """
-    if step_size not in STEP_SIZES:
-        raise ValueError(f"step_size = {step_size!r}: must be one of {', '.join(STEP_SIZES)}")
-    if ignore < 0:
-        raise ValueError(f"ignore = {ignore}: must be >= 0")
-    if smoothing < 1:
-        raise ValueError(f"smoothing = {smoothing}: must be >= 1")
-    if history < 16 or history % 2:
-        raise ValueError(f"history = {history}: must be even and >= 16")
+    options.one_of("step_size", step_size, STEP_SIZES)
+    options.at_least("ignore", ignore, 0)
+    options.at_least("smoothing", smoothing, 1)
+    options.require("history", history, history >= 16 and history % 2 == 0, "even and >= 16")
 
     def init(natural: Float[Array, " K"]) -> AdoState:
-        mu = starting_proportions(prior, natural, "config.mixer.prior")
-        if not bool(jnp.all(mu > 0)):
-            raise ValueError(f"prior = {prior}: every domain must be > 0, or its losses are never seen")
+        mu = starting_proportions("prior", prior, natural)
+        all_positive("prior", prior, mu)
         num_domains = mu.shape[0]
         return AdoState(
             prior=mu,
@@ -141,7 +135,15 @@ def ado(
         sampling_weights=lambda state: state.weights,
         on_resume=on_resume,
         refresh=lambda state, signals: refitted(state),
+        log=described,
     )
+
+
+def described(state: AdoState) -> dict[str, Any]:
+    """The state as policy.jsonl holds it: the laws by their parameters, no losses."""
+    law = dict(zip("aeb", state.law.T, strict=True))
+    history = {name: getattr(state.history, name) for name in ("filled", "steps", "block")}
+    return {**state._asdict(), "law": law, "history": history}
 
 
 @jax.jit

@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.policies.base import Mixer
+from dataflex_jax.policies import TARGETS, DomainGradients, Mixer, Signals, options, register_mixer
 from dataflex_jax.policies.proportions import starting_proportions
-from dataflex_jax.policies.registry import register_mixer
-from dataflex_jax.policies.signals import TARGETS, DomainGradients, Signals
 
 TOWARDS = ("others", "targets")
 
@@ -65,26 +63,21 @@ def doge(
         mu: strength of the Bregman divergence to the last w, > 0; the smaller, the larger the steps.
         c: share of the uniform distribution in w, in [0, 1].
         clip: bound of s as a multiple of lr, > 0.
-        targets: "others": the target gradients are those of all other domains. "targets": that of `config.targets`.
+        targets: "others": the target gradients are those of all other domains. "targets": that of the run's target set.
         ema: share of the old average in what is sampled from, in [0, 1); 0: w itself (DoGE).
-        initial_proportions: K weights or "uniform" to start from; None: `config.data.proportions`.
+        initial_proportions: K weights or "uniform" to start from; None: the run's proportions.
 
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    if mu <= 0:
-        raise ValueError(f"mu = {mu}: must be > 0")
-    if not 0 <= c <= 1:
-        raise ValueError(f"c = {c}: must be in [0, 1]")
-    if clip <= 0:
-        raise ValueError(f"clip = {clip}: must be > 0")
-    if targets not in TOWARDS:
-        raise ValueError(f"targets = {targets!r}: must be one of {', '.join(TOWARDS)}")
-    if not 0 <= ema < 1:
-        raise ValueError(f"ema = {ema}: must be in [0, 1)")
+    options.positive("mu", mu)
+    options.between("c", c, 0, 1)
+    options.positive("clip", clip)
+    options.one_of("targets", targets, TOWARDS)
+    options.between("ema", ema, 0, 1, open_high=True)
 
     def init(natural: Float[Array, " K"]) -> DogeState:
-        weights = starting_proportions(initial_proportions, natural, "config.mixer.initial_proportions")
+        weights = starting_proportions("initial_proportions", initial_proportions, natural)
         zeros = jnp.zeros_like(weights)
         return DogeState(weights, smoothed=weights, weights_sum=zeros, score=zeros, count=jnp.int32(0))
 

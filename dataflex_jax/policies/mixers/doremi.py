@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dataflex_jax.policies.base import Mixer, Observation
+from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 from dataflex_jax.policies.common.reference import reference_model
-from dataflex_jax.policies.proportions import starting_proportions
-from dataflex_jax.policies.registry import register_mixer
+from dataflex_jax.policies.proportions import all_positive, starting_proportions
 
 INITIAL = ("uniform", "sampling")
 LOSS_NORMS = ("official", "paper")
@@ -78,7 +77,7 @@ def doremi(
         reference_losses: "model": computed in each step; "cached": read from a store that is computed once.
         eta: step size of the exponentiated gradient, > 0.
         c: share of the uniform distribution in alpha, in [0, 1].
-        sampling: K weights, "uniform" or "natural" (`config.data.proportions`); None: uniform.
+        sampling: K weights, "uniform" or "natural" (the run's proportions); None: uniform.
         initial: the first alpha: "uniform" or "sampling".
         initial_excess: lam of a domain before it is seen; the authors take ln(vocabulary size). None: the mean lam of
             the domains seen so far, so that what has not been seen moves neither up nor down. No matter if each domain
@@ -89,23 +88,18 @@ def doremi(
     Raises:
         ValueError: a hyperparameter out of its range, no reference; from `init`, a domain that is never sampled.
     """
-    if eta <= 0:
-        raise ValueError(f"eta = {eta}: must be > 0")
-    if not 0 <= c <= 1:
-        raise ValueError(f"c = {c}: must be in [0, 1]")
-    if initial not in INITIAL:
-        raise ValueError(f"initial = {initial!r}: must be one of {', '.join(INITIAL)}")
-    if initial_excess is not None and initial_excess < 0:
-        raise ValueError(f"initial_excess = {initial_excess}: must be >= 0")
-    if loss_norm not in LOSS_NORMS:
-        raise ValueError(f"loss_norm = {loss_norm!r}: must be one of {', '.join(LOSS_NORMS)}")
+    options.positive("eta", eta)
+    options.between("c", c, 0, 1)
+    options.one_of("initial", initial, INITIAL)
+    if initial_excess is not None:
+        options.at_least("initial_excess", initial_excess, 0)
+    options.one_of("loss_norm", loss_norm, LOSS_NORMS)
     model = reference_model(reference, reference_losses)
 
     def init(natural: Float[Array, " K"]) -> DoremiState:
         chosen = {None: "uniform", "natural": None}.get(sampling, sampling)
-        q = starting_proportions(chosen, natural, "config.mixer.sampling")
-        if not bool(jnp.all(q > 0)):
-            raise ValueError(f"sampling = {sampling}: every domain must be > 0, or its excess is never seen")
+        q = starting_proportions("sampling", chosen, natural)
+        all_positive("sampling", sampling, q)
         alpha = q if initial == "sampling" else jnp.full_like(q, 1 / q.shape[0])
         return DoremiState(
             alpha=alpha,

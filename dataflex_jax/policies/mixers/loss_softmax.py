@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dataflex_jax.policies.base import Mixer, Observation
-from dataflex_jax.policies.registry import register_mixer
+from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 
 
 class LossSoftmaxState(NamedTuple):
@@ -40,10 +39,8 @@ def loss_softmax(*, temperature: float = 1.0, smoothing: float = 0.0) -> Mixer:
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature = {temperature}: must be > 0")
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing = {smoothing}: must be in [0, 1)")
+    options.positive("temperature", temperature)
+    options.between("smoothing", smoothing, 0, 1, open_high=True)
 
     def init(proportions: Float[Array, " K"]) -> LossSoftmaxState:
         weights = jnp.asarray(proportions, jnp.float32)

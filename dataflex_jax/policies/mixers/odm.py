@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.policies.base import Mixer, Observation
+from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 from dataflex_jax.policies.proportions import starting_proportions
-from dataflex_jax.policies.registry import register_mixer
 
 VARIANTS = ("official", "paper", "dataflex", "exp3")
 
@@ -61,33 +60,27 @@ def odm(
         variant: one of "official", "paper", "dataflex", "exp3".
         min_exploration_rate: least probability of a domain, in [0, 1/K); None: 0 (dataflex: 0.03).
         reward_scale: factor of the reward; None: 1 (dataflex: 15, exp3: 0.1).
-        initial_proportions: K weights or "uniform" to start from; None: `config.data.proportions`.
+        initial_proportions: K weights or "uniform" to start from; None: the run's proportions.
 
     Raises:
         ValueError: a hyperparameter out of its range; from `init`, a min_exploration_rate of 1/K or more.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant = {variant!r}: must be one of {', '.join(VARIANTS)}")
-    if not 0 <= alpha < 1:
-        raise ValueError(f"alpha = {alpha}: must be in [0, 1)")
+    options.one_of("variant", variant, VARIANTS)
+    options.between("alpha", alpha, 0, 1, open_high=True)
     if reward_scale is None:
         reward_scale = {"dataflex": 15.0, "exp3": 0.1}.get(variant, 1.0)
-    elif reward_scale <= 0:
-        raise ValueError(f"reward_scale = {reward_scale}: must be > 0")
+    options.positive("reward_scale", reward_scale)
     min_rate = min_exploration_rate
     if min_rate is None:
         min_rate = 0.03 if variant == "dataflex" else 0.0
 
     def init(natural: Float[Array, " K"]) -> OdmState:
         num_domains = natural.shape[0]
-        if not 0 <= min_rate < 1 / num_domains:
-            raise ValueError(
-                f"min_exploration_rate = {min_rate}: must be in [0, 1/K), below {1 / num_domains:.4g} for "
-                f"{num_domains} domains"
-            )
+        accepted = f"in [0, 1/K), below {1 / num_domains:.4g} for {num_domains} domains"
+        options.require("min_exploration_rate", min_rate, 0 <= min_rate < 1 / num_domains, accepted)
         return OdmState(
             reward=jnp.zeros((num_domains,), jnp.float32),
-            weights=starting_proportions(initial_proportions, natural, "config.mixer.initial_proportions"),
+            weights=starting_proportions("initial_proportions", initial_proportions, natural),
             eps=jnp.float32(1 / num_domains),
             count=jnp.int32(0),
         )

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import Mixer, Observation
-from dataflex_jax.policies.registry import register_mixer
+from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 
 
 class RandomState(NamedTuple):
@@ -28,8 +27,7 @@ def random(*, concentration: float = 1.0) -> Mixer:
     Raises:
         ValueError: concentration <= 0.
     """
-    if concentration <= 0:
-        raise ValueError(f"concentration = {concentration}: must be > 0")
+    options.positive("concentration", concentration)
 
     def update(state: RandomState, observation: Observation) -> RandomState:
         key = jax.random.fold_in(observation.key, observation.update)

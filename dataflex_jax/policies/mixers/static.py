@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import Mixer
+from dataflex_jax.policies import Mixer, register_mixer
 from dataflex_jax.policies.proportions import starting_proportions
-from dataflex_jax.policies.registry import register_mixer
 
 
 class StaticState(NamedTuple):
@@ -20,13 +19,13 @@ def static(*, proportions: tuple | str | None = None) -> Mixer:
     """Samples from `proportions` for the whole run.
 
     Args:
-        proportions: K weights of any scale, "uniform", or None for `config.data.proportions`.
+        proportions: K weights of any scale, "uniform", or None for those of the run.
 
     Raises:
-        InputError: from `init`, when the proportions do not fit the domains.
+        ValueError: from `init`, when the proportions do not fit the domains.
     """
     return Mixer(
-        init=lambda natural: StaticState(starting_proportions(proportions, natural, "config.mixer.proportions")),
+        init=lambda natural: StaticState(starting_proportions("proportions", proportions, natural)),
         update=lambda state, observation: state,
         sampling_weights=lambda state: state.weights,
     )

@@ -1,40 +1,20 @@
 """Folding: several passes from low scores to high ones, instead of one."""
 
-from dataflex_jax.policies.base import Order
-from dataflex_jax.policies.common import pattern
-from dataflex_jax.policies.registry import register_order
+from dataflex_jax.policies import Order, options, register_order
+from dataflex_jax.policies.common.pattern import ScoreOptions, folded
 
 
 @register_order("folding")
-def folding(
-    *,
-    L: int = 5,
-    scores: str = "loss",
-    dynamic: bool = False,
-    ascending: bool = True,
-    polarity: str = "higher_later",
-    jitter: int = 0,
-) -> Order:
+@options.including(ScoreOptions)
+def folding(shared: ScoreOptions, *, L: int = 5) -> Order:
     """Cuts the sorted ids s into L interleaved cycles, one after the other: `s[0::L], s[1::L], ..., s[L-1::L]`.
 
     Args:
+        shared: see `ScoreOptions`.
         L: number of cycles.
-        scores: what to go by: "loss" (of the current model), "selector" (the active selector's scores), "field:NAME"
-            (of the record), or a .npy or .jsonl file of scores.
-        dynamic: False: scores are computed once; True: anew at each update, for the rows until the next one.
-        ascending: False: the other way round.
-        polarity: "higher_later": high scores at the end; "higher_earlier": at the start.
-        jitter: size of the consecutive windows that are shuffled afterwards; 0: none.
 
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    pattern.check_cycles(L)
-    return pattern.by_score(
-        lambda ids, rng: pattern.folded(ids, L, zigzag=False),
-        scores=scores,
-        dynamic=dynamic,
-        ascending=ascending,
-        polarity=polarity,
-        jitter=jitter,
-    )
+    options.at_least("L", L, 1)
+    return shared.order(lambda ids, rng: folded(ids, L, zigzag=False))

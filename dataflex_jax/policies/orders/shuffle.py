@@ -3,9 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dataflex_jax.policies.base import Order
+from dataflex_jax.policies import Order, register_order
 from dataflex_jax.policies.common import pattern
-from dataflex_jax.policies.registry import register_order
 
 
 @register_order("shuffle")
@@ -19,4 +18,4 @@ def shuffle(*, dynamic: bool = False) -> Order:
     def arrange(scores: Float[np.ndarray, " n"], key: PRNGKeyArray) -> Int[np.ndarray, " n"]:
         return pattern.generator(key).permutation(len(scores))
 
-    return Order(arrange=arrange, scores="", dynamic=dynamic)
+    return Order(arrange=arrange, dynamic=dynamic)

@@ -1,5 +1,6 @@
 """LESS over clusters: a few gradients stand for a cluster of similar candidates."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,23 +9,30 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
-from dataflex_jax.policies.common.influence import (
-    GROUP_AGGREGATIONS,
-    Influence,
-    aggregate,
-    check_option,
-    cosines,
-    directions,
-    influence,
+from dataflex_jax.policies import (
+    TARGETS,
+    Choice,
+    Embeddings,
+    Evidence,
+    Gradients,
+    Request,
+    Selector,
+    Signals,
+    options,
+    register_selector,
 )
+from dataflex_jax.policies.common import pooling as poolings
+from dataflex_jax.policies.common.influence import Influence, InfluenceOptions, aggregate, cosines, directions
 from dataflex_jax.policies.common.kmeans import kmeans
-from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.signals import TARGETS, Embeddings, Gradients, Signals
 
 # Projected gradients that are held at a time, 128 MiB at the default proj_dim.
 _ROWS_AT_A_TIME = 4096
 _cosines = jax.jit(cosines)
+# A row of padding only has no place among the others, so that it must not have the finite one that 0 would be.
+_POOLINGS = {
+    "mean": functools.partial(poolings.mean, normalised=False, empty=np.nan),
+    "last": functools.partial(poolings.last_token, normalised=False, empty=np.nan),
+}
 
 
 class Clustered(NamedTuple):
@@ -42,21 +50,15 @@ class Clustered(NamedTuple):
 
 
 @register_selector("cluster_less")
+@options.including(InfluenceOptions)
 def cluster_less(
+    shared: InfluenceOptions,
     *,
     cluster_size: int = 64,
     samples_per_cluster: int = 4,
     pooling: str = "mean",
     kmeans_iterations: int = 50,
     cluster_seed: int = 0,
-    proj_dim: int = 8192,
-    projection: str = "sketch",
-    gradient_type: str = "adam",
-    eps_mode: str = "outside",
-    bias_correction: bool = False,
-    target_agg: str = "mean_of_cos",
-    group_agg: str = "max",
-    projection_seed: int = 0,
 ) -> Selector:
     """Takes whole clusters of candidates, in order of the influence of their representatives.
 
@@ -71,47 +73,27 @@ def cluster_less(
     The state is {"cluster": int32 [N], -1 for none; "distance": float32 [N] from the centroid, NaN for none}.
 
     Args:
+        shared: as of `less`.
         cluster_size: candidates in a cluster on average.
         samples_per_cluster: gradients taken of each cluster.
         pooling: embedding of a candidate: "mean" of the hidden states of its tokens, or the "last" one.
         kmeans_iterations: at most so many moves of the centroids.
         cluster_seed: of the centroids' starting points.
-        proj_dim: see `less`, as the following.
-        projection: "sketch", "rademacher", "kronecker" (gradient_type "sgd" only) or "none".
-        gradient_type: "adam" or "sgd".
-        eps_mode: "outside" or "inside".
-        bias_correction: of Adam's moments.
-        target_agg: "mean_of_cos" or "cos_of_mean".
-        group_agg: "max" or "mean".
-        projection_seed: of the random map.
 
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    for name, value in (
-        ("cluster_size", cluster_size),
-        ("samples_per_cluster", samples_per_cluster),
-        ("kmeans_iterations", kmeans_iterations),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} = {value}: must be >= 1")
-    check_option("pooling", pooling, tuple(_POOLINGS))
-    check_option("group_agg", group_agg, GROUP_AGGREGATIONS)
-    settings = influence(
-        proj_dim=proj_dim,
-        projection=projection,
-        gradient_type=gradient_type,
-        eps_mode=eps_mode,
-        bias_correction=bias_correction,
-        projection_seed=projection_seed,
-        target_agg=target_agg,
-    )
+    options.at_least("cluster_size", cluster_size, 1)
+    options.at_least("samples_per_cluster", samples_per_cluster, 1)
+    options.at_least("kmeans_iterations", kmeans_iterations, 1)
+    options.one_of("pooling", pooling, tuple(_POOLINGS))
+    settings = shared.influence()
 
     def init(signals: Signals) -> dict[str, Array]:
         embeddings = np.asarray(signals.candidates.sweep(Embeddings(_POOLINGS[pooling])), np.float32)
         finite = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
         if not len(finite):
-            raise InputError("config.selector: no candidate has a finite embedding to cluster by")
+            raise InputError("selector 'cluster_less': no candidate has a finite embedding to cluster by")
         num_clusters = max(1, round(len(finite) / cluster_size))
         key = jax.random.key(cluster_seed)
         members, distances, _ = kmeans(jnp.asarray(embeddings[finite]), num_clusters, key, kmeans_iterations)
@@ -127,7 +109,7 @@ def cluster_less(
             for weight, checkpoint in signals.checkpoints
         )
         by_cluster = np.full(max(clusters.max() + 1, 1), np.nan, np.float32)
-        by_cluster[clusters] = aggregate(influences, group_agg)
+        by_cluster[clusters] = aggregate(influences, shared.group_agg)
         scores = np.where(cluster >= 0, by_cluster[cluster], np.float32(np.nan))
         return Evidence(Clustered(jnp.asarray(scores), state["cluster"], state["distance"])), state
 
@@ -137,22 +119,6 @@ def cluster_less(
         return Choice(ids=ids, scores=rows.score[ids], all_scores=rows.score)
 
     return Selector(score=score, choose=choose, init=init, needs=frozenset({TARGETS}))
-
-
-def mean_pooled(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"]) -> Float[Array, "B D"]:
-    """The mean of the hidden states that are no padding, in float32; NaN where all are."""
-    weights = mask.astype(jnp.float32)[..., None]
-    return jnp.sum(weights * hidden.astype(jnp.float32), axis=1) / jnp.sum(weights, axis=1)
-
-
-def last_pooled(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"]) -> Float[Array, "B D"]:
-    """The hidden state of the last token that is no padding, in float32; NaN where all are."""
-    last = jnp.max(jnp.where(mask > 0, jnp.arange(mask.shape[1]), -1), axis=1)[:, None, None]
-    states = jnp.take_along_axis(hidden.astype(jnp.float32), jnp.maximum(last, 0), axis=1)
-    return jnp.where(last < 0, jnp.nan, states)[:, 0]
-
-
-_POOLINGS = {"mean": mean_pooled, "last": last_pooled}
 
 
 def representatives(

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
+from dataflex_jax.policies import Choice, Evidence, Losses, Request, Selector, Signals, options, register_selector
 from dataflex_jax.policies.common import ranking
-from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.signals import Losses, Signals
 
 BASELINES = ("first", "warmup")
 _OUTSIDE = 0.025
@@ -49,10 +47,8 @@ def delta_loss(*, window_size: float = 0.2, baseline: str = "first", replacement
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    if not 0 < window_size <= 1:
-        raise ValueError(f"window_size = {window_size}: must be in (0, 1]")
-    if baseline not in BASELINES:
-        raise ValueError(f"baseline = {baseline!r}: must be one of {', '.join(BASELINES)}")
+    options.between("window_size", window_size, 0, 1, open_low=True)
+    options.one_of("baseline", baseline, BASELINES)
 
     def init(signals: Signals) -> dict[str, Array]:
         if baseline == "first":

@@ -1,7 +1,6 @@
 """The whole pool, always: the control without selection."""
 
-from dataflex_jax.policies.base import Selector
-from dataflex_jax.policies.registry import register_selector
+from dataflex_jax.policies import Selector, register_selector
 
 
 @register_selector("full")

@@ -6,22 +6,13 @@ Wu et al. 2025, "ICONS: Influence Consensus for Vision-Language Data Selection",
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
-from dataflex_jax.policies.common.influence import group_influences, influence
-from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.signals import TARGETS, Signals
+from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
+from dataflex_jax.policies.common.influence import InfluenceOptions, group_influences
 
 
 @register_selector("icons")
-def icons(
-    *,
-    proj_dim: int = 8192,
-    projection: str = "sketch",
-    gradient_type: str = "adam",
-    eps_mode: str = "outside",
-    bias_correction: bool = False,
-    projection_seed: int = 0,
-) -> Selector:
+@options.including(InfluenceOptions, without=("target_agg", "group_agg"))
+def icons(shared: InfluenceOptions) -> Selector:
     """Takes the candidates with the most votes of target groups.
 
     Influences are those of `less`, with the mean of cosines. Each group votes for the candidates whose influence on it
@@ -32,25 +23,9 @@ def icons(
     influence from the last (0) to the first. Float32 holds this exactly for up to about 10^5 candidates at 60 groups;
     beyond, neighbouring places may share a score.
 
-    Args:
-        proj_dim: see `less`, as the others.
-        projection: "sketch", "rademacher", "kronecker" (gradient_type "sgd" only) or "none".
-        gradient_type: "adam" or "sgd".
-        eps_mode: "outside" or "inside".
-        bias_correction: of Adam's moments.
-        projection_seed: of the random map.
-
-    Raises:
-        ValueError: a hyperparameter out of its range.
+    The options are those of `less`, but for the aggregations.
     """
-    settings = influence(
-        proj_dim=proj_dim,
-        projection=projection,
-        gradient_type=gradient_type,
-        eps_mode=eps_mode,
-        bias_correction=bias_correction,
-        projection_seed=projection_seed,
-    )
+    settings = shared.influence()
 
     def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
         return Evidence(jnp.asarray(group_influences(settings, signals))), state

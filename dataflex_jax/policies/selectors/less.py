@@ -5,25 +5,14 @@ Xia et al. 2024, "LESS: Selecting Influential Data for Targeted Instruction Tuni
 
 import jax.numpy as jnp
 
-from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
+from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
 from dataflex_jax.policies.common import ranking
-from dataflex_jax.policies.common.influence import GROUP_AGGREGATIONS, check_option, influence, scores
-from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.signals import TARGETS, Signals
+from dataflex_jax.policies.common.influence import InfluenceOptions, scores
 
 
 @register_selector("less")
-def less(
-    *,
-    proj_dim: int = 8192,
-    projection: str = "sketch",
-    gradient_type: str = "adam",
-    eps_mode: str = "outside",
-    bias_correction: bool = False,
-    target_agg: str = "mean_of_cos",
-    group_agg: str = "max",
-    projection_seed: int = 0,
-) -> Selector:
+@options.including(InfluenceOptions)
+def less(shared: InfluenceOptions) -> Selector:
     """Takes the candidates with the highest influence on the target groups (definition 3.1).
 
     With g the gradient of a candidate's token-mean loss and m, v, b1, b2, eps of the optimizer as it is, a candidate's
@@ -33,34 +22,12 @@ def less(
     influences are summed with the checkpoints' weights first. A candidate whose direction is zero or not finite scores
     NaN, which is never chosen.
 
-    Args:
-        proj_dim: numbers that a gradient is projected to; unused by "none".
-        projection: "sketch" (random signs and a sparse hash), "rademacher" (dense random signs, the authors'),
-            "kronecker" (from activations and output gradients; gradient_type "sgd" only) or "none" (exact).
-        gradient_type: "adam": preconditioned as above; "sgd": the plain gradient.
-        eps_mode: "outside": as above; "inside": `m' / sqrt(v' + eps)`, the authors' code. Unused by "sgd".
-        bias_correction: whether m' and v' are divided by `1 - b^t`. Unused by "sgd".
-        target_agg: "mean_of_cos": as above, the authors' code; "cos_of_mean": the cosine with the group's mean
-            gradient, the paper.
-        group_agg: "max", or "mean" over the groups.
-        projection_seed: of the random map.
-
-    Raises:
-        ValueError: a hyperparameter out of its range.
+    Those are the defaults; `InfluenceOptions` says what else there is.
     """
-    check_option("group_agg", group_agg, GROUP_AGGREGATIONS)
-    settings = influence(
-        proj_dim=proj_dim,
-        projection=projection,
-        gradient_type=gradient_type,
-        eps_mode=eps_mode,
-        bias_correction=bias_correction,
-        projection_seed=projection_seed,
-        target_agg=target_agg,
-    )
+    settings = shared.influence()
 
     def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
-        return Evidence(jnp.asarray(scores(settings, signals, group_agg))), state
+        return Evidence(jnp.asarray(scores(settings, signals, shared.group_agg))), state
 
     def choose(evidence: Evidence, request: Request, num: int) -> Choice:
         return ranking.best(evidence.rows, num)

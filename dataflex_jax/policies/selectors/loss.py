@@ -5,10 +5,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
+from dataflex_jax.policies import Choice, Evidence, Losses, Request, Selector, Signals, options, register_selector
 from dataflex_jax.policies.common import ranking
-from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.signals import Losses, Signals
 
 BANDS = ("low", "medium", "high")
 _NOT_FINITE = len(BANDS)
@@ -39,14 +37,11 @@ def loss(
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    if focus not in BANDS:
-        raise ValueError(f"focus = {focus!r}: must be one of {', '.join(BANDS)}")
-    if len(quantiles) != 2 or not 0 <= quantiles[0] <= quantiles[1] <= 1:
-        raise ValueError(f"quantiles = {quantiles}: must be two numbers in [0, 1], the lower first")
-    if not 0 < focus_weight < math.inf:
-        raise ValueError(f"focus_weight = {focus_weight}: must be > 0")
-    if not temperature > 0:
-        raise ValueError(f"temperature = {temperature}: must be > 0")
+    options.one_of("focus", focus, BANDS)
+    ascending = len(quantiles) == 2 and 0 <= quantiles[0] <= quantiles[1] <= 1
+    options.require("quantiles", quantiles, ascending, "two numbers in [0, 1], the lower first")
+    options.between("focus_weight", focus_weight, 0, math.inf, open_low=True, open_high=True)
+    options.positive("temperature", temperature)
 
     def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
         return Evidence(jnp.asarray(signals.candidates.sweep(Losses()), jnp.float32)), state

@@ -3,9 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
-from dataflex_jax.policies.registry import register_selector
-from dataflex_jax.policies.signals import Signals
+from dataflex_jax.policies import Choice, Evidence, Request, Selector, Signals, register_selector
 
 
 @register_selector("random")

@@ -10,11 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import RowObservation, Weighter
-from dataflex_jax.policies.common.anchors import check_interval, mean_target
+from dataflex_jax.policies import TARGETS, RowObservation, Signals, Weighter, options, register_weighter
+from dataflex_jax.policies.common.anchors import mean_target
 from dataflex_jax.policies.common.pooling import position_weighted_mean
-from dataflex_jax.policies.registry import register_weighter
-from dataflex_jax.policies.signals import TARGETS, Signals
 
 NORMALIZATIONS = ("batch", "mean", "sum")
 
@@ -55,13 +53,11 @@ def adapt(
         ValueError: a hyperparameter out of its range.
         InputError: from `refresh`, without a target set.
     """
-    if tau <= 0:
-        raise ValueError(f"tau = {tau}: must be > 0")
-    if clip is not None and clip <= 0:
-        raise ValueError(f"clip = {clip}: must be > 0")
-    if normalize not in NORMALIZATIONS:
-        raise ValueError(f"normalize = {normalize!r}: must be one of {', '.join(NORMALIZATIONS)}")
-    check_interval(refresh_interval)
+    options.positive("tau", tau)
+    if clip is not None:
+        options.positive("clip", clip)
+    options.one_of("normalize", normalize, NORMALIZATIONS)
+    options.at_least("refresh_interval", refresh_interval, 1)
 
     def weigh(state: AdaptState, observation: RowObservation) -> Float[Array, " B"]:
         similarity = jnp.dot(observation.embeddings, state.anchor, precision="highest")

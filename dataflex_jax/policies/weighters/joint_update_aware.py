@@ -10,11 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import RowObservation, Weighter
+from dataflex_jax.policies import TARGETS, RowObservation, Signals, Weighter, options, register_weighter
 from dataflex_jax.policies.common import pooling
-from dataflex_jax.policies.common.anchors import check_interval, mean_target
-from dataflex_jax.policies.registry import register_weighter
-from dataflex_jax.policies.signals import TARGETS, Signals
+from dataflex_jax.policies.common.anchors import mean_target
 
 OBJECTIVES = ("full", "align_only", "diverse_only", "uniform")
 POOLINGS = {"last": pooling.last_token, "mean": pooling.mean}
@@ -57,19 +55,13 @@ def joint_update_aware(
         ValueError: a hyperparameter out of its range.
         InputError: from `refresh`, without a target set that the objective needs.
     """
-    if beta < 0:
-        raise ValueError(f"beta = {beta}: must be >= 0")
-    if tau <= 0:
-        raise ValueError(f"tau = {tau}: must be > 0")
-    if iterations < 1:
-        raise ValueError(f"iterations = {iterations}: must be >= 1")
-    if not 0 < damping <= 1:
-        raise ValueError(f"damping = {damping}: must be in (0, 1]")
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective = {objective!r}: must be one of {', '.join(OBJECTIVES)}")
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling = {pooling!r}: must be one of {', '.join(POOLINGS)}")
-    check_interval(refresh_interval)
+    options.at_least("beta", beta, 0)
+    options.positive("tau", tau)
+    options.at_least("iterations", iterations, 1)
+    options.between("damping", damping, 0, 1, open_low=True)
+    options.one_of("objective", objective, OBJECTIVES)
+    options.one_of("pooling", pooling, tuple(POOLINGS))
+    options.at_least("refresh_interval", refresh_interval, 1)
     embed = POOLINGS[pooling]
     aligns = objective in ("full", "align_only")
     embed_target = functools.partial(embed, normalised=False)

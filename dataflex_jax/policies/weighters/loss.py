@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import RowObservation, Weighter
-from dataflex_jax.policies.registry import register_weighter
+from dataflex_jax.policies import RowObservation, Weighter, options, register_weighter
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +57,8 @@ def loss(
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy = {strategy!r}: must be one of {', '.join(STRATEGIES)}")
-    if delta <= 0:
-        raise ValueError(f"delta = {delta}: must be > 0")
+    options.one_of("strategy", strategy, STRATEGIES)
+    options.positive("delta", delta)
     temperature = _temperature(r, r_schedule, r_initial, r_steps)
 
     def preference(h: Float[Array, " B"]) -> Float[Array, " B"]:
@@ -98,19 +95,14 @@ def loss(
 
 
 def _temperature(r: float, schedule: str, initial: float | None, steps: int | None) -> Callable[[Array], Array]:
-    if r <= 0:
-        raise ValueError(f"r = {r}: must be > 0")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"r_schedule = {schedule!r}: must be one of {', '.join(SCHEDULES)}")
+    options.positive("r", r)
+    options.one_of("r_schedule", schedule, SCHEDULES)
     if schedule == "constant":
         for option, value in (("r_initial", initial), ("r_steps", steps)):
-            if value is not None:
-                raise ValueError(f"{option} = {value}: only with an r_schedule of {', '.join(SCHEDULES[1:])}")
+            options.require(option, value, value is None, f"None but for an r_schedule of {', '.join(SCHEDULES[1:])}")
         return optax.constant_schedule(r)
-    if initial is None or initial <= 0:
-        raise ValueError(f"r_initial = {initial}: must be > 0 for r_schedule = {schedule!r}")
-    if steps is None or steps < 1:
-        raise ValueError(f"r_steps = {steps}: must be >= 1 for r_schedule = {schedule!r}")
+    options.require("r_initial", initial, initial is not None and initial > 0, f"> 0 for r_schedule = {schedule!r}")
+    options.require("r_steps", steps, steps is not None and steps >= 1, f">= 1 for r_schedule = {schedule!r}")
     match schedule:
         case "linear":
             return optax.linear_schedule(initial, r, steps)

@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import RowObservation, Weighter
-from dataflex_jax.policies.registry import register_weighter
+from dataflex_jax.policies import RowObservation, Weighter, register_weighter
 
 
 @register_weighter("none")

@@ -6,9 +6,8 @@ Lin et al. 2024, "Rho-1: Not All Tokens Are What You Need", arXiv 2404.07965.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies.base import RowObservation, Weighter
+from dataflex_jax.policies import RowObservation, Weighter, options, register_weighter
 from dataflex_jax.policies.common.reference import reference_model
-from dataflex_jax.policies.registry import register_weighter
 
 
 @register_weighter("rho1")
@@ -27,8 +26,7 @@ def rho1(*, keep: float = 0.6, reference: str | None = None, reference_losses: s
     Raises:
         ValueError: a hyperparameter out of its range, or no reference.
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep = {keep}: must be in (0, 1]")
+    options.between("keep", keep, 0, 1, open_low=True)
     model = reference_model(reference, reference_losses)
 
     def weigh(state: tuple, observation: RowObservation) -> Float[Array, "B T"]:

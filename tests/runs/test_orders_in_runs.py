@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from dataflex_jax.signals.model import ModelSignals
 
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.errors import InputError
-from dataflex_jax.signals.model import ModelSignals
 from dataflex_jax.train import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
 

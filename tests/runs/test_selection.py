@@ -4,9 +4,9 @@ import logging
 
 import numpy as np
 import pytest
+from dataflex_jax.signals.model import ModelSignals
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.signals.model import ModelSignals
 from dataflex_jax.train import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
 

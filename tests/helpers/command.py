@@ -20,7 +20,7 @@ FILES = ("metrics.jsonl", "policy.jsonl", "eval.jsonl")
 _RECIPE = """
 import os, re, signal, sys
 from pathlib import Path
-from tests import tiny
+from tests.helpers import tiny
 
 pattern = os.environ.get("SIGNAL_AT")
 

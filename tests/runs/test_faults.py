@@ -224,7 +224,7 @@ def test_a_mixer_that_breaks_down_stops_the_run(trainer, tmp_path):
     recipe.write_text(f"""
 import jax.numpy as jnp
 from dataflex_jax.policies import base, registry
-from tests import tiny
+from tests.helpers import tiny
 
 def update(state, observation):
     return jnp.where(observation.step == 3, state / 0, state)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.policies.common import pooling
 from dataflex_jax.policies.common.kmeans import kmeans
 from dataflex_jax.policies.selectors import cluster_less as module
-from dataflex_jax.policies.selectors.cluster_less import ClusterEvidence, cluster_less, mean_pooled
+from dataflex_jax.policies.selectors.cluster_less import ClusterEvidence, cluster_less
 from tests.helpers.fake_signals import FakeSignals, request
 from tests.policies.test_less import GROUPS, NAMES, SIZE, transcribed_influences
 
@@ -76,7 +77,7 @@ def test_init_clusters_the_pooled_hidden_states_once():
     source = signals()
     state = cluster_less(cluster_size=10, cluster_seed=3).init(source)
     hidden, mask = source.hidden_of["candidates"]
-    points = mean_pooled(hidden, mask)
+    points = pooling.mean(hidden, mask, normalised=False)
     cluster, distance, _ = kmeans(points, 6, jax.random.key(3))
     np.testing.assert_array_equal(state["cluster"], cluster)
     np.testing.assert_allclose(state["distance"], distance, rtol=1e-5)

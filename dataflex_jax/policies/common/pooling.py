@@ -49,7 +49,7 @@ def mean(
     """
     mask = mask.astype(jnp.float32)
     count = jnp.sum(mask, axis=1, keepdims=True)
-    pooled = _weighted_sum(mask / jnp.maximum(count, 1.0), hidden)
+    pooled = _weighted_sum(mask, hidden) / jnp.maximum(count, 1.0)
     return jnp.where(count > 0, _unit(pooled) if normalised else pooled, empty)
 
 

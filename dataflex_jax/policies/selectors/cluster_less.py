@@ -19,7 +19,7 @@ _ROWS_AT_A_TIME = 4096
 _cosines = jax.jit(cosines)
 # A row of padding only has no place among the others, so that it must not have the finite one that 0 would be.
 _POOLINGS = {
-    "mean": lambda hidden, mask: mean_pooled(hidden, mask),
+    "mean": functools.partial(poolings.mean, normalised=False, empty=np.nan),
     "last": functools.partial(poolings.last_token, normalised=False, empty=np.nan),
 }
 
@@ -107,12 +107,6 @@ def cluster_less(
         return Choice(ids=ids, scores=evidence.score[ids], all_scores=evidence.score)
 
     return Selector(score=score, choose=choose, init=init, needs=frozenset({"targets"}))
-
-
-def mean_pooled(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"]) -> Float[Array, "B D"]:
-    """The mean of the hidden states that are no padding, in float32; NaN where all are."""
-    weights = mask.astype(jnp.float32)[..., None]
-    return jnp.sum(weights * hidden.astype(jnp.float32), axis=1) / jnp.sum(weights, axis=1)
 
 
 def representatives(

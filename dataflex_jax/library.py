@@ -9,6 +9,7 @@ with an entry a row.
     df.gradients(opened.model, rows, projection=df.Projection("sketch", 1024))
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, PyTree
 
-from dataflex_jax.data.batch import Batch, collated
+from dataflex_jax.data.batch import Batch, collated, smallest_bucket
 from dataflex_jax.data.listed import ListedRows
 from dataflex_jax.data.rows import Row
 from dataflex_jax.data.sources.instruct import Conversation
@@ -191,20 +192,31 @@ def _chat(messages: Chat, tokenizer: Tokenizer, template: str | None) -> tuple[n
     return encoded.tokens, encoded.targets
 
 
-def batch(rows: ListedRows, ids: Sequence[int] | None = None) -> Batch:
-    """Some of the rows as one batch, for functions of your own.
+def batch(
+    rows: ListedRows,
+    ids: Sequence[int] | None = None,
+    *,
+    domains: Sequence[int] | None = None,
+    drawn_with: Sequence[float] | None = None,
+) -> Batch:
+    """Some of the rows as one batch, for functions of your own and for `TrainStep`.
 
     Args:
         rows: from `rows`.
         ids: which of them; None: all.
+        domains: of these rows, in [0, K); None: all of domain 0.
+        drawn_with: the proportions that a mixer is to take the batch to be drawn with, [K].
 
     >>> _, tokenizer = df.example()
     >>> df.batch(df.rows(["Ada", "Grace Hopper"], tokenizer)).tokens.shape
     (2, 17)
     """
     ids = range(rows.num_rows) if ids is None else ids
-    length = next(size for size in rows.buckets if size >= max(rows.length(i) for i in ids))
-    return jax.tree.map(jnp.asarray, collated([rows.row(i) for i in ids], length, [0] * len(ids)))
+    length = smallest_bucket([rows.length(i) for i in ids], rows.buckets)
+    made = collated([rows.row(i) for i in ids], length, [0] * len(ids) if domains is None else domains)
+    if drawn_with is not None:
+        made = dataclasses.replace(made, drawn_with=np.asarray(drawn_with, np.float32))
+    return jax.tree.map(jnp.asarray, made)
 
 
 def sweep(model: Model, rows: ListedRows, signal: Hashable, *, adam: AdamState | None = None, operand: PyTree = None):

@@ -1,6 +1,8 @@
 """The library's face: every docstring's example runs, and what it gives is what the parts give."""
 
 import doctest
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -72,3 +74,12 @@ def test_bad_rows_are_one_line():
         df.rows(["a text", ""], tokenizer)
     with pytest.raises(df.InputError, match="no hyperparameter 'alpah'; it has alpha, "):
         df.mixer("odm", alpah=0.5)
+
+
+def test_the_page_runs_from_top_to_bottom(capsys):
+    page = Path(__file__).parents[1] / "docs/library.md"
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    exec(compile(code, str(page), "exec"), names := {})
+    assert names["influence"].shape == (2, 1)
+    assert "what ODM would draw" in capsys.readouterr().out
+    assert int(names["state"].step) == 3

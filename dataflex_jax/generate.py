@@ -41,7 +41,7 @@ def continuations(opened: Opened, prompts: Sequence[str], *, chat: bool = False,
         encoder = ChatEncoder(tokenizer, tokenizer.chat_template)
         prompts = [encoder.encode_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
     with jax.set_mesh(opened.mesh):
-        return generate_texts(opened.model.graphdef, opened.model.whole(), tokenizer, prompts, **options)
+        return generate_texts(opened.model, tokenizer, prompts, **options)
 
 
 def define_flags() -> None:

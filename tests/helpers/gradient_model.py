@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dataflex_jax.models import decoder, lora
+from dataflex_jax.data.batch import Batch
+from dataflex_jax.models import parts
 from dataflex_jax.models.config import LoraConfig, ModelConfig
-from dataflex_jax.signals.gradients import adam_moments
+from dataflex_jax.models.model import Model
+from dataflex_jax.signals.moments import adam_moments
 from dataflex_jax.signals.projections import kronecker_signs, project
+from dataflex_jax.signals.rows import named_leaves
 
 MODEL = ModelConfig(
     architecture="qwen2",
@@ -30,13 +33,13 @@ BETAS = {"b1": 0.9, "b2": 0.95, "eps": 1e-6}
 
 @functools.cache
 def build(cfg):
-    """(graphdef, trained parameters, frozen ones or None); both factors of adapters away from zero."""
-    graphdef, params = jax.jit(decoder.create, static_argnums=0)(cfg, jax.random.key(0))
+    """The model; both factors of adapters, which alone are trained where there are any, away from zero."""
+    model = jax.jit(Model.random, static_argnums=0)(cfg, jax.random.key(0))
     if cfg.lora is None:
-        return graphdef, params, None
-    base, adapters = lora.split(params)
-    rng = np.random.default_rng(0)
-    return graphdef, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), adapters), base
+        return model
+    model, rng = model.training(parts.is_adapter), np.random.default_rng(0)
+    adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), model.params)
+    return model.having(adapters, model.frozen)
 
 
 def batch_of(rows=4, length=12, seed=0):
@@ -46,7 +49,18 @@ def batch_of(rows=4, length=12, seed=0):
     tokens = rng.integers(1, 64, (rows, length + 1)) * (np.arange(length + 1) <= lengths[:, None])
     mask = (np.arange(length) < lengths[:, None]) & (np.arange(length) >= 2)
     mask[-1] = False
-    return {"tokens": jnp.asarray(tokens, jnp.int32), "mask": jnp.asarray(mask, jnp.float32)}
+    return batch_of_arrays(tokens, mask, lengths)
+
+
+def batch_of_arrays(tokens, mask, lengths=None):
+    """A batch of one domain; without `lengths`, no row is padded."""
+    lengths = np.full(len(mask), mask.shape[1]) if lengths is None else lengths
+    return Batch(
+        tokens=jnp.asarray(tokens, jnp.int32),
+        mask=jnp.asarray(mask, jnp.float32),
+        lengths=jnp.asarray(lengths, jnp.int32),
+        domain=jnp.zeros(len(mask), jnp.int32),
+    )
 
 
 def random_moments(params, **options):
@@ -62,27 +76,20 @@ def random_moments(params, **options):
     return adam_moments((state[0], (adam, *state[1][1:])), **(BETAS | options))
 
 
-def named(tree):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+@jax.jit
+def materialised(model, batch):
+    """Every trained parameter's per-example gradients [B, ...], by path."""
 
+    def loss(params, row):
+        losses = model.having(params, model.frozen).token_losses(jax.tree.map(lambda x: x[None], row)).losses[0]
+        return (row.mask * losses).sum() / jnp.maximum(row.mask.sum(), 1)
 
-@functools.partial(jax.jit, static_argnums=0)
-def materialised(graphdef, params, frozen, batch):
-    """Every parameter's per-example gradients [B, ...], by path."""
-
-    def loss(params, tokens, mask):
-        losses = decoder.token_losses(graphdef, lora.combine(frozen, params), tokens[None])[0][0]
-        return (mask * losses).sum() / jnp.maximum(mask.sum(), 1)
-
-    return named(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(params, batch["tokens"], batch["mask"]))
+    return named_leaves(jax.vmap(jax.grad(loss), in_axes=(None, 0))(model.params, batch))
 
 
 def adam_by_hand(gradient, moments, path):
     """float64"""
-    mu, nu = (np.asarray(named(tree)[path], np.float64) for tree in (moments.mu, moments.nu))
+    mu, nu = (np.asarray(named_leaves(tree)[path], np.float64) for tree in (moments.mu, moments.nu))
     mu = moments.b1 * mu + (1 - moments.b1) * gradient
     nu = moments.b2 * nu + (1 - moments.b2) * gradient**2
     if moments.bias_correction:

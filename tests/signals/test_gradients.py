@@ -10,15 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from dataflex_jax.models import decoder
+from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.config import REMAT_POLICIES
-from dataflex_jax.signals.gradients import (
-    Projection,
-    adam_moments,
-    directional_derivatives,
-    gradient_features,
-    gradient_norms,
-)
+from dataflex_jax.models.model import Model
+from dataflex_jax.signals.gradients import directional_derivatives, gradient_features, gradient_norms
+from dataflex_jax.signals.moments import adam_moments
+from dataflex_jax.signals.projections import Projection
+from dataflex_jax.signals.rows import named_leaves
 from tests.helpers.gradient_model import (
     ADAPTED,
     BETAS,
@@ -29,7 +27,6 @@ from tests.helpers.gradient_model import (
     build,
     expected_features,
     materialised,
-    named,
     random_moments,
 )
 
@@ -41,20 +38,18 @@ DIM = 60
 
 
 @functools.cache
-def jitted(cfg, projection, parameters=None, example_loss=None):
-    features = gradient_features(build(cfg)[0], projection, parameters=parameters, example_loss=example_loss)
-    return jax.jit(features)
+def jitted(projection, parameters=None, example_loss=None):
+    return jax.jit(gradient_features(projection, parameters=parameters, example_loss=example_loss))
 
 
 def compute(cfg, projection, batch, moments=None, **options):
-    _, params, frozen = build(cfg)
-    return jitted(cfg, projection, **options)(params, frozen, batch, moments)
+    return jitted(projection, **options)(build(cfg), batch, moments)
 
 
 @functools.cache
 def reference(cfg):
     """Materialised gradients of what is projected by default."""
-    gradients = materialised(*build(cfg), batch_of())
+    gradients = materialised(build(cfg), batch_of())
     return gradients if cfg.lora else {path: gradients[path] for path in gradients if path in KERNELS}
 
 
@@ -78,14 +73,14 @@ def test_features_are_the_projections_of_the_gradients(cfg, method):
 )
 def test_features_with_adam_are_the_projections_of_its_steps(cfg, method):
     projection = Projection(method, DIM)
-    moments = random_moments(build(cfg)[1])
+    moments = random_moments(build(cfg).params)
     assert_same(compute(cfg, projection, batch_of(), moments), expected_features(projection, reference(cfg), moments))
 
 
 @pytest.mark.parametrize("bias_correction", [False, True])
 @pytest.mark.parametrize("eps_mode", ["outside", "inside"])
 def test_nothing_is_lost_without_a_projection(eps_mode, bias_correction):
-    moments = random_moments(build(ADAPTED)[1], eps_mode=eps_mode, bias_correction=bias_correction, eps=1e-3)
+    moments = random_moments(build(ADAPTED).params, eps_mode=eps_mode, bias_correction=bias_correction, eps=1e-3)
     got = compute(ADAPTED, Projection("none"), batch_of(), moments)
     gradients = reference(ADAPTED)
     expected = [adam_by_hand(np.asarray(gradients[path], np.float64), moments, path) for path in gradients]
@@ -98,10 +93,10 @@ def test_any_parameter_can_be_chosen():
     """Among them one outside the layers that is used twice, vectors, and those of single modules."""
     cfg = dataclasses.replace(MODEL, tie_word_embeddings=True, vocab_size=64)
     chosen = {"embed_tokens/embedding", "norm/scale", "layers/input_layernorm/scale", "layers/attention/q_proj/bias"}
-    gradients = materialised(*build(cfg), batch_of())
+    gradients = materialised(build(cfg), batch_of())
     gradients = {path: gradients[path] for path in gradients if path in chosen}
     assert gradients.keys() == chosen
-    moments, projection = random_moments(build(cfg)[1]), Projection("sketch", DIM)
+    moments, projection = random_moments(build(cfg).params), Projection("sketch", DIM)
     got = compute(cfg, projection, batch_of(), moments, parameters=chosen.__contains__)
     assert_same(got, expected_features(projection, gradients, moments))
     got = compute(cfg, Projection("none"), batch_of(), parameters=chosen.__contains__)
@@ -118,7 +113,7 @@ def test_any_parameter_can_be_chosen():
 )
 def test_remat_changes_nothing(method, remat):
     cfg, projection = dataclasses.replace(MODEL, remat=remat), Projection(method, DIM)
-    moments = random_moments(build(cfg)[1]) if method == "sketch" else None
+    moments = random_moments(build(cfg).params) if method == "sketch" else None
     assert_same(compute(cfg, projection, batch_of(), moments), expected_features(projection, reference(MODEL), moments))
 
 
@@ -135,39 +130,36 @@ def test_bfloat16_compute_stays_near_float32(method):
 @pytest.mark.parametrize("method", ["sketch", "kronecker"])
 def test_neither_the_batch_nor_the_padding_changes_a_row(method):
     projection, batch = Projection(method, DIM), batch_of()
-    moments = None if method == "kronecker" else random_moments(build(MODEL)[1])
+    moments = None if method == "kronecker" else random_moments(build(MODEL).params)
     expected = compute(MODEL, projection, batch, moments)
     order = np.array([2, 0])
-    longer = {k: jnp.pad(v[order], ((0, 0), (0, 7))) for k, v in batch.items()}
-    longer["tokens"] = longer["tokens"].at[:, 13:].set(9)
+    longer = jax.tree.map(lambda x: jnp.pad(x[order], ((0, 0), (0, 7))[: x.ndim]), batch)
+    longer = dataclasses.replace(longer, tokens=longer.tokens.at[:, 13:].set(9))
     assert_same(compute(MODEL, projection, longer, moments), expected[order])
 
 
 @pytest.mark.parametrize("method", ["sketch", "kronecker"])
-def test_token_weights_and_losses_of_ones_own(method):
+def test_losses_of_ones_own(method):
     projection, batch = Projection(method, DIM), batch_of()
     expected = compute(MODEL, projection, batch)
-    # REINFORCE: a reward for the sum of the log-probabilities.
-    rewards, counts = np.array([2.0, -0.5, 0.0, 1.0])[:, None], np.asarray(batch["mask"].sum(axis=1, keepdims=True))
-    weighted = {"tokens": batch["tokens"], "token_weights": jnp.asarray(rewards * batch["mask"])}
-    assert_same(compute(MODEL, projection, weighted), rewards * counts * expected)
+    # REINFORCE: a reward for the sum of the log-probabilities, which a field of the batch holds for every token.
+    rewards, counts = np.array([2.0, -0.5, 0.0, 1.0])[:, None], np.asarray(batch.row_tokens)[:, None]
 
     def own(losses, row):
-        return row["reward"] * jnp.sum(losses * row["mask"])
+        return jnp.sum(losses * row.mask * row.reference_losses)
 
-    with_rewards = batch | {"reward": jnp.asarray(rewards[:, 0])}
+    with_rewards = dataclasses.replace(batch, reference_losses=jnp.asarray(rewards * np.ones(batch.mask.shape)))
     assert_same(compute(MODEL, projection, with_rewards, example_loss=own), rewards * counts * expected)
 
 
 @pytest.mark.parametrize("cfg", [MODEL, ADAPTED], ids=["full", "lora"])
 def test_norms_are_those_of_the_gradients(cfg):
-    graphdef, params, frozen = build(cfg)
-    got = jax.jit(gradient_norms(graphdef))(params, frozen, batch_of())
+    got = jax.jit(gradient_norms())(build(cfg), batch_of())
     parts = [np.asarray(part, np.float64).reshape(4, -1) for part in reference(cfg).values()]
     np.testing.assert_allclose(got, np.linalg.norm(np.concatenate(parts, axis=1), axis=1), rtol=1e-5)
     assert got.shape == (4,)
     one = next(iter(reference(cfg)))
-    got = jax.jit(gradient_norms(graphdef, parameters=one.__eq__))(params, frozen, batch_of())
+    got = jax.jit(gradient_norms(parameters=one.__eq__))(build(cfg), batch_of())
     np.testing.assert_allclose(got, np.linalg.norm(parts[0], axis=1), rtol=1e-5)
 
 
@@ -178,12 +170,11 @@ def test_norms_are_those_of_the_gradients(cfg):
 )
 def test_directional_derivatives_are_inner_products(cfg):
     """With all trained parameters, those outside the layers too."""
-    graphdef, params, frozen = build(cfg)
-    rng = np.random.default_rng(2)
-    direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
-    got = jax.jit(directional_derivatives(graphdef))(params, frozen, batch_of(), direction)
-    gradients = materialised(*build(cfg), batch_of())
-    of_direction = named(direction)
+    model, rng = build(cfg), np.random.default_rng(2)
+    direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), model.params)
+    got = jax.jit(directional_derivatives)(model, batch_of(), direction)
+    gradients = materialised(model, batch_of())
+    of_direction = named_leaves(direction)
     products = [
         np.asarray(gradients[path], np.float64).reshape(4, -1) * np.asarray(of_direction[path], np.float64).ravel()
         for path in gradients
@@ -196,20 +187,18 @@ def test_directional_derivatives_are_inner_products(cfg):
 # What is alive, and what is computed.
 
 
-def shapes(cfg, rows, length):
-    graphdef, params = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
-    batch = {
-        "tokens": jax.ShapeDtypeStruct((rows, length + 1), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((rows, length), jnp.float32),
-    }
-    return graphdef, params, batch, adam_moments(jax.eval_shape(optax.adam(0.1).init, params), **BETAS)
-
-
-def compiled(cfg, method, rows=8, length=16, moments=True):
-    graphdef, params, batch, state = shapes(cfg, rows, length)
-    features = jax.jit(gradient_features(graphdef, Projection(method, 128)))
-    moments = state if moments and method != "kronecker" else None
-    return features.lower(params, None, batch, moments).compile()
+def compiled(cfg, method, rows=8, length=16):
+    model = jax.eval_shape(functools.partial(Model.random, cfg), jax.random.key(0))
+    state = jax.eval_shape(optax.adam(0.1).init, model.params)
+    per_row = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    batch = Batch(
+        tokens=jax.ShapeDtypeStruct((rows, length + 1), jnp.int32),
+        mask=jax.ShapeDtypeStruct((rows, length), jnp.float32),
+        lengths=per_row,
+        domain=per_row,
+    )
+    moments = None if method == "kronecker" else adam_moments(state, **BETAS)
+    return jax.jit(gradient_features(Projection(method, 128))).lower(model, batch, moments).compile()
 
 
 @pytest.mark.parametrize("remat", ["full", pytest.param("none", marks=pytest.mark.slow)])
@@ -266,15 +255,14 @@ def test_moments_are_found_in_a_chain_and_asked_for_where_there_are_none():
 
 
 def test_what_cannot_be_served_is_refused():
-    graphdef, params, frozen = build(MODEL)
+    model, batch = build(MODEL), batch_of()
     with pytest.raises(ValueError, match=r"^moments: .*'kronecker'"):
-        gradient_features(graphdef, Projection("kronecker", DIM))(params, frozen, batch_of(), random_moments(params))
+        gradient_features(Projection("kronecker", DIM))(model, batch, random_moments(model.params))
     with pytest.raises(ValueError, match=r"^parameters: layers/input_layernorm/scale is not a matrix"):
-        gradient_norms(graphdef, parameters=lambda path: path.endswith("scale"))(params, frozen, batch_of())
+        gradient_norms(parameters=lambda path: path.endswith("scale"))(model, batch)
     with pytest.raises(ValueError, match=r"^parameters: select none"):
-        gradient_features(graphdef, Projection(), parameters=lambda _: False)(params, frozen, batch_of())
+        gradient_features(Projection(), parameters=lambda _: False)(model, batch)
     with pytest.raises(ValueError, match=r"^method = 'dense'"):
-        gradient_features(graphdef, Projection("dense"))
-    _, adapters, _ = build(ADAPTED)
+        gradient_features(Projection("dense"))
     with pytest.raises(ValueError, match=r"^moments: has none of layers/"):
-        gradient_features(graphdef, Projection("sketch", DIM))(params, frozen, batch_of(), random_moments(adapters))
+        gradient_features(Projection("sketch", DIM))(model, batch, random_moments(build(ADAPTED).params))

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dataflex_jax.data.batch import on_devices
 from dataflex_jax.models.layout import param_shardings
 from dataflex_jax.sharding import batch_sharding, make_mesh
-from dataflex_jax.signals.gradients import Projection, directional_derivatives, gradient_features, gradient_norms
+from dataflex_jax.signals.gradients import directional_derivatives, gradient_features, gradient_norms
+from dataflex_jax.signals.projections import Projection
 from tests.helpers.gradient_model import ADAPTED, MODEL, assert_same, batch_of, build, random_moments
 from tests.test_sharding import MESHES, collectives
 
@@ -20,10 +22,12 @@ HEAD_SHAPES = {(32, 64), (64, 32)}
 
 def compile_on_mesh(function, mesh, cfg, batch, moments=None):
     """(compiled, its sharded arguments)"""
-    _, params, frozen = build(cfg)
-    params, frozen, moments = (jax.device_put(tree, param_shardings(mesh, tree)) for tree in (params, frozen, moments))
-    batch = jax.device_put(batch, batch_sharding(mesh))
-    arguments = (params, frozen, batch, *([] if moments is None else [moments]))
+    model = build(cfg)
+    params, frozen, moments = (
+        jax.device_put(tree, param_shardings(mesh, tree)) for tree in (model.params, model.frozen, moments)
+    )
+    arguments = (model.having(params, frozen), on_devices(mesh, jax.device_get(batch)))
+    arguments += () if moments is None else (moments,)
     return jax.jit(function).lower(*arguments).compile(), arguments
 
 
@@ -38,11 +42,10 @@ def compile_on_mesh(function, mesh, cfg, batch, moments=None):
     ],
 )
 def test_devices_change_rounding_only_and_gather_weights_only(mesh_name, method, cfg):
-    graphdef, params, frozen = build(cfg)
-    batch, projection = batch_of(rows=16), Projection(method, 60)
-    moments = random_moments(params) if method == "sketch" else None
-    features, mesh = gradient_features(graphdef, projection), make_mesh(MESHES[mesh_name])
-    expected = jax.jit(features)(params, frozen, batch, moments)
+    model, batch = build(cfg), batch_of(rows=16)
+    moments = random_moments(model.params) if method == "sketch" else None
+    features, mesh = gradient_features(Projection(method, 60)), make_mesh(MESHES[mesh_name])
+    expected = jax.jit(features)(model, batch, moments)
     with jax.set_mesh(mesh):
         step, arguments = compile_on_mesh(features, mesh, cfg, batch, moments)
         got = step(*arguments)
@@ -65,15 +68,16 @@ def test_devices_change_rounding_only_and_gather_weights_only(mesh_name, method,
 
 
 def test_norms_and_directional_derivatives_on_a_mesh():
-    graphdef, params, frozen = build(WIDE)
-    batch, mesh = batch_of(rows=16), make_mesh(MESHES["all"])
-    direction = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), params)
-    norms, derivatives = gradient_norms(graphdef), directional_derivatives(graphdef)
-    expected = jax.jit(norms)(params, frozen, batch), jax.jit(derivatives)(params, frozen, batch, direction)
+    model, batch, mesh = build(WIDE), batch_of(rows=16), make_mesh(MESHES["all"])
+    direction = jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), model.params
+    )
+    norms = gradient_norms()
+    expected = jax.jit(norms)(model, batch), jax.jit(directional_derivatives)(model, batch, direction)
     with jax.set_mesh(mesh):
         step, arguments = compile_on_mesh(norms, mesh, WIDE, batch)
         got = step(*arguments)
-        step, arguments = compile_on_mesh(derivatives, mesh, WIDE, batch, direction)
+        step, arguments = compile_on_mesh(directional_derivatives, mesh, WIDE, batch, direction)
         along = step(*arguments)
     np.testing.assert_allclose(got, expected[0], rtol=1e-5)
     np.testing.assert_allclose(along, expected[1], atol=1e-5 * np.abs(expected[1]).max())

@@ -4,19 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from dataflex_jax.signals.model import ModelSignals
 
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.errors import InputError
-<<<<<<< HEAD
-from dataflex_jax.train import train_and_evaluate
-=======
 from dataflex_jax.policies import Losses
 from dataflex_jax.signals.row_sets import Rows
 from dataflex_jax.training.setup import train_and_evaluate
->>>>>>> w-truns
 from tests.helpers import tiny, tiny_chat
 
 

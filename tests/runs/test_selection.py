@@ -4,15 +4,10 @@ import logging
 
 import numpy as np
 import pytest
-from dataflex_jax.signals.model import ModelSignals
 
 from dataflex_jax.errors import InputError, TrainingError
-<<<<<<< HEAD
-from dataflex_jax.train import train_and_evaluate
-=======
 from dataflex_jax.signals.row_sets import Rows
 from dataflex_jax.training.setup import train_and_evaluate
->>>>>>> w-truns
 from tests.helpers import tiny, tiny_chat
 
 BATCH = 8

@@ -1,4 +1,4 @@
-"""The code of docs/extending.md works as it stands there: one module adds a signal, a source, an evaluator, a family."""
+"""The code of docs/extending.md works as it stands: one module adds a signal, a source, an evaluator and a family."""
 
 import re
 import sys

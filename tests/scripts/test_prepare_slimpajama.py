@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from dataflex_jax.data.stores.documents import open_stores
+from dataflex_jax.data.stores.documents import open_document_stores
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_slimpajama.py"
 SETS = ("CommonCrawl", "C4", "Github", "Book", "ArXiv", "Wikipedia", "StackExchange")
@@ -51,7 +51,7 @@ def test_builds_the_store_that_the_trainer_finds(tmp_path, root):
     for domain in saved["domains"].values():
         assert domain["train"]["documents"] + domain["valid"]["documents"] == 20
     before = sorted((tmp_path / "cache" / "stores").iterdir())
-    stores, _ = open_stores(ConfigDict(saved["data"]), progress=False)
+    stores, _ = open_document_stores(ConfigDict(saved["data"]), progress=False)
     assert sorted((tmp_path / "cache" / "stores").iterdir()) == before
     assert [store.path for store in stores] == [domain["path"] for domain in saved["domains"].values()]
 

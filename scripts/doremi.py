@@ -21,9 +21,11 @@ from typing import Any
 from absl import flags
 
 from dataflex_jax import cli
-from dataflex_jax import config as configuration
 from dataflex_jax.errors import TrainingError
 from dataflex_jax.files import read_jsonl, to_json
+from dataflex_jax.reporting.evaluations import evaluations
+from dataflex_jax.reporting.run_folder import RunRecords
+from dataflex_jax.training import run_config
 from dataflex_jax.training.domain_weights import read_weights
 
 _WEIGHTS = "domain_weights.json"
@@ -78,8 +80,8 @@ def rounds(workdir: Path, shared: Sequence[str]) -> tuple[Path, Path]:
 
 
 def final(folder: Path) -> dict[str, Any]:
-    """A run's last evaluation."""
-    return read_jsonl(folder / "eval.jsonl")[-1]
+    """A run's last evaluation on held-out rows."""
+    return evaluations(RunRecords.load(folder))[-1]
 
 
 def drawn_with(folder: Path) -> dict[str, float]:
@@ -115,7 +117,7 @@ def main(argv: list[str]) -> None:
     weights = f"--config.mixer.proportions={proxy / _WEIGHTS}"
     train("target", target, [*shared, weights, *_OPTIONS["target"].value])
     baseline = reference
-    if configuration.read(reference).model != configuration.read(target).model:
+    if run_config.read(reference).model != run_config.read(target).model:
         baseline = workdir / "baseline"
         train("baseline", baseline, [*shared, *_OPTIONS["target"].value])
     rows = comparison(baseline, target)

@@ -11,8 +11,8 @@ from dataflex_jax.data import sampler as sampling
 from dataflex_jax.data.sampler import SamplerState
 from dataflex_jax.training import loop
 from dataflex_jax.training.job import Cadence, Job
-from dataflex_jax.training.resume import Position
-from dataflex_jax.training.step import PyTree, TrainState
+from dataflex_jax.training.ledger import Position
+from dataflex_jax.training.state import PyTree, TrainState
 
 
 class Contestant(NamedTuple):
@@ -65,14 +65,16 @@ class Clocked:
 def run_block(of: Contestant, state: TrainState, steps: int, folder: Path) -> tuple[Block, Contestant, TrainState]:
     """`steps` steps of the loop, from the shared state and the contestant's own policy and data position."""
     done = int(state.step)
+    last = done + steps
     kept, step = Kept(), Clocked(of.job.step)
     job = of.job._replace(
         step=step,
         checkpoints=kept,
-        evaluate=lambda params: {"split": "valid", "domains": {}, "overall": None},
-        cadence=Cadence(done + steps, of.job.cadence.log, 0, done + steps),
+        evaluators=(),
+        cadence=Cadence(last, last),
+        log=of.job.log._replace(train_step=last),
     )
-    position = Position(of.sampler._replace(step=done), 0, np.zeros(len(of.job.domains), np.int64))
+    position = Position(of.sampler._replace(step=done), 0, np.zeros(len(of.job.log.domains), np.int64))
     outcome = loop.run(job, state._replace(mixer=of.mixer, weighters=of.weighters), position, folder)
     block = Block(outcome.tokens_per_second, *step.seconds_a_step().tolist())
     after = of._replace(mixer=kept.state.mixer, weighters=kept.state.weighters, sampler=kept.sampler)

@@ -47,9 +47,9 @@ def form_in_process(task: dict[str, Any]):
     import jax
     import jax.numpy as jnp
 
-    from dataflex_jax import config as configuration
     from dataflex_jax.configs import base
     from dataflex_jax.reporting import hardware
+    from dataflex_jax.training import run_config
 
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype("float32" if on_cpu else "bfloat16")
@@ -63,7 +63,7 @@ def form_in_process(task: dict[str, Any]):
     whole = compiled(task["full_tokens"]).memory_analysis().temp_size_in_bytes
     call = compiled(task["tokens"])
     task["about"] = {
-        "resolved": configuration.resolved(base.get_config()),
+        "resolved": run_config.resolved(base.get_config()),
         "dtype": dtype.name,
         "temporaries": call.memory_analysis().temp_size_in_bytes,
         "full_temporaries": whole,

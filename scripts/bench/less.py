@@ -23,11 +23,9 @@ import numpy as np
 import optax
 import results
 from absl import flags
-from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from scipy.stats import spearmanr
 
 from dataflex_jax import cli
-from dataflex_jax import config as configuration
 from dataflex_jax.configs import base
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.pool import Pool
@@ -35,14 +33,19 @@ from dataflex_jax.data.rows import Row
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import decoder, lora
+from dataflex_jax.models import parts
 from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.hf import peft
 from dataflex_jax.models.hf import weights as hf
+from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.selectors.less import less
 from dataflex_jax.sharding import make_mesh
+from dataflex_jax.signals.moments import AdamState
+from dataflex_jax.signals.registry import Subject
+from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
+from dataflex_jax.training import run_config
 from dataflex_jax.training.optim import adamw
 
 LANGUAGES = 4  # of the candidates; the targets are in the first
@@ -109,19 +112,12 @@ def padded_mask(rows: ArrayRows) -> np.ndarray:
     return mask
 
 
-def write_for_peer(
-    folder: Path,
-    model: ModelConfig,
-    frozen: Any,
-    adapted: LoraConfig,
-    adapters: Any,
-    rows: ArrayRows,
-    wanted: ArrayRows,
-) -> None:
+def write_for_peer(folder: Path, model: Model, rows: ArrayRows, wanted: ArrayRows) -> None:
     """What less_peer.py reads."""
+    base = dataclasses.replace(model.config, lora=None)
     load_tokenizer("bytes", texts=lambda: iter(()), cache_dir=folder).save(folder / "tokenizer")
-    hf.save_pretrained(folder / "model", model, frozen, folder / "tokenizer")
-    peft.save_adapter(folder / "adapter", adapted, adapters, None)
+    hf.save_pretrained(folder / "model", base, model.frozen, folder / "tokenizer")
+    peft.save_adapter(folder / "adapter", model.config.lora, model.params, None)
     np.savez(
         folder / "rows.npz",
         tokens=rows.tokens,
@@ -165,8 +161,8 @@ def our_pass(signals: ModelSignals, **options: Any) -> tuple[float, np.ndarray]:
     selector = less(group_agg="mean", **options)
     request = Request(jnp.int32(1), jnp.int32(1), jax.random.key(0))
     started = time.perf_counter()
-    scores, _ = selector.score({}, signals, request)
-    return time.perf_counter() - started, np.asarray(scores)
+    evidence, _ = selector.score({}, signals, request)
+    return time.perf_counter() - started, np.asarray(evidence.rows)
 
 
 def main(argv: list[str]) -> None:
@@ -183,12 +179,12 @@ def main(argv: list[str]) -> None:
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
     }
-    model = ModelConfig(architecture="qwen2", **shape, dtype="float32", param_dtype="float32", remat="none")
-    adapted = LoraConfig(rank=8, base_dtype="float32")
-    graphdef, params = decoder.create(dataclasses.replace(model, lora=adapted), jax.random.key(0))
-    frozen, adapters = lora.split(params)
+    lora = LoraConfig(rank=8, base_dtype="float32")
+    cfg = ModelConfig(architecture="qwen2", **shape, dtype="float32", param_dtype="float32", remat="none", lora=lora)
+    model = Model.random(cfg, jax.random.key(0)).training(parts.is_adapter)
     # Away from B = 0, where half of the gradients vanish.
-    adapters = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(1), x.shape), adapters)
+    adapters = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(1), x.shape), model.params)
+    model = model.having(adapters, model.frozen)
     rows, wanted = random_rows(_CANDIDATES.value, 4096, 0), random_rows(_TARGETS.value, 4096, 1, languages=1)
 
     config = base.get_config()
@@ -197,19 +193,13 @@ def main(argv: list[str]) -> None:
     opt_state = optax.tree_utils.tree_set(opt_state, nu=jax.tree.map(lambda x: jnp.full_like(x, NU), adapters))
     mesh = make_mesh({"fsdp": -1})
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        write_for_peer(Path(folder), model, frozen, adapted, adapters, rows, wanted)
+        write_for_peer(Path(folder), model, rows, wanted)
         peer = Peer(Path(folder))
         pool, target_pool = Pool([domain("pool", rows)]), Pool([domain("targets", wanted)])
         target_set = TargetSet(target_pool, np.arange(wanted.num_rows), np.zeros(wanted.num_rows, int), ("targets",))
-        signals = ModelSignals(
-            SignalFunctions(graphdef, config.optim),
-            Sweeper(mesh),
-            adapters,
-            frozen,
-            opt_state,
-            source(pool, mesh),
-            (target_set, source(target_pool, mesh)),
-        )
+        adam = AdamState(opt_state, config.optim.b1, config.optim.b2, config.optim.eps)
+        targets = target_set, source(target_pool, mesh)
+        signals = ModelSignals(Subject(model, adam), Sweeper(mesh), source(pool, mesh), targets)
         run = functools.partial(our_pass, signals, proj_dim=_PROJ_DIM.value)
         compiling, scores = run()
         exact = our_pass(signals, projection="none")[1]
@@ -220,7 +210,7 @@ def main(argv: list[str]) -> None:
     theirs = [(_PEER_CANDIDATES.value + _TARGETS.value) / answer["seconds"] for _, answer in rounds]
     of_peer = np.array(rounds[-1][1]["scores"])
     result = {
-        **results.describe(configuration.resolved(config)),
+        **results.describe(run_config.resolved(config)),
         "peer_versions": {"dataflex": "1.1.0", **peer.versions},
         "model": shape,
         "trained": "LoRA, rank 8, all linear layers",

@@ -10,7 +10,6 @@ shape from a folder, so that no hub is needed. No data is read.
 """
 
 import dataclasses
-import functools
 import json
 import os
 
@@ -56,48 +55,50 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
     import jax.numpy as jnp
 
     from dataflex_jax import config as configuration
+    from dataflex_jax.data.batch import Batch
     from dataflex_jax.data.domains import buckets
     from dataflex_jax.data.sources.table import is_instruction
-    from dataflex_jax.models import decoder, lora
-    from dataflex_jax.models.hf.resolve import model_config
     from dataflex_jax.models.layout import placed
-    from dataflex_jax.policies import registry
-    from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
+    from dataflex_jax.models.model import Model
+    from dataflex_jax.policies.active import active_policies
+    from dataflex_jax.sharding import batch_sharding, make_mesh, replicated, shardings
     from dataflex_jax.training import optim
-    from dataflex_jax.training.step import Fixed, TrainStep, abstract_state, init_state
+    from dataflex_jax.training.state import Fixed, Start
+    from dataflex_jax.training.step import TrainStep
+    from dataflex_jax.training.weights import resolved_model, trained_of
 
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        plain = model_config(config.model, vocab_size)
-        model = dataclasses.replace(plain, lora=lora.lora_config(config.lora))
-        mixer, schedule = registry.build("mixer", configuration.mixer_section(config), configuration.schedule(config))
+        cfg = resolved_model(config, vocab_size)
+        trained, mixer = trained_of(cfg, config.model.trainable), active_policies(config).mixer
         rate = optim.learning_rate(config.optim, config.train_step)
-        optimizer = optim.adamw(config.optim, rate)
         num_domains = len(config.data.domains or "1234567")
-        init = functools.partial(init_state, model, optimizer, mixer.init(jnp.ones(num_domains) / num_domains), ())
-        graphdef, state = abstract_state(init, mesh)
-        frozen = None
-        if model.lora is not None:
-            _, params = jax.eval_shape(lambda key: decoder.create(plain, key), jax.random.key(0))
-            dtype = jnp.dtype(model.lora.base_dtype)
-            params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)
-            frozen = placed(mesh, params)
+        proportions = jnp.ones(num_domains) / num_domains
+        start = Start(Model.shape(cfg), trained, optim.adamw(config.optim, rate), mixer.policy.init(proportions))
+        state, frozen = start.abstract(mesh), None
+        if trained is not None:
+            whole = jax.eval_shape(lambda key: Model.random(cfg, key).training(trained), jax.random.key(0))
+            dtype = jnp.dtype(cfg.param_dtype if cfg.lora is None else cfg.lora.base_dtype)
+            frozen = placed(mesh, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), whole.frozen))
         rows, instruction = config.data.batch_size, is_instruction(config.data)
         length = max(buckets(config.data)) if instruction else config.data.seq_len
-        shapes = {
-            "tokens": ((rows, length + 1), "int32"),
-            "mask": ((rows, length), "float32"),
-            "domain": ((rows,), "int32"),
-            "lengths": ((rows,), "int32"),
-        }
-        if instruction and config.data.packing:
-            shapes |= {name: ((rows, length), "int32") for name in ("segment_ids", "positions")}
-        batch = {k: jax.ShapeDtypeStruct(s, d, sharding=batch_sharding(mesh)) for k, (s, d) in shapes.items()}
-        batch["drawn_with"] = jax.ShapeDtypeStruct((num_domains,), "float32", sharding=replicated(mesh))
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = TrainStep(graphdef, optimizer, rate, mixer, schedule, grad_accumulation=config.data.grad_accumulation)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+        def of_rows(*shape, dtype="int32"):
+            return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh))
+
+        packed = of_rows(length) if instruction and config.data.packing else None
+        batch = Batch(
+            tokens=of_rows(length + 1),
+            mask=of_rows(length, dtype="float32"),
+            lengths=of_rows(),
+            domain=of_rows(),
+            drawn_with=jax.ShapeDtypeStruct((num_domains,), "float32", sharding=replicated(mesh)),
+            segment_ids=packed,
+            positions=packed,
+        )
+        step = TrainStep(start.model, start.optimizer, rate, mixer, grad_accumulation=config.data.grad_accumulation)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), replicated(mesh)))
         compiled = jitted.lower(state, batch, Fixed(frozen)).compile().memory_analysis()
     memory = Memory(
         parameters=per_device(state.params),
@@ -107,7 +108,7 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
         temporaries=compiled.temp_size_in_bytes,
     )
     return memory, {
-        "parameters_in_all": model.num_params(),
+        "parameters_in_all": cfg.num_params(),
         "mesh": dict(mesh.shape),
         "platform": jax.default_backend(),
     }

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 
 from dataflex_jax import cli
 from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.reporting.evaluations import evaluations
 from dataflex_jax.reporting.plot_style import LIGHT, LineStyle, label, legend, line_styles, new_figure
 from dataflex_jax.reporting.run_folder import RunRecords
 
@@ -99,6 +100,11 @@ def finished_run(name: str, recipe: str, seed: int, root: Path, overrides: Seque
     return RunRecords.load(folder)
 
 
+def final(run: RunRecords) -> dict[str, Any]:
+    """A run's last evaluation on held-out rows."""
+    return evaluations(run)[-1]
+
+
 def losses(evaluation: dict[str, Any]) -> dict[str, float]:
     """Held-out nll [nats/token] of each domain, and over all tokens, on average over domains and of the worst one."""
     domains = {name: figures["nll"] for name, figures in evaluation["domains"].items()}
@@ -112,10 +118,10 @@ def losses(evaluation: dict[str, Any]) -> dict[str, float]:
 def compare(runs: dict[str, list[RunRecords]]) -> dict[str, dict[str, Any]]:
     """For each row of `losses` and each mixer: mean and standard deviation over seeds; of all but static also those of
     the difference from static by seed."""
-    final = {mixer: [losses(run.evals[-1]) for run in of_mixer] for mixer, of_mixer in runs.items()}
+    of_runs = {mixer: [losses(final(run)) for run in of_mixer] for mixer, of_mixer in runs.items()}
     rows = {}
-    for name in final["static"][0]:
-        values = {mixer: np.array([figures[name] for figures in final[mixer]]) for mixer in MIXERS}
+    for name in of_runs["static"][0]:
+        values = {mixer: np.array([figures[name] for figures in of_runs[mixer]]) for mixer in MIXERS}
         values |= {f"{mixer} - static": values[mixer] - values["static"] for mixer in MIXERS if mixer != "static"}
         rows[name] = {
             column: {"mean": v.mean(), "std": v.std(ddof=1) if len(v) > 1 else None, "values": v.tolist()}
@@ -126,7 +132,7 @@ def compare(runs: dict[str, list[RunRecords]]) -> dict[str, dict[str, Any]]:
 
 def picture(runs: dict[str, list[RunRecords]]) -> Figure:
     """The mixers' sampling weights of every seed over time, and what they change by domain at the end of training."""
-    styles = line_styles(list(runs["static"][0].evals[-1]["domains"]))
+    styles = line_styles(list(final(runs["static"][0])["domains"]))
     dynamic = [mixer for mixer in MIXERS if mixer != "static"]
     figure, axes = new_figure(LIGHT, 4.2 * (len(dynamic) + 1), 4.2, columns=len(dynamic) + 1)
     for ax, mixer in zip(axes[:-1], dynamic, strict=True):
@@ -134,8 +140,8 @@ def picture(runs: dict[str, list[RunRecords]]) -> Figure:
     differences, markers = axes[-1], dict(zip(dynamic, "os^", strict=True))
     for offset, (mixer, marker) in zip((-0.2, 0.0, 0.2), markers.items(), strict=True):
         for place, (name, style) in enumerate(styles.items()):
-            final, static = ([run.evals[-1]["domains"][name]["nll"] for run in runs[m]] for m in (mixer, "static"))
-            change = np.subtract(final, static)
+            ours, static = ([final(run)["domains"][name]["nll"] for run in runs[m]] for m in (mixer, "static"))
+            change = np.subtract(ours, static)
             differences.plot(np.full(len(change), place + offset), change, marker, color=style.color, markersize=5)
     differences.axhline(0, color=LIGHT.text, linewidth=0.8)
     differences.set_xticks(range(len(styles)), [""] * len(styles))
@@ -165,7 +171,7 @@ def setting(run: RunRecords) -> dict[str, Any]:
         "model": config["model"],
         "learning_rate": config["optim"]["learning_rate"],
         "schedule": {name: config[name] for name in ("warmup_step", "update_step")},
-        "held_out_tokens": run.evals[-1]["overall"]["tokens"],
+        "held_out_tokens": final(run)["overall"]["tokens"],
     }
 
 

@@ -23,11 +23,14 @@ import results
 from absl import flags
 
 from dataflex_jax import cli
-from dataflex_jax import config as configuration
 from dataflex_jax.configs import base
-from dataflex_jax.models import decoder
+from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.config import ModelConfig
-from dataflex_jax.signals.gradients import Projection, adam_moments, gradient_features
+from dataflex_jax.models.model import Model
+from dataflex_jax.signals.gradients import gradient_features
+from dataflex_jax.signals.moments import adam_moments
+from dataflex_jax.signals.projections import Projection
+from dataflex_jax.training import run_config
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds that are counted.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 8, "Rows.", lower_bound=1)
@@ -66,27 +69,28 @@ class Subject:
 
     def __init__(self, cfg: ModelConfig):
         self.cfg = cfg
-        self.graphdef, self.params = jax.jit(decoder.create, static_argnums=0)(cfg, jax.random.key(0))
+        self.model = jax.jit(Model.random, static_argnums=0)(cfg, jax.random.key(0))
         optimizer = optax.adam(1e-3)
-        gradients = self.training()(self.params, self.batch(1, 16))[1]
-        _, state = jax.jit(optimizer.update)(gradients, optimizer.init(self.params))
+        gradients = self.training()(self.model.params, self.batch(1, 16))[1]
+        _, state = jax.jit(optimizer.update)(gradients, optimizer.init(self.model.params))
         self.moments = adam_moments(state, b1=0.9, b2=0.999, eps=1e-8)
 
-    def batch(self, rows: int, length: int) -> dict[str, jax.Array]:
+    def batch(self, rows: int, length: int) -> Batch:
         tokens = jax.random.randint(jax.random.key(1), (rows, length + 1), 0, self.cfg.vocab_size)
-        return {"tokens": tokens, "mask": jnp.ones((rows, length))}
+        lengths, domain = jnp.full(rows, length, jnp.int32), jnp.zeros(rows, jnp.int32)
+        return Batch(tokens, jnp.ones((rows, length)), lengths, domain)
 
     def training(self) -> Callable:
         def loss(params, batch):
-            losses, _ = decoder.token_losses(self.graphdef, params, batch["tokens"])
-            return jnp.sum(losses * batch["mask"]) / jnp.sum(batch["mask"])
+            losses = self.model.having(params).token_losses(batch).losses
+            return jnp.sum(losses * batch.mask) / jnp.sum(batch.mask)
 
         return jax.jit(jax.value_and_grad(loss))
 
-    def compiled(self, batch: Mapping[str, jax.Array], method: str, adam: bool, dim: int) -> tuple[Any, tuple]:
+    def compiled(self, batch: Batch, method: str, adam: bool, dim: int) -> tuple[Any, tuple]:
         """(the compiled pass, its arguments)"""
-        arguments = self.params, None, batch, self.moments if adam else None
-        return jax.jit(gradient_features(self.graphdef, Projection(method, dim))).lower(*arguments).compile(), arguments
+        arguments = self.model, batch, self.moments if adam else None
+        return jax.jit(gradient_features(Projection(method, dim))).lower(*arguments).compile(), arguments
 
 
 def name_of(method: str, adam: bool) -> str:
@@ -116,7 +120,7 @@ def peak_bytes(compiled: Any) -> int:
 def against_training(subject: Subject, rows: int, length: int, dim: int, rounds: int, dense_dim: int) -> dict[str, Any]:
     """Times, FLOPs-free ratios and memory of every kind; the dense map at a dimension of its own, as it is slow."""
     batch = subject.batch(rows, length)
-    arguments = subject.params, batch
+    arguments = subject.model.params, batch
     functions = {"training": (subject.training().lower(*arguments).compile(), arguments)}
     for method, adam in KINDS:
         functions[name_of(method, adam)] = subject.compiled(batch, method, adam, dim)
@@ -162,7 +166,7 @@ def main(argv: list[str]) -> None:
     rounds, dense_dim = (2, 16) if small else (_ROUNDS.value, 64)
     subject = Subject(cfg)
     tiny = Subject(dataclasses.replace(TINY, dtype=_DTYPE.value))
-    result = results.describe(configuration.resolved(base.get_config())) | {
+    result = results.describe(run_config.resolved(base.get_config())) | {
         "model": dataclasses.asdict(cfg),
         "parameters": cfg.num_params(),
         "batch_rows": rows,

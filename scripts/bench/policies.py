@@ -21,11 +21,11 @@ from absl import flags
 from blocks import Contestant, run_block
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax import cli, train
-from dataflex_jax import config as configuration
+from dataflex_jax import cli
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
-from dataflex_jax.training.step import TrainState
+from dataflex_jax.training import run_config, setup
+from dataflex_jax.training.state import TrainState
 
 config_flags.DEFINE_config_file("config", "configs/static.py", "The recipe, with mixer static.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each policy.", lower_bound=1)
@@ -93,7 +93,7 @@ def refresh_seconds(of: Contestant, state: TrainState) -> float | None:
     for step in (_NEVER - 1, _NEVER):
         for _ in range(4):
             start = time.perf_counter()
-            refreshed, _records = of.job.between(step, state, of.sampler)
+            refreshed, _records = of.job.updates.between(step, state, of.sampler)
             if refreshed is state:
                 break
             jax.block_until_ready(refreshed)
@@ -106,10 +106,10 @@ def measure(config: ConfigDict, chosen: dict[str, Policy], scratch: Path, stack:
     rounds, length = _ROUNDS.value, _BLOCK.value
     steps = (rounds + 1) * (2 * len(chosen) + 1) * length + 1
     reference = scratch / "reference"
-    train.train_and_evaluate(recipe(config, Policy(), 2, None), reference)
+    setup.train_and_evaluate(recipe(config, Policy(), 2, None), reference)
     contestants = {}
     for number, (name, policy) in enumerate({STATIC: Policy(), **chosen}.items()):
-        prepared = train.prepared(recipe(config, policy, steps, reference), scratch / f"job-{number}")
+        prepared = setup.prepared(recipe(config, policy, steps, reference), scratch / f"job-{number}")
         job, state, position = stack.enter_context(prepared)
         contestants[name] = Contestant(job, state.mixer, state.weighters, position.sampler)
 
@@ -121,7 +121,7 @@ def measure(config: ConfigDict, chosen: dict[str, Policy], scratch: Path, stack:
         nonlocal state, blocks
         blocks += 1
         measured, contestants[name], state = run_block(contestants[name], state, length, scratch / f"block-{blocks}")
-        return job.sampler.batch_size * max(job.pool.buckets) / measured.tokens_per_second
+        return job.draws.sampler.batch_size * max(job.draws.pool.buckets) / measured.tokens_per_second
 
     # The first round compiles and is not counted.
     for i in range(rounds + 1):
@@ -136,7 +136,7 @@ def measure(config: ConfigDict, chosen: dict[str, Policy], scratch: Path, stack:
     return {
         "rounds": rounds,
         "block_steps": length,
-        "batch_rows": job.sampler.batch_size,
+        "batch_rows": job.draws.sampler.batch_size,
         "seq_len": config.data.seq_len,
         "model": config.model.to_dict(),
         "static_step_seconds": results.spread(seconds[STATIC]),
@@ -161,7 +161,7 @@ def main(argv: list[str]) -> None:
     chosen = {name: POLICIES[name] for name in wanted}
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         result = measure(config, chosen, Path(scratch), stack)
-    results.write(_OUTPUT.value, results.describe(configuration.resolved(config)) | result)
+    results.write(_OUTPUT.value, results.describe(run_config.resolved(config)) | result)
     for name, policy in result["policies"].items():
         ratio = policy["time_over_static"]
         aim = f"aim {policy['aim']:.2f}" if policy["aim"] else "no aim"

@@ -24,7 +24,7 @@ def describe(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """What a measurement ran on and how to repeat it.
 
     Args:
-        resolved: the content of a run's config.json, or `dataflex_jax.config.resolved` of its configuration.
+        resolved: the content of a run's config.json, or `training.run_config.resolved` of its configuration.
     """
     revision = resolved["git_revision"]
     unchanged = ["git", "-C", str(REPOSITORY), "diff", "--quiet", str(revision), "--", "dataflex_jax", "configs"]

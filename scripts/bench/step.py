@@ -24,12 +24,12 @@ from absl import flags
 from blocks import Block, Clocked, Contestant, run_block
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax import cli, train
-from dataflex_jax import config as configuration
+from dataflex_jax import cli
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.reporting.progress import Throughput
-from dataflex_jax.training.step import PyTree, TrainState
+from dataflex_jax.training import run_config, setup
+from dataflex_jax.training.state import PyTree, TrainState
 
 config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each kind.", lower_bound=1)
@@ -67,12 +67,12 @@ def bare_block(of: Contestant, state: TrainState, steps: int, batch: PyTree) -> 
 
 def loader_rate(of: Contestant, steps: int) -> float:
     """Rows/s of planning and loading alone, until the batch is on the devices."""
-    planned = of.sampler
+    draws, planned = of.job.draws, of.sampler
     start = time.perf_counter()
     for _ in range(steps):
-        plan, planned = of.job.sampler.plan(planned)
-        jax.block_until_ready(of.job.loader.load(of.job.sequences.ids(plan), plan.drawn_with))
-    return steps * of.job.sampler.batch_size / (time.perf_counter() - start)
+        plan, planned = draws.sampler.plan(planned)
+        jax.block_until_ready(of.job.loader.load(draws.sequences.ids(plan), plan.drawn_with))
+    return steps * draws.sampler.batch_size / (time.perf_counter() - start)
 
 
 def measure(config: ConfigDict, scratch: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -87,13 +87,13 @@ def measure(config: ConfigDict, scratch: Path, stack: contextlib.ExitStack) -> d
     steps = 3 * (_ROUNDS.value + 1) * _BLOCK.value
     contestants = {}
     for name, mixer in ((_BASELINE.value, _BASELINE.value), (ours, None)):
-        prepared = train.prepared(recipe(config, steps, mixer), scratch / f"job-{name}")
+        prepared = setup.prepared(recipe(config, steps, mixer), scratch / f"job-{name}")
         job, state, position = stack.enter_context(prepared)
         contestants[name] = Contestant(job, state.mixer, state.weighters, position.sampler)
     # A copy: the step's state is donated.
     contestants[BARE] = contestants[ours]._replace(mixer=jax.tree.map(jnp.copy, contestants[ours].mixer))
-    plan, _ = job.sampler.plan(position.sampler)
-    batch = job.loader.load(job.sequences.ids(plan), plan.drawn_with)
+    plan, _ = job.draws.sampler.plan(position.sampler)
+    batch = job.loader.load(job.draws.sequences.ids(plan), plan.drawn_with)
 
     blocks: dict[str, list[Block]] = {name: [] for name in contestants}
     # The first round compiles and is not counted.
@@ -114,7 +114,7 @@ def measure(config: ConfigDict, scratch: Path, stack: contextlib.ExitStack) -> d
         "baseline": _BASELINE.value,
         "rounds": _ROUNDS.value,
         "block_steps": _BLOCK.value,
-        "batch_rows": job.sampler.batch_size,
+        "batch_rows": job.draws.sampler.batch_size,
         "seq_len": config.data.seq_len,
         "model": config.model.to_dict(),
         "tokens_per_second": {name: results.spread(of_kind) for name, of_kind in rates.items()},
@@ -122,7 +122,7 @@ def measure(config: ConfigDict, scratch: Path, stack: contextlib.ExitStack) -> d
         # 1 - this is the share of its time that the device waits for the host, or, on a CPU, shares its cores with it.
         "mixer_over_bare": results.spread(rates[ours] / rates[BARE]),
         "loader_rows_per_second": results.spread(loader),
-        "loader_over_step": float(np.median(loader)) * wall / job.sampler.batch_size,
+        "loader_over_step": float(np.median(loader)) * wall / job.draws.sampler.batch_size,
         "host": {"step_seconds": wall, "main_thread_busy_seconds": busy, "main_thread_idle_share": 1 - busy / wall},
     }
 
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
     config = cli.chosen_config()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         result = measure(config, Path(scratch), stack)
-    results.write(_OUTPUT.value, results.describe(configuration.resolved(config)) | result)
+    results.write(_OUTPUT.value, results.describe(run_config.resolved(config)) | result)
     ratio, bare = result["mixer_over_baseline"], result["mixer_over_bare"]
     print(f"{result['mixer']} / {result['baseline']}: {ratio['median']:.4f}, quartiles {ratio['quartiles']}")
     print(f"{result['mixer']} / {BARE}: {bare['median']:.4f}, quartiles {bare['quartiles']}")

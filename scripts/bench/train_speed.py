@@ -5,7 +5,7 @@
         --remat=none,dots,attention --tile_tokens=2048,4096 --attention=auto,xla \\
         --peer_batch=8,16 --peer_checkpointing=false,true --output=docs/benchmarks/train_speed-qwen2.5-1.5b.json
 
-Ours is `dataflex_jax.train`'s step as `train.prepared` makes it; the peer is the `transformers` model as trainers run
+Ours is `dataflex_jax.train`'s step as `setup.prepared` makes it; the peer is the `transformers` model as trainers run
 it: float32 weights, bfloat16 autocast (on a CPU float32, on both sides), SDPA attention, fused AdamW, clipped gradients
 and, where asked for, gradient checkpointing. Both have the same shape, random weights and random tokens. Each has a
 process of its own, so that memory is counted apart; while one measures the other waits. Where several values of an

@@ -4,7 +4,6 @@ Nothing is imported here that one of them does not need: it would count as the o
 """
 
 import contextlib
-import functools
 import json
 import math
 import os
@@ -64,16 +63,21 @@ def ours(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
     """A block of our train steps, and its peak memory so far: (bytes, measure)."""
     import jax
 
-    from dataflex_jax import config as configuration
-    from dataflex_jax import train
     from dataflex_jax.configs import base
+    from dataflex_jax.data.batch import Batch, on_devices
     from dataflex_jax.models import decoder
     from dataflex_jax.reporting import hardware
-    from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
+    from dataflex_jax.sharding import make_mesh
+    from dataflex_jax.training import run_config, setup
 
     options, seq_len = task["options"], task["seq_len"]
+    token_losses = decoder.token_losses
+
+    def in_tiles(*args: Any, hooks: decoder.Hooks, **kwargs: Any) -> decoder.Decoded:
+        return token_losses(*args, hooks=hooks._replace(tile_tokens=options["tile_tokens"]), **kwargs)
+
     # No recipe has this field: its default is meant to serve everywhere.
-    decoder.token_losses = functools.partial(decoder.token_losses, tile_tokens=options["tile_tokens"])
+    decoder.token_losses = in_tiles
     with tempfile.TemporaryDirectory() as scratch:
         data, model = Path(scratch, "data"), Path(scratch, "model")
         data.mkdir()
@@ -88,16 +92,16 @@ def ours(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
         config.optim.update(learning_rate=_LEARNING_RATE, schedule="constant", weight_decay=_WEIGHT_DECAY)
         config.optim.update(b1=_BETAS[0], b2=_BETAS[1], eps=_EPSILON, clip_norm=_CLIP_NORM)
         config.mesh.update(data=1, fsdp=1, tensor=1)
-        with train.prepared(config, Path(scratch, "run")) as (job, state, _):
-            mesh, rows = make_mesh(config.mesh), options["batch"]
-            batch = {
-                "tokens": random_tokens(task),
-                "mask": np.ones((rows, seq_len), np.float32),
-                "lengths": np.full(rows, seq_len, np.int32),
-                "domain": np.zeros(rows, np.int32),
-            }
-            batch = jax.device_put(batch, batch_sharding(mesh))
-            batch["drawn_with"] = jax.device_put(np.ones(1, np.float32), replicated(mesh))
+        with setup.prepared(config, Path(scratch, "run")) as (job, state, _):
+            rows = options["batch"]
+            batch = Batch(
+                tokens=random_tokens(task),
+                mask=np.ones((rows, seq_len), np.float32),
+                lengths=np.full(rows, seq_len, np.int32),
+                domain=np.zeros(rows, np.int32),
+                drawn_with=np.ones(1, np.float32),
+            )
+            batch = on_devices(make_mesh(config.mesh), batch)
             kept = [state]
             del state  # the step's are donated
 
@@ -114,7 +118,7 @@ def ours(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
                 return seconds
 
             task["about"] = {
-                "resolved": configuration.resolved(config),
+                "resolved": run_config.resolved(config),
                 "peak_flops": hardware.total_peak_flops(),
                 "xla_flags": os.environ.get("XLA_FLAGS", ""),
             }

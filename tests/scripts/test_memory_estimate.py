@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dataflex_jax.train import prepared
+from dataflex_jax.training.setup import prepared
 from tests.helpers import tiny
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "memory.py"
@@ -34,8 +34,8 @@ def test_the_bytes_of_the_arrays_are_those_of_a_run(memory, tmp_path, fields):
         assert estimate.parameters == first_device(state.params)
         assert estimate.optimizer == first_device(state.opt_state)
         assert (estimate.frozen > 0) == (config.lora.rank > 0)
-        plan, _ = job.sampler.plan(position.sampler)
-        batch = job.loader.load(job.sequences.ids(plan), plan.drawn_with)
+        plan, _ = job.draws.sampler.plan(position.sampler)
+        batch = job.loader.load(job.draws.sequences.ids(plan), plan.drawn_with)
         assert estimate.batch == first_device(batch)
     assert estimate.temporaries > 0
     assert about["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}

@@ -236,24 +236,6 @@ def test_no_gradient_is_computed_that_nobody_reads(method):
 # What is refused.
 
 
-def test_moments_are_found_in_a_chain_and_asked_for_where_there_are_none():
-    params = {"w": jnp.ones(3)}
-    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(0.1)))
-    state = adam.init(params)
-    _, state = adam.update({"w": jnp.arange(3.0)}, state, params)
-    moments = adam_moments(state, b1=0.9, b2=0.999, eps=1e-8)
-    clipped = np.arange(3) / np.sqrt(5)
-    np.testing.assert_allclose(moments.mu["w"], 0.1 * clipped, rtol=1e-6)
-    np.testing.assert_allclose(moments.nu["w"], 0.001 * clipped**2, rtol=1e-5)
-    assert moments.count == 1
-    with pytest.raises(ValueError, match=r"^opt_state: has no Adam state"):
-        adam_moments(optax.sgd(0.1, momentum=0.9).init(params), **BETAS)
-    with pytest.raises(ValueError, match=r"^opt_state: has more than one Adam state"):
-        adam_moments((state, state), **BETAS)
-    with pytest.raises(ValueError, match=r"^eps_mode = 'under': must be one of 'outside', 'inside'"):
-        adam_moments(state, **BETAS, eps_mode="under")
-
-
 def test_what_cannot_be_served_is_refused():
     model, batch = build(MODEL), batch_of()
     with pytest.raises(ValueError, match=r"^moments: .*'kronecker'"):

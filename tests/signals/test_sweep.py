@@ -12,6 +12,7 @@ from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.selectors.less import less
+from dataflex_jax.policies.signals import Losses
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals import sweep
 from dataflex_jax.signals.sweep import Sweeper
@@ -42,7 +43,7 @@ def signals(opened, mesh, *, rows=16, buckets=(48,), change=lambda params: param
 
 
 def less_scores(of):
-    return np.asarray(less(proj_dim=32).score({}, of, None)[0])
+    return np.asarray(less(proj_dim=32).score({}, of, None)[0].rows)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def expected(opened):
     mesh = mesh_of("fsdp")
     with jax.set_mesh(mesh):
         of = signals(opened, mesh)
-        return of.losses(), less_scores(of)
+        return of.candidates.sweep(Losses()), less_scores(of)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +62,10 @@ def test_losses_depend_on_nothing_but_their_row(opened, expected, mesh, rows, bu
     mesh = mesh_of(mesh)
     with jax.set_mesh(mesh):
         of = signals(opened, mesh, rows=rows, buckets=buckets)
-        np.testing.assert_allclose(of.losses(), expected[0], rtol=1e-5)
-        order = np.random.default_rng(0).permutation(of.num_candidates)
-        np.testing.assert_allclose(of.losses("candidates", order), expected[0][order], rtol=1e-5)
-        np.testing.assert_allclose(of.losses("candidates", order[:3]), expected[0][order[:3]], rtol=1e-5)
+        np.testing.assert_allclose(of.candidates.sweep(Losses()), expected[0], rtol=1e-5)
+        order = np.random.default_rng(0).permutation(of.candidates.num_rows)
+        np.testing.assert_allclose(of.candidates.sweep(Losses(), order), expected[0][order], rtol=1e-5)
+        np.testing.assert_allclose(of.candidates.sweep(Losses(), order[:3]), expected[0][order[:3]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("mesh", "rows", "buckets"), [("one", 5, (48,)), ("all", 40, (64,))])
@@ -80,8 +81,8 @@ def test_influences_do_not_depend_on_the_order_of_candidates(opened, expected):
     mesh = mesh_of("fsdp")
     with jax.set_mesh(mesh):
         of = signals(opened, mesh)
-        order, original = np.random.default_rng(0).permutation(of.num_candidates), of.gradients
-        of.gradients = lambda *args, **kwargs: original(*args, **kwargs, ids=None if args[1:] else order)
+        order, original = np.random.default_rng(0).permutation(of.candidates.num_rows), of.candidates.sweep
+        of.candidates.sweep = lambda signal, operand: original(signal, order, operand)
         np.testing.assert_allclose(less_scores(of), expected[1][order], rtol=0, atol=1e-6)
 
 
@@ -100,28 +101,23 @@ def test_a_row_that_is_not_finite_spoils_no_other(opened, expected):
     assert 5 < has.sum() < len(has) - 5
     with jax.set_mesh(mesh):
         of = signals(opened, mesh, change=change)
-        losses, scores = of.losses(), less_scores(of)
+        losses, scores = of.candidates.sweep(Losses()), less_scores(of)
     np.testing.assert_array_equal(np.isnan(losses), has)
     np.testing.assert_array_equal(losses[~has], expected[0][~has])
     np.testing.assert_array_equal(np.isnan(scores), has)
 
 
-def test_adam_without_its_state_and_targets_without_a_set_are_refused(opened):
+def test_influences_without_a_target_set_are_refused(opened):
     mesh = mesh_of("one")
     with jax.set_mesh(mesh):
         of = signals(opened, mesh)
-        of._opt_state = None
-        with pytest.raises(
-            InputError, match=r'config\.selector\.gradient_type = "adam": there is no Adam state; "sgd"'
-        ):
+        of.targets = None
+        with pytest.raises(InputError, match=r"^a selector by influence needs a target set to compare gradients with"):
             less_scores(of)
-        of._rows["targets"] = None
-        with pytest.raises(InputError, match=r"config\.targets: needed by this policy"):
-            of.losses("targets")
 
 
 def tokens_and_length(operand, batch):
-    return {"tokens": batch["tokens"] * operand, "length": batch["lengths"]}
+    return {"tokens": batch.tokens * operand, "length": batch.lengths}
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +143,8 @@ def test_a_function_is_traced_once_for_a_length_and_kind_of_operand(pool):
     traces = []
 
     def traced(operand, batch):
-        traces.append((batch["tokens"].shape, operand.shape))
-        return jnp.sum(batch["tokens"], axis=1) + jnp.sum(operand)
+        traces.append((batch.tokens.shape, operand.shape))
+        return jnp.sum(batch.tokens, axis=1) + jnp.sum(operand)
 
     mesh = mesh_of("fsdp")
     sweeper, rows, ids = Sweeper(mesh, rows=8), sweep.source(pool, mesh), np.arange(pool.num_rows)
@@ -161,10 +157,10 @@ def test_a_function_is_traced_once_for_a_length_and_kind_of_operand(pool):
 @pytest.mark.parametrize("mesh", ["one", "fsdp"])
 def test_batches_grow_with_the_memory_there_is(pool, monkeypatch, mesh):
     def large(operand, batch):
-        return jnp.sort(batch["tokens"][:, :, None] * operand, axis=1).sum(axis=(1, 2))
+        return jnp.sort(batch.tokens[:, :, None] * operand, axis=1).sum(axis=(1, 2))
 
     sizes, load = [], loader.Loader.load
-    monkeypatch.setattr(loader.Loader, "load", lambda self, ids, drawn: sizes.append(ids) or load(self, ids, drawn))
+    monkeypatch.setattr(loader.Loader, "load", lambda self, ids: sizes.append(ids) or load(self, ids))
     mesh = mesh_of(mesh)
     shards = mesh.shape["fsdp"]
     rows, ids, found = sweep.source(pool, mesh), np.arange(pool.num_rows), []

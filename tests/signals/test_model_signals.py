@@ -1,0 +1,126 @@
+"""The project's own signals through real sweeps, against the model's whole batch and materialised gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies.signals import (
+    Alignments,
+    Embeddings,
+    GradientNorms,
+    Gradients,
+    Losses,
+    Preconditioner,
+    Projection,
+)
+from dataflex_jax.signals.moments import AdamState
+from dataflex_jax.signals.registry import Subject
+from dataflex_jax.signals.rows import named_leaves, selected_paths
+from tests.helpers.array_rows import POOL, TARGET_IDS, TARGET_POOL, signals_of, whole_batch
+from tests.helpers.gradient_model import (
+    ADAPTED,
+    BETAS,
+    MODEL,
+    adam_by_hand,
+    assert_same,
+    build,
+    materialised,
+    random_moments,
+)
+
+SOME = np.array([6, 2, 7])
+WITHOUT_TARGETS = [4, 8]
+
+
+def flat(gradients, paths):
+    """float64 [rows, numbers], of the parameters `paths` in their order."""
+    parts = [np.asarray(gradients[path], np.float64) for path in gradients if path in paths]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+
+def swept(signals, signal, operand=None):
+    """The signal of all candidates; a sweep over some of them gives the same."""
+    found = signals.candidates.sweep(signal, operand=operand)
+    assert len(found) == POOL.num_rows
+    assert_same(signals.candidates.sweep(signal, SOME, operand), found[SOME])
+    return found
+
+
+def test_losses_are_means_over_the_rows_targets():
+    model, batch = build(MODEL), whole_batch()
+    losses, counts = np.asarray(model.token_losses(batch).losses, np.float64), batch.mask.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        expected = (batch.mask * losses).sum(axis=1) / counts
+    found = signals_of(Subject(model)).candidates.sweep(Losses())
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(found)), WITHOUT_TARGETS)
+
+
+def mean(hidden, real):
+    return jnp.sum(hidden * real[:, :, None], axis=1) / jnp.sum(real, axis=1, keepdims=True)
+
+
+def test_embeddings_are_of_the_hidden_states_without_padding():
+    model, batch = build(MODEL), whole_batch()
+    hidden = np.asarray(model.hidden_states(batch), np.float64)
+    expected = [states[:n].mean(axis=0) for states, n in zip(hidden, batch.lengths, strict=True)]
+    assert_same(swept(signals_of(Subject(model)), Embeddings(mean)), expected)
+
+
+def scaled(gradients, operand):
+    return gradients * operand
+
+
+def test_gradients_are_preconditioned_by_the_moments_and_may_be_reduced():
+    model, rng = build(ADAPTED), np.random.default_rng(5)
+    moments = random_moments(model.params, eps_mode="inside", bias_correction=True)
+    state = optax.ScaleByAdamState(moments.count, moments.mu, moments.nu)
+    signals = signals_of(Subject(model, AdamState(state, **BETAS)))
+    gradients = materialised(model, whole_batch())
+    paths, scale = list(gradients), rng.uniform(1, 2, ()).astype(np.float32)
+    steps = {path: adam_by_hand(np.asarray(g, np.float64), moments, path) for path, g in gradients.items()}
+    exact = Projection("none")
+    assert_same(swept(signals, Gradients(exact)), flat(gradients, paths))
+    wanted = Gradients(exact, Preconditioner("inside", True), then=scaled)
+    assert_same(swept(signals, wanted, scale), scale * flat(steps, paths))
+    targets = materialised(model, whole_batch(TARGET_POOL))
+    assert_same(signals.targets.sweep(Gradients(exact)), flat(targets, paths)[list(TARGET_IDS)])
+
+
+@pytest.mark.parametrize("cfg", [MODEL, ADAPTED], ids=["full", "lora"])
+def test_norms_are_those_of_the_linear_layers_gradients(cfg):
+    model = build(cfg)
+    gradients = flat(materialised(model, whole_batch()), selected_paths(model.params))
+    found = swept(signals_of(Subject(model)), GradientNorms())
+    np.testing.assert_allclose(found, np.linalg.norm(gradients, axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(np.flatnonzero(found == 0), WITHOUT_TARGETS)
+
+
+@pytest.mark.parametrize(
+    "cfg", [dataclasses.replace(MODEL, tie_word_embeddings=True), ADAPTED], ids=["full, tied", "lora"]
+)
+def test_alignments_are_the_gradients_inner_products_with_every_direction(cfg):
+    """Of all trained parameters, those outside the layers too."""
+    model, rng, count = build(cfg), np.random.default_rng(2), 3
+    directions = jax.tree.map(lambda x: rng.normal(size=(count, *x.shape)).astype(np.float32), model.params)
+    gradients = materialised(model, whole_batch())
+    along = flat(named_leaves(directions), gradients)
+    expected = flat(gradients, gradients) @ along.T
+    found = swept(signals_of(Subject(model)), Alignments(), directions)
+    assert found.shape == (POOL.num_rows, count)
+    for g in range(count):
+        assert_same(found[:, g], expected[:, g])
+    # Different directions tell rows apart differently.
+    assert np.linalg.matrix_rank(expected, tol=1e-3 * np.abs(expected).max()) == count
+    assert not np.any(found[WITHOUT_TARGETS])
+
+
+def test_adam_without_its_state_is_refused():
+    wanted = Gradients(Projection("sketch", 8), Preconditioner())
+    with pytest.raises(InputError, match=r'config\.selector\.gradient_type = "adam": there is no Adam state; "sgd"'):
+        signals_of(Subject(build(MODEL))).candidates.sweep(wanted)

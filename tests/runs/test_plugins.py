@@ -1,4 +1,4 @@
-"""One module of a user's own brings a source, a signal, a selector that asks for it and an evaluator; a run uses all."""
+"""A user's own module brings a source, a signal, a selector that asks for it and an evaluator; a run uses all."""
 
 import sys
 

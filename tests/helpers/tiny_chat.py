@@ -7,20 +7,21 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dataflex_jax import train
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.targets import open_targets
-from dataflex_jax.models import decoder
 from dataflex_jax.models.hf.resolve import model_config
 from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.models.model import Model
 from dataflex_jax.policies import registry
+from dataflex_jax.signals.moments import AdamState
+from dataflex_jax.signals.registry import Subject
+from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
-from dataflex_jax.training import assembly, optim
+from dataflex_jax.training import assembly, optim, setup
 from tests.helpers import tiny
 
 SIZES = {"capitals": 44, "digits": 34}
@@ -48,13 +49,7 @@ def with_policies(config: ConfigDict, fields: dict, **policies: str | None) -> C
             config[kind] = registry.policy_config(kind, name)
     if config.selector and "proj_dim" in config.selector:
         config.selector.proj_dim = 32
-    for name, value in fields.items():
-        *path, field = name.split("__")
-        section = config
-        for part in path:
-            section = section[part]
-        section[field] = value
-    return config
+    return tiny.having(config, fields)
 
 
 def config(root: Path, *, selector=None, order=None, mixer=None, weighter=None, **fields) -> ConfigDict:
@@ -102,13 +97,14 @@ def trained(config: ConfigDict, folder: Path, monkeypatch) -> Run:
     asked = []
 
     class Spy(Loader):
-        def load(self, ids, drawn_with):
-            asked.append(ids)
+        def load(self, ids, drawn_with=None):
+            if drawn_with is not None:  # not by a sweep
+                asked.append(ids)
             return super().load(ids, drawn_with)
 
     with monkeypatch.context() as patch:
         patch.setattr(assembly, "Loader", Spy)
-        outcome = train.train_and_evaluate(config, folder)
+        outcome = setup.train_and_evaluate(config, folder)
     return Run(folder, outcome, np.array(asked))
 
 
@@ -125,12 +121,17 @@ def assert_same_selections(folder: Path, reference: Path) -> None:
 def model_signals(config: ConfigDict, domains, tokenizer, mesh: Mesh, *, rows=16, change=lambda x: x) -> ModelSignals:
     """Those of a random model after `change` of its parameters, with an Adam state as in the middle of training."""
     cfg = model_config(config.model, tokenizer.vocab_size)
-    graphdef, abstract = jax.eval_shape(lambda key: decoder.create(cfg, key), jax.random.key(1))
-    create = jax.jit(lambda key: change(decoder.create(cfg, key)[1]), out_shardings=param_shardings(mesh, abstract))
-    params = create(jax.random.key(1))
+    shape = Model.shape(cfg)
+
+    def create(key):
+        return change(Model.random(cfg, key).params)
+
+    key = jax.random.key(1)
+    params = jax.jit(create, out_shardings=param_shardings(mesh, jax.eval_shape(create, key)))(key)
     state = optim.adamw(config.optim, optim.learning_rate(config.optim, 10)).init(params)
     state = jax.tree.map(lambda leaf: leaf + 1e-3 if leaf.ndim else leaf, state)
+    subject = Subject(shape.having(params), AdamState(state, config.optim.b1, config.optim.b2, config.optim.eps))
     targets = open_targets(config, domains, config.data.tokenizer)
-    functions = SignalFunctions(graphdef, config.optim)
-    data = source(Pool(domains), mesh), (targets, source(targets.pool, mesh))
-    return ModelSignals(functions, Sweeper(mesh, rows=rows), params, None, state, *data)
+    return ModelSignals(
+        subject, Sweeper(mesh, rows=rows), source(Pool(domains), mesh), (targets, source(targets.pool, mesh))
+    )

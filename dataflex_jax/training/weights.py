@@ -25,6 +25,7 @@ from dataflex_jax.models.hf import folders, peft
 from dataflex_jax.models.hf.resolve import model_config
 from dataflex_jax.models.hf.weights import load_params
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies import registry
 from dataflex_jax.sharding import make_mesh, shardings
 from dataflex_jax.signals.moments import AdamState
 from dataflex_jax.training import optim, resume, run_config
@@ -129,6 +130,7 @@ def open_model(
 
 def _open_run(source: str, run: RunStep, mesh: Mesh, *, optimizer: bool, frozen: bool) -> Opened:
     config = run_config.read(run.folder)
+    registry.load_plugins(config.plugins)
     with Checkpoints(run.folder, writable=False) as checkpoints:
         saved = checkpoints.read_run(run.step)
         model = Model.shape(resume.saved_model(saved, config.model))
@@ -323,10 +325,7 @@ def starting_params(origin: Origin, model: ModelConfig, abstract: PyTree, base: 
     if not others:
         return adapters
     if origin.weights is None:
-        reason = (
-            f"{origin.adapter_option} = {origin.adapter!r}: needs weights for the other parameters that are trained"
-        )
-        raise InputError(reason)
+        raise InputError(f"{origin.adapter_option} = {origin.adapter!r}: needs weights for what is trained beside it")
     return parts.combined(_read_weights(origin, dataclasses.replace(model, lora=None), others), adapters)
 
 

@@ -10,14 +10,14 @@ class InputError(Exception):
     The message names the culprit (file and line, record field or option) and what would be accepted.
 
     Args:
-        reason: what is wrong, in one line; it names the culprit where no option is at fault.
+        reason: what is wrong, in one line, or an error that says so; it names the culprit where no option is at fault.
         option: the option at fault: "data.root" of `config.data.root`, "--checkpoint" of that flag; None: none is.
         value: what the option is set to; left out where that says nothing.
     """
 
-    def __init__(self, reason: str, *, option: str | None = None, value: Any = ...):
+    def __init__(self, reason: str | Exception, *, option: str | None = None, value: Any = ...):
         super().__init__(reason)
-        self.reason, self.option, self.value = reason, option, value
+        self.reason, self.option, self.value = str(reason), option, value
 
     def __str__(self) -> str:
         if self.option is None:

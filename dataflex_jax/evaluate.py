@@ -23,7 +23,8 @@ from dataflex_jax.files import replace_file, to_json
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import run_config
 from dataflex_jax.training.evaluation import EvaluationContext, held_out
-from dataflex_jax.training.weights import CHECKPOINTS, How, Opened, locate, open_model, tokenizer_of
+from dataflex_jax.training.locate import CHECKPOINTS, locate, tokenizer_of
+from dataflex_jax.training.weights import How, Opened, open_model
 
 
 def evaluate(opened: Opened, config: ConfigDict) -> dict[str, Any]:

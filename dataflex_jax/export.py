@@ -35,8 +35,8 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models import parts
 from dataflex_jax.models.hf import folders, peft, weights
 from dataflex_jax.training.checkpoint import FOLDER
-from dataflex_jax.training.imports import adapter_and_base, imported
-from dataflex_jax.training.weights import Opened, open_model
+from dataflex_jax.training.imports import imported
+from dataflex_jax.training.weights import Opened, adapter_and_base, open_model
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def import_pretrained(source: str, config: ConfigDict, run_folder: Path) -> None
     if (run_folder / FOLDER).exists():
         raise InputError(f"--output={run_folder}: has checkpoints already; choose another folder")
     source = str(Path(source).absolute()) if Path(source).is_dir() else source
-    adapter, base = adapter_and_base(source, config, "--import_from")
+    adapter, base = adapter_and_base(source, "--import_from", config.lora.base_dtype, config.model.name_or_path)
     if adapter is not None:
         config.lora.update(name_or_path=source, **dataclasses.asdict(adapter))
     config.model.update(name_or_path=base, from_scratch=False)

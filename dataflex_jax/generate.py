@@ -19,7 +19,8 @@ from dataflex_jax import cli
 from dataflex_jax.data.text.chat import ChatEncoder
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.generation.generate import generate_texts
-from dataflex_jax.training.weights import CHECKPOINTS, Opened, open_model
+from dataflex_jax.training.locate import CHECKPOINTS
+from dataflex_jax.training.weights import Opened, open_model
 
 
 def continuations(opened: Opened, prompts: Sequence[str], *, chat: bool = False, **options: Any) -> list[str]:
@@ -41,7 +42,7 @@ def continuations(opened: Opened, prompts: Sequence[str], *, chat: bool = False,
         encoder = ChatEncoder(tokenizer, tokenizer.chat_template)
         prompts = [encoder.encode_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
     with jax.set_mesh(opened.mesh):
-        return generate_texts(opened.model.graphdef, opened.model.whole(), tokenizer, prompts, **options)
+        return generate_texts(opened.model, tokenizer, prompts, **options)
 
 
 def define_flags() -> None:

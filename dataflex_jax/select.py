@@ -36,7 +36,8 @@ from dataflex_jax.signals.registry import Subject
 from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import optim, run_config
-from dataflex_jax.training.weights import CHECKPOINTS, How, locate, open_model, tokenizer_of
+from dataflex_jax.training.locate import CHECKPOINTS, locate, tokenizer_of
+from dataflex_jax.training.weights import How, open_model
 
 DEFAULT_SHARE = 0.05  # of the pool, as in LESS
 

@@ -1,10 +1,8 @@
 """Bad input by the real command: exit code 2, one line that names the culprit, and the run folder as it was."""
 
 import gzip
-import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from dataflex_jax import __main__ as console
 from dataflex_jax import __version__
 from tests.helpers import tiny
-from tests.helpers.command import PROJECT, Starter, Trainer, contents, the_error
+from tests.helpers.command import PROJECT, Starter, Trainer, contents, in_forks, the_error
 
 
 @pytest.fixture(scope="module")
@@ -262,52 +260,16 @@ def test_the_console_command_itself(monkeypatch, capsys, arguments, code, out, e
     assert capsys.readouterr() == (out, err)
 
 
-_CALLS = """
-import importlib, json, os, runpy, sys
-from dataflex_jax.__main__ import COMMANDS
-
-for command in COMMANDS:
-    importlib.import_module(f"dataflex_jax.{command}")
-del sys.modules["dataflex_jax.train"]
-codes = []
-for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
-    child = os.fork()
-    if child == 0:
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
-        sys.argv = [module, *arguments]
-        runpy.run_module(module, run_name="__main__")
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(json.dumps(codes))
-"""
-
-
-@pytest.fixture(scope="module")
-def called(trainer, tmp_path_factory):
-    """A function of a list of (module, argument ...) that runs each in a fork of one process, which imports once."""
-    folder = tmp_path_factory.mktemp("called")
-
-    def called(calls):
-        process = [sys.executable, "-W", "ignore", "-c", _CALLS, json.dumps(calls)]
-        done = subprocess.run(
-            process, cwd=folder, env=trainer.environment(1, {}), stdout=subprocess.PIPE, check=True, timeout=300
-        )
-        return [
-            subprocess.CompletedProcess(call, code, *((folder / f"{i}.{n}").read_text() for n in ("out", "err")))
-            for i, (call, code) in enumerate(zip(calls, json.loads(done.stdout), strict=True))
-        ]
-
-    return called
-
-
-def test_the_console_command_runs_the_commands_and_shows_their_help(called):
+def test_the_console_command_runs_the_commands_and_shows_their_help(trainer, tmp_path):
     help_of_each = [("dataflex_jax", command, "--help") for command in console.COMMANDS]
-    *shown, of_the_module, refused = called(
+    *shown, of_the_module, refused = in_forks(
+        trainer,
+        tmp_path,
         [
             *help_of_each,
             ("dataflex_jax.train", "--config=configs/odm.py", "--help"),
             ("dataflex_jax", "train", "--config=configs/base.py", "--config.seed=-1", "--workdir=run"),
-        ]
+        ],
     )
     for command, result in zip(console.COMMANDS, shown, strict=True):
         assert (result.returncode, result.stderr) == (0, "")

@@ -8,6 +8,7 @@ import pytest
 from dataflex_jax import config as configuration
 from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
+from dataflex_jax.training import run_config
 from tests.helpers import tiny
 
 
@@ -106,8 +107,8 @@ def test_unknown_and_missing_fields_are_named():
 
 def test_what_is_written_reads_back_as_the_same_configuration(tmp_path):
     config = tiny.config(tmp_path / "domains", data__domains=("digits", "code"), data__proportions=(0.25, 0.75))
-    configuration.write(config, tmp_path / "config.json")
-    restored = configuration.read(tmp_path)
+    run_config.write(config, tmp_path / "config.json")
+    restored = run_config.read(tmp_path)
     assert restored.to_dict() == config.to_dict()
     configuration.validate(restored)
     saved = json.loads((tmp_path / "config.json").read_text())
@@ -120,4 +121,4 @@ def test_what_is_no_config_of_a_run_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=rf"^{tmp_path}/config.json: not the config.json of a run"):
-        configuration.read(tmp_path)
+        run_config.read(tmp_path)

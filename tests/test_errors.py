@@ -20,6 +20,7 @@ def test_the_one_line_names_the_option(option, text):
     assert str(error) == text
     assert error.reason == "no such folder"
     assert str(pickle.loads(pickle.dumps(error))) == text
+    assert str(InputError(ValueError("no such folder"), **option)) == text
 
 
 def test_the_fault_of_an_option_by_another_name():

@@ -11,15 +11,14 @@ import tokenizers
 import transformers
 from safetensors.numpy import load_file
 
-from dataflex_jax import config as configuration
-from dataflex_jax import train
 from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.evaluate import evaluate_checkpoint
 from dataflex_jax.export import export_checkpoint, import_pretrained
 from dataflex_jax.models.hf import folders
 from dataflex_jax.models.hf.resolve import model_config
+from dataflex_jax.training import run_config
 from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny
 from tests.helpers.command import PROJECT, Trainer, the_error
 
@@ -33,7 +32,7 @@ def root(tmp_path_factory):
 def trained(root, tmp_path_factory):
     """A run of 4 steps; its tokenizer splits digits in another way than Qwen's, which AutoTokenizer would choose."""
     folder = tmp_path_factory.mktemp("trained")
-    train.train_and_evaluate(tiny.config(root, train_step=4, data__tokenizer="train:300"), folder)
+    train_and_evaluate(tiny.config(root, train_step=4, data__tokenizer="train:300"), folder)
     return folder
 
 
@@ -41,7 +40,7 @@ def trained(root, tmp_path_factory):
 def exported(trained, tmp_path_factory):
     """That run as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("exported")
-    export_checkpoint(trained, 4, folder)
+    export_checkpoint(trained, folder)
     return folder
 
 
@@ -58,7 +57,7 @@ def from_pretrained(root, folder, **fields):
 
 
 def test_training_starts_from_the_weights(root, trained, exported, tmp_path):
-    train.train_and_evaluate(from_pretrained(root, exported, optim__learning_rate=0.0), tmp_path)
+    train_and_evaluate(from_pretrained(root, exported, optim__learning_rate=0.0), tmp_path)
     scores = tiny.records(tmp_path, "eval.jsonl")[-1]
     assert scores["domains"] == tiny.records(trained, "eval.jsonl")[-1]["domains"]
     # And from a fresh optimizer, sampler and mixer.
@@ -79,13 +78,10 @@ def test_sizes_give_way_to_the_weights_and_other_fields_do_not(exported, caplog)
 
 def test_an_imported_run_trains_as_one_from_the_weights(root, trained, exported, tmp_path):
     import_pretrained(str(exported), recipe(root), tmp_path / "imported")
-    trained_config = configuration.read(trained)
-    imported_config = configuration.read(tmp_path / "imported")
-    at_start = evaluate_checkpoint(imported_config, trained_config, tmp_path / "imported", 0)
-    assert at_start["domains"] == evaluate_checkpoint(trained_config, trained_config, trained, 4)["domains"]
+    assert tiny.evaluated(tmp_path / "imported", run_config.read(trained)) == tiny.evaluated(trained)
 
-    train.train_and_evaluate(from_pretrained(root, exported), tmp_path / "imported")
-    train.train_and_evaluate(from_pretrained(root, exported), tmp_path / "direct")
+    train_and_evaluate(from_pretrained(root, exported), tmp_path / "imported")
+    train_and_evaluate(from_pretrained(root, exported), tmp_path / "direct")
     for name in ("metrics.jsonl", "policy.jsonl", "eval.jsonl"):
         assert tiny.records(tmp_path / "imported", name) == tiny.records(tmp_path / "direct", name)
     with pytest.raises(InputError, match=r"--output=.*/imported: has checkpoints already"):
@@ -96,7 +92,7 @@ def test_an_imported_run_needs_its_source_no_more(root, exported, tmp_path):
     source = shutil.copytree(exported, tmp_path / "source")
     import_pretrained(str(source), recipe(root), tmp_path / "run")
     shutil.rmtree(source)
-    export_checkpoint(tmp_path / "run", 0, tmp_path / "again")
+    export_checkpoint(tmp_path / "run", tmp_path / "again")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
     text = "0123456789 one TWO\n  x_1 = 'é'"
@@ -108,7 +104,7 @@ def test_an_imported_run_needs_its_source_no_more(root, exported, tmp_path):
 
 
 def test_a_tokenizer_of_another_family_is_warned_of(trained, tmp_path, caplog):
-    export_checkpoint(trained, 4, tmp_path / "hf")
+    export_checkpoint(trained, tmp_path / "hf")
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "dataflex_jax.export"]
     assert re.search(
         r"by the rules of Qwen2Tokenizer; load it with .*PreTrainedTokenizerFast\.from_pretrained", warning
@@ -118,10 +114,10 @@ def test_a_tokenizer_of_another_family_is_warned_of(trained, tmp_path, caplog):
 def test_an_export_is_onto_the_devices_there_are(trained, exported, tmp_path):
     """The run was on a mesh of its own; an export takes all devices."""
     run = shutil.copytree(trained, tmp_path / "run")
-    config = configuration.read(run)
+    config = run_config.read(run)
     config.mesh.update(data=64, fsdp=1)
-    configuration.write(config, run / "config.json")
-    export_checkpoint(run, 4, tmp_path / "half", "bfloat16")
+    run_config.write(config, run / "config.json")
+    export_checkpoint(run, tmp_path / "half", "bfloat16")
     half, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path / "half", exported))
     assert half.keys() == whole.keys()
     for name, tensor in half.items():
@@ -143,7 +139,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(root, exported, tmp_path, f
         section, field = name.split("__")
         config[section][field] = value
     with pytest.raises(InputError, match=message) as e:
-        train.train_and_evaluate(config, tmp_path)
+        train_and_evaluate(config, tmp_path)
     assert "\n" not in str(e.value)
 
 

@@ -1,4 +1,5 @@
-import json
+"""JSON in and out to the bit, lines that may be torn, and files that are replaced whole."""
+
 import math
 import os
 
@@ -9,7 +10,6 @@ import pytest
 from dataflex_jax import files as records
 from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.files import JsonlWriter, digest, read_jsonl, read_object, replace_file, replace_json
-from dataflex_jax.reporting.run_folder import RunRecords, write_summary
 
 
 def test_floats_read_back_exactly(tmp_path):
@@ -139,28 +139,6 @@ def test_read_jsonl_names_file_and_line(tmp_path, line, message):
         read_jsonl(path)
     with pytest.raises(InputError, match=r"none\.jsonl: cannot be read"):
         read_jsonl(tmp_path / "none.jsonl")
-
-
-def test_summary(tmp_path):
-    path = write_summary(tmp_path / "run", {"loss": np.float32(0.1), "eval": {"mfu": math.nan}})
-    assert path == tmp_path / "run" / "summary.json"
-    assert json.loads(path.read_text()) == {"loss": float(np.float32(0.1)), "eval": {"mfu": None}}
-    with pytest.raises(TrainingError, match=r"summary\.json: eval\.nll is inf"):
-        write_summary(tmp_path / "run", {"eval": {"nll": math.inf}})
-    write_summary(tmp_path / "run", {"loss": 0})
-    assert json.loads(path.read_text()) == {"loss": 0}
-    assert os.listdir(path.parent) == ["summary.json"]
-
-
-def test_run_records_refuse_a_malformed_file(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    assert RunRecords.load(tmp_path).metrics == []
-    (tmp_path / "summary.json").write_text("[]")
-    with pytest.raises(InputError, match=r"summary\.json: a JSON list; one object is expected"):
-        RunRecords.load(tmp_path)
-    (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(InputError, match=r"summary\.json: not valid JSON"):
-        RunRecords.load(tmp_path)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ import pytest
 
 from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.export import export_checkpoint
-from dataflex_jax.generate import generate_from_checkpoint
-from dataflex_jax.train import train_and_evaluate
-from dataflex_jax.training.checkpoint import locate
+from dataflex_jax.generate import continuations
+from dataflex_jax.training.setup import train_and_evaluate
+from dataflex_jax.training.weights import open_model
 from tests.helpers import command, tiny
 
 PROMPTS = ["012", "aei"]
@@ -41,14 +41,14 @@ def generate(trainer, *arguments):
 
 def test_continues_in_the_language_of_the_prompt(trainer, run_folder):
     options = {"max_new_tokens": 6, "temperature": 0.3, "seeds": [5, 6]}
-    continuations = generate_from_checkpoint(*locate(run_folder), PROMPTS, **options)
-    for continuation, alphabet in zip(continuations, (tiny.DOMAINS["digits"], tiny.DOMAINS["vowels"]), strict=True):
+    texts = continuations(open_model(run_folder), PROMPTS, **options)
+    for continuation, alphabet in zip(texts, (tiny.DOMAINS["digits"], tiny.DOMAINS["vowels"]), strict=True):
         assert len(continuation) == 6
         assert set(continuation) <= set(alphabet)
     flags = [f"--prompt={prompt}" for prompt in PROMPTS] + ["--max_new_tokens=6", "--temperature=0.3", "--seed=5"]
     result = generate(trainer, f"--checkpoint={run_folder}", *flags)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "".join(f"{p}{c}\n\n" for p, c in zip(PROMPTS, continuations, strict=True))
+    assert result.stdout == "".join(f"{p}{c}\n\n" for p, c in zip(PROMPTS, texts, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,11 @@ def tuned(tmp_path_factory):
 
 def test_a_tuned_model_ends_its_turn(trainer, tuned, tmp_path):
     options = {"max_new_tokens": 12, "chat": True}
-    assert generate_from_checkpoint(*locate(tuned), ["Is 7 a number?", "Is 77?"], **options) == ["yes.", "yes."]
+    assert continuations(open_model(tuned), ["Is 7 a number?", "Is 77?"], **options) == ["yes.", "yes."]
     result = generate(trainer, f"--checkpoint={tuned}", "--prompt=Is 7 a number?", "--chat", "--max_new_tokens=12")
     assert (result.returncode, result.stdout) == (0, "Is 7 a number?\nyes.\n\n"), result.stderr
 
-    export_checkpoint(*locate(tuned), tmp_path / "hf")
+    export_checkpoint(tuned, tmp_path / "hf")
     declared = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     tokenizer = load_tokenizer(str(tmp_path / "hf"), texts=iter, cache_dir=tmp_path)
     assert [tokenizer.decode([i]) for i in declared["eos_token_id"]] == ["<|endoftext|>", "<|im_end|>"]
@@ -80,7 +80,7 @@ def test_a_tuned_model_ends_its_turn(trainer, tuned, tmp_path):
 def test_transformers_ends_the_turn_of_an_exported_model(tuned, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    export_checkpoint(*locate(tuned), tmp_path / "hf")
+    export_checkpoint(tuned, tmp_path / "hf")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "hf")
     messages = [{"role": "user", "content": "Is 7 a number?"}]
@@ -92,7 +92,10 @@ def test_transformers_ends_the_turn_of_an_exported_model(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt=a"], "error: --checkpoint is missing: a run folder, or the folder of one step in it"),
+        (
+            ["--prompt=a"],
+            "error: --checkpoint is missing: a run folder, the folder of one step in it, or a Hug",
+        ),
         (["--checkpoint=RUN"], "error: --prompt is missing: the text to continue"),
         (
             ["--checkpoint=RUN", "--prompt=a", "--chat"],

@@ -1,21 +1,24 @@
 """`python -m dataflex_jax.select`: the choice of training without training, and records to train on."""
 
+import gc
 import json
+import weakref
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
-from dataflex_jax.signals.model import ModelSignals
 
 from dataflex_jax import select
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.selectors.delta_loss import in_window
-from dataflex_jax.train import train_and_evaluate
+from dataflex_jax.selection.records import chosen_records, write_records
+from dataflex_jax.signals.row_sets import Rows
 from dataflex_jax.training import optim
-from dataflex_jax.training.checkpoint import locate
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
 from tests.helpers.command import Starter, Trainer, the_error
 
@@ -51,7 +54,7 @@ def starter(root, tmp_path_factory):
 
 
 def at(run, *steps):
-    return [locate(run / "checkpoints" / str(step)) for step in steps]
+    return [str(run / "checkpoints" / str(step)) for step in steps]
 
 
 def test_the_scores_are_those_of_training(root, run):
@@ -83,8 +86,8 @@ def test_learning_rates_of_checkpoints(root, run):
 
 
 def test_other_selectors_take_the_last_checkpoint_and_the_first_as_baseline(root, run, monkeypatch):
-    losses, original = [], ModelSignals.losses
-    monkeypatch.setattr(ModelSignals, "losses", lambda *args: losses.append(original(*args)) or losses[-1])
+    losses, original = [], Rows.sweep
+    monkeypatch.setattr(Rows, "sweep", lambda *args: losses.append(original(*args)) or losses[-1])
     config = tiny_chat.config(root, selector="delta_loss", selector__window_size=0.5)
     _, chosen = select.select(config, at(run, 2, 5), None, 8)
     first, last = losses
@@ -96,10 +99,19 @@ def test_other_selectors_take_the_last_checkpoint_and_the_first_as_baseline(root
 
 def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch):
     reads = []
-    original = select.read_trained
-    monkeypatch.setattr(select, "read_trained", lambda *args: reads.append(args[1]) or original(*args))
+    original = select.open_model
+
+    def opened(source, *args, **options):
+        gc.collect()
+        assert not any(alive() for _, alive in reads)
+        model = original(source, *args, **options)
+        reads.append((source, weakref.ref(jax.tree.leaves(model.model.params)[0])))
+        return model
+
+    monkeypatch.setattr(select, "open_model", opened)
     select.select(tiny_chat.config(root, **SELECTOR), at(run, 2, 4), None, 5)
-    assert reads in ([2, 4], [4, 2, 4])
+    second, fourth = at(run, 2, 4)
+    assert [source for source, _ in reads] in ([second, fourth], [fourth, second, fourth])
 
 
 def test_the_command_writes_ids_scores_and_records_to_train_on(root, run, starter, tmp_path):
@@ -121,7 +133,7 @@ def test_the_command_writes_ids_scores_and_records_to_train_on(root, run, starte
     records = [json.loads(lines[names[d]][r]) for d, r in zip(written["domains"], written["records"], strict=True)]
     assert [json.loads(line) for line in files[".jsonl"].read_text().splitlines()] == records
     pool = Pool(open_domains(tiny_chat.config(root).data, progress=False)[0])
-    select.write_records(files[".parquet"], select.chosen_records(pool, written["ids"]))
+    write_records(files[".parquet"], chosen_records(pool, written["ids"]))
     assert pyarrow.parquet.read_table(files[".parquet"]).to_pylist() == records
     for folder in folders.values():
         (domain,), _ = open_domains(tiny_chat.config(folder).data, progress=False)
@@ -133,7 +145,7 @@ def test_the_command_writes_ids_scores_and_records_to_train_on(root, run, starte
 def test_records_of_several_kinds_keep_all_their_fields(tmp_path):
     records = [{"instruction": "a"}, {"output": "b", "instruction": "c"}]
     for name in ("x.jsonl", "x.parquet"):
-        select.write_records(tmp_path / name, iter(records))
+        write_records(tmp_path / name, iter(records))
     assert [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()] == records
     read = pyarrow.parquet.read_table(tmp_path / "x.parquet").to_pylist()
     assert read == [{"instruction": "a", "output": None}, {"instruction": "c", "output": "b"}]
@@ -152,7 +164,7 @@ def test_more_than_there_are_repeats_every_candidate_equally(root, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--output=a.npz",), "--checkpoint is missing: a run folder, or the folder of one step in it"),
+        (("--output=a.npz",), "--checkpoint is missing: a run folder, the folder of one step in it, or a Hugging Face"),
         (("--checkpoint=RUN", "--output=a.json"), "--output=a.json: must be a file that ends in .npz"),
         (("--checkpoint=RUN",), "--output=None: must be a file that ends in .npz"),
         (("--checkpoint=RUN", "--output=a.npz", "--num=0"), "--num=0"),

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
+from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.layout import param_shardings
 from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
 
@@ -52,7 +53,7 @@ def host_inputs(cfg):
 
 def value_and_grad(graphdef):
     def objective(params, tokens):
-        losses, _ = decoder.token_losses(graphdef, params, tokens, tile_tokens=16)
+        losses = decoder.token_losses(graphdef, params, tokens, hooks=Hooks(tile_tokens=16)).losses
         return losses.mean(), losses
 
     return jax.value_and_grad(objective, has_aux=True)
@@ -264,7 +265,7 @@ def test_per_example_gradients_gather_weights_only(tmp_path):
             mlp = weights["mlp"] | {"up_proj": {"kernel": kernel * (1 + tap).astype(kernel.dtype)}}
             return weights | {"mlp": mlp}
 
-        return decoder.token_losses(graphdef, params, row[None], block_transform=transform)[0].mean()
+        return decoder.token_losses(graphdef, params, row[None], hooks=Hooks(block_transform=transform)).losses.mean()
 
     per_example = jax.vmap(jax.grad(loss), in_axes=(None, None, 0))
     tap = jnp.zeros(cfg.intermediate_size)

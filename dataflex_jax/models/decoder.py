@@ -15,13 +15,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from dataflex_jax.errors import InputError
-from dataflex_jax.models.attention import causal_attention, is_fused_attention
-from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
+from dataflex_jax.models.attention import causal_attention
+from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.embed import embed
 from dataflex_jax.models.layout import gather_weights
 from dataflex_jax.models.linear import AdaptedLinear, Product, dot_general, set_dropout, set_product
 from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
+from dataflex_jax.models.remat import remat_policy
 from dataflex_jax.models.rope import apply_rope, rope_tables
 from dataflex_jax.sharding import BATCH_AXES, constrain
 
@@ -290,36 +290,6 @@ def token_losses(
     weight, labels = output_weight(params), tokens_BxT1[:, 1:]
     losses = cross_entropy(hidden, weight, labels, tile_tokens=hooks.tile_tokens, frozen_weight=hooks.frozen_head)
     return Decoded(losses, hidden, aux)
-
-
-def remat_policy(name: str) -> Callable[..., bool]:
-    """The `jax.checkpoint` policy of a name in `REMAT_POLICIES`: what of a block the forward pass keeps.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    policies = {
-        "none": _save_all_but_gathered_weights,
-        "full": jax.checkpoint_policies.nothing_saveable,
-        # By name, as each adapted projection has three products, of which only the sum is worth keeping.
-        "dots": _save_attention_and("q", "k", "v", "projected"),
-        "attention": _save_attention_and("q", "k", "v", "attended"),
-    }
-    if name not in policies:
-        raise InputError(f"model remat={name!r} is not supported; accepted: {', '.join(map(repr, REMAT_POLICIES))}")
-    return policies[name]
-
-
-def _save_attention_and(*names: str) -> Callable[..., bool]:
-    by_name = jax.checkpoint_policies.save_only_these_names(*names)
-    return jax.checkpoint_policies.save_from_both_policies(by_name, is_fused_attention)
-
-
-def _save_all_but_gathered_weights(primitive, *operands, **_) -> bool:
-    # Kept, every layer's gathered weights would be on every device. `gather_weight` is the block's only function of one
-    # array with a derivative of its own; casts are as cheap to redo as to read.
-    gathers = primitive.name == "custom_vjp_call" and len(operands) == 1
-    return not gathers and primitive.name != "convert_element_type"
 
 
 def _linear(cfg: ModelConfig, name: str, rngs: nnx.Rngs, use_bias: bool = False) -> nnx.Linear:

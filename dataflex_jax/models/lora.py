@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from dataflex_jax.models.config import LoraConfig
+from dataflex_jax.models.layout import FACTORS
 
 
 def lora_config(section: ConfigDict) -> LoraConfig | None:
@@ -27,24 +28,24 @@ def lora_config(section: ConfigDict) -> LoraConfig | None:
     return LoraConfig(**{field.name: section[field.name] for field in dataclasses.fields(LoraConfig)})
 
 
-def merge(params: PyTree, adapters: PyTree, lora: LoraConfig, dtype: str | None = None) -> PyTree[Array]:
+def merge(params: PyTree[Array], lora: LoraConfig, dtype: str | None = None) -> PyTree[Array]:
     """The parameters of a model without adapters that computes the same: kernels W + scale * A B, the rest as it is.
 
     Products and sums are float32 and rounded once; one layer at a time, so that no stacked kernel is in float32 on the
     way.
 
     Args:
-        params: of the model without adapters.
-        adapters: the factors alone, as `Model.params` holds them.
+        params: with adapters.
         lora: their configuration.
         dtype: of the merged kernels; None: what they had.
     """
-    if "lora_a" in adapters:
-        kernel, dtype = params["kernel"], dtype or params["kernel"].dtype
-        return {**params, "kernel": _merged(kernel, adapters["lora_a"], adapters["lora_b"], lora.scale, dtype)}
-    return {
-        name: merge(value, adapters[name], lora, dtype) if name in adapters else value for name, value in params.items()
-    }
+    if not isinstance(params, dict):
+        return params
+    if "lora_a" not in params:
+        return {name: merge(value, lora, dtype) for name, value in params.items()}
+    merged = {name: value for name, value in params.items() if name not in FACTORS}
+    kernel, (a, b) = params["kernel"], (params[name] for name in FACTORS)
+    return merged | {"kernel": _merged(kernel, a, b, lora.scale, dtype or kernel.dtype)}
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

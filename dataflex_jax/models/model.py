@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from dataflex_jax.models import decoder, lora
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.decoder import NO_HOOKS, Decoded, Hooks
-from dataflex_jax.models.parts import combined, is_adapter, split
+from dataflex_jax.models.parts import combined, split
 
 
 class Inputs(Protocol):
@@ -73,16 +73,15 @@ class Model:
         return combined(self.frozen, self.params)
 
     def without_adapters(self, dtype: str | None = None) -> "Model":
-        """The model that computes the same without adapters: their products are added to the kernels; see `lora.merge`.
+        """A model that computes the same without adapters, all of it trained; itself where it has none.
 
         Args:
-            dtype: of the changed kernels; None: what they had.
+            dtype: of the kernels that adapters were merged into, see `lora.merge`; None: what they had.
         """
         if self.config.lora is None:
             return self
-        base, adapters = split(self.whole(), is_adapter)
         plain = Model.shape(dataclasses.replace(self.config, lora=None))
-        return plain.having(lora.merge(base, adapters, self.config.lora, dtype))
+        return plain.having(lora.merge(self.whole(), self.config.lora, dtype))
 
     def token_losses(self, inputs: Inputs, hooks: Hooks = NO_HOOKS) -> Decoded:
         """Cross-entropy of every next token, and what predicted it; see `decoder.token_losses`."""
@@ -110,8 +109,5 @@ class Model:
     @property
     def head_is_frozen(self) -> bool:
         """Whether the output weight is a constant to derivatives."""
-        return (
-            self.frozen is not None
-            and "lm_head" not in self.params
-            and (not self.config.tie_word_embeddings or "embed_tokens" not in self.params)
-        )
+        head = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        return head not in self.params

@@ -1,7 +1,7 @@
 """Parameters in two parts, those that are trained and those that are not, and what tells parameters from others.
 
 Both parts are nested dicts with disjoint leaves, which `split` takes apart and `combined` puts together; neither
-computes anything. `Model` holds them and is the only one who puts them together.
+computes anything. `Model` holds the two.
 """
 
 import fnmatch
@@ -18,7 +18,7 @@ from dataflex_jax.models.layout import FACTORS
 
 
 def split(params: PyTree, trained: Callable[[str], bool], prefix: str = "") -> tuple[PyTree, PyTree]:
-    """(frozen, trained): two nested dicts with disjoint leaves; `trained` is asked of "/"-joined paths."""
+    """(frozen, trained): the leaves whose "/"-joined path, after `prefix`, `trained` refuses, and those it accepts."""
     parts = {}, {}
     for name, value in params.items():
         path = f"{prefix}{name}"
@@ -69,17 +69,18 @@ def trained_paths(params: PyTree, patterns: Sequence[str] | None) -> Callable[[s
             None: all, or the adapters alone.
 
     Raises:
-        InputError: a pattern that matches no parameter.
+        InputError: a pattern that matches no parameter, or nothing to train.
     """
-    everything = paths(params)
-    adapted = any(map(is_adapter, everything))
+    names = paths(params)
+    adapted = any(map(is_adapter, names))
     if patterns is None:
         return is_adapter if adapted else None
     for pattern in patterns:
-        if not fnmatch.filter(everything, pattern):
-            raise InputError(
-                f"config.model.trainable: {pattern!r} matches no parameter; they are {', '.join(everything)}"
-            )
+        if not fnmatch.filter(names, pattern):
+            reason = f"{pattern!r} matches no parameter; they are {', '.join(names)}"
+            raise InputError(reason, option="model.trainable")
+    if not patterns and not adapted:
+        raise InputError("nothing would be trained; None trains all", option="model.trainable", value=tuple(patterns))
     return lambda path: is_adapter(path) or any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 

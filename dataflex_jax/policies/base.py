@@ -3,6 +3,9 @@
 A policy is a small set of pure functions over a state pytree, in the manner of an optax transformation: a factory takes
 the hyperparameters and returns a NamedTuple of functions. The train step calls those of mixers and weighters inside its
 one jitted function; selectors and orders decide between two steps.
+
+Protocols, states and whatever else is passed around are NamedTuples; what checks itself when it is made, such as a
+group of options, is a frozen dataclass.
 """
 
 from collections.abc import Callable, Hashable, Mapping

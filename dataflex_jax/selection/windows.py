@@ -154,7 +154,7 @@ class Selection:
             parts, scores = [chosen.ids[part] for part in chosen.groups], chosen.all_scores
             decided = {"policy": self._selector.name, **self._write(step, chosen)}
             if self._order is not None and self._order.policy.scores.kind != "selector":
-                scores = self._scores_of(parts, signals)
+                scores = self._scores_of(np.unique(chosen.ids), signals)
             # Last, so that what interrupts the sweeps leaves the state of before.
             # A checkpoint's NumPy arrays can be read on any number of devices.
             self._state = jax.tree.map(np.asarray, state)
@@ -173,13 +173,12 @@ class Selection:
         """(the rows that come anyway, group by group; scores of all candidates, NaN elsewhere)."""
         drawn = zip(planned.cursors.tolist(), counts, strict=True)
         parts = [self._draws.sequences.upcoming(g, start, n) for g, (start, n) in enumerate(drawn)]
-        return parts, self._scores_of(parts, signals)
+        return parts, self._scores_of(np.concatenate(parts), signals)
 
-    def _scores_of(self, parts: Sequence[np.ndarray], signals: Signals) -> np.ndarray:
-        """What the order goes by, of all candidates; NaN for those in none of `parts`, where scores are taken anew."""
+    def _scores_of(self, ids: np.ndarray, signals: Signals) -> np.ndarray:
+        """What the order goes by, of all candidates; NaN for those not in `ids`, where scores are taken anew."""
         if self._static_scores is not None:
             return self._static_scores
-        ids = np.unique(np.concatenate(parts))
         scores = np.full(self._draws.pool.num_rows, np.nan, np.float32)
         scores[ids] = order_scores(self._order.policy.scores, self._draws.pool, signals, ids)
         return scores

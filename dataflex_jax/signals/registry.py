@@ -67,7 +67,8 @@ def register_signal(kind: type) -> Callable[[Callable[[Any], RowFunction]], Call
     return add
 
 
-@functools.cache
+# Typed, because named tuples of different types are equal where their fields are.
+@functools.lru_cache(maxsize=None, typed=True)
 def row_function(signal: Hashable) -> Callable[[tuple[Subject, PyTree], Batch], PyTree]:
     """The function ((subject, operand), batch) of a signal, always the same object, so that it is compiled once.
 

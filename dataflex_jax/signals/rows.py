@@ -34,7 +34,7 @@ def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, .
 
     Args:
         params: the trained parameters.
-        select: None: the adapters where there are any, else the kernels of the blocks' linear layers.
+        select: None: the adapters where there are any, else the kernels of the blocks' linear layers, else all.
 
     Raises:
         ValueError: there are none.
@@ -42,7 +42,7 @@ def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, .
     paths = list(named_leaves(params))
     if select is None:
         linear = [path for path in paths if layout.is_linear(path)]
-        return tuple(path for path in linear if layout.row(path).kind in layout.FACTORS) or tuple(linear)
+        return tuple(path for path in linear if layout.row(path).kind in layout.FACTORS) or tuple(linear or paths)
     chosen = tuple(path for path in paths if select(path))
     if not chosen:
         raise ValueError(f"parameters: select none of the trained ones, such as {paths[0]}; must select at least one")

@@ -89,27 +89,27 @@ class Place(NamedTuple):
     stop_requested: Callable[[int], bool]
 
 
-def open_inputs(data: ConfigDict, run_folder: Path, *, new: bool) -> Inputs:
+def open_inputs(data: ConfigDict, run_folder: Path, step: int | None) -> Inputs:
     """Opens `config.data`, tokenising what is not in the cache yet; a request to stop ends it at once.
 
     Args:
         data: `config.data`.
         run_folder: keeps the tokenizer.
-        new: whether the run begins here; otherwise it goes on with the tokenizer that it has trained and kept, as
-            further domains would train another one.
+        step: of the newest checkpoint; 0: of imported weights; None: there is none. A run goes on with the tokenizer
+            that it has trained and kept, as further domains would train another one.
 
     Raises:
         InputError: bad input or options.
         StopRequested: what was tokenised until then is kept.
     """
     kept, made = run_folder / "tokenizer", data.tokenizer.startswith("train:")
-    if made and not new:
+    if made and step is not None:
         data = data.copy_and_resolve_references()
         data.tokenizer = str(kept)
     with preemption.interruptible():
         domains, tokenizer = open_domains(data)
-    if new and jax.process_index() == 0:
-        tokenizer.save(kept)
+    if not step and jax.process_index() == 0:
+        tokenizer.save(kept)  # imported ones too, which have no template of the data yet
     multihost_utils.sync_global_devices("the tokenizer is saved")
     return Inputs(domains, tokenizer, str(kept) if made else data.tokenizer, Pool(domains))
 

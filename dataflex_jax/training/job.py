@@ -1,13 +1,13 @@
 """What a run consists of, and how it ended."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 from jaxtyping import Array, Float
 
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.loader import Loader
+from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.reporting.run_log import LogSettings
 from dataflex_jax.selection.windows import Draws, Selection
@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
     policies: ActivePolicies
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, PyTree]]]
-    model: Callable[[PyTree], Any]
+    model: Callable[[PyTree], Model]
     updates: Updates
     evaluators: Sequence[Evaluator]
     draws: Draws
@@ -86,10 +86,3 @@ class Outcome(NamedTuple):
     tokens_seen: int = 0
     tokens_per_second: float | None = None
     mfu: float | None = None
-
-
-def start_fetch(metrics: dict[str, PyTree]) -> dict[str, PyTree]:
-    """The metrics, on their way to the host."""
-    for leaf in jax.tree.leaves(metrics):
-        leaf.copy_to_host_async()
-    return metrics

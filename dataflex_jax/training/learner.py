@@ -13,7 +13,7 @@ from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.training import optim
 from dataflex_jax.training.state import PyTree, Start, TrainState
-from dataflex_jax.training.weights import Base, open_base, resolved_model, starting_params, trained_of
+from dataflex_jax.training.weights import Base, Origin, open_base, resolved_model, starting_params, trained_of
 
 
 class Learner(NamedTuple):
@@ -59,7 +59,7 @@ def make_learner(
     """
     model = resolved_model(config, vocab_size)
     trained = trained_of(model, config.model.trainable)
-    base = open_base(config, model, trained, mesh)
+    base = open_base(Origin.of(config), model, trained, mesh)
     mixer = registry.checked("mixer", policies.mixer.policy.init, proportions)
     weighters = tuple(weighter.policy.init(model.hidden_size) for weighter in policies.weighters)
     learning_rate = optim.learning_rate(config.optim, config.train_step)
@@ -73,7 +73,5 @@ def fresh_state(learner: Learner, config: ConfigDict) -> TrainState:
     Raises:
         InputError: weights that cannot be read or do not fit.
     """
-    named = None if config.model.from_scratch else config.model.name_or_path
-    adapter = config.lora.name_or_path
-    params = starting_params(learner.model.config, learner.abstract.params, config.seed, named, adapter, learner.base)
+    params = starting_params(Origin.of(config), learner.model.config, learner.abstract.params, learner.base)
     return learner.start.placed(jax.random.key(config.seed), learner.abstract, params)

@@ -21,7 +21,7 @@ from dataflex_jax.errors import TrainingError, is_disk_full
 from dataflex_jax.reporting.run_log import RunLog, Standing
 from dataflex_jax.training import ledger, resume
 from dataflex_jax.training.domain_weights import WEIGHTS_FILE, write_weights
-from dataflex_jax.training.job import Job, Outcome, start_fetch
+from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.ledger import Done, Position
 from dataflex_jax.training.state import TrainState, all_finite
 
@@ -139,7 +139,7 @@ class Running:
         plan, rows, batch = self._upcoming
         self.step += 1
         self.state, metrics = self.job.step(self.state, batch.result())
-        self._in_flight.append(_Dispatched(plan, rows, start_fetch(metrics)))
+        self._in_flight.append(_Dispatched(plan, rows, _start_fetch(metrics)))
 
     def settle(self, behind: int) -> None:
         """Waits for all steps but the last `behind`, enters them in the books and writes their lines.
@@ -184,3 +184,10 @@ class Running:
 
     def _failed(self, fault: str) -> TrainingError:
         return TrainingError(f"{fault}; {self.job.checkpoints.last_good()}")
+
+
+def _start_fetch(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics, on their way to the host."""
+    for leaf in jax.tree.leaves(metrics):
+        leaf.copy_to_host_async()
+    return metrics

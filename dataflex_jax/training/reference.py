@@ -65,20 +65,21 @@ def open_reference(reference: Reference, domains: Sequence[Domain], tokenizer: T
     Raises:
         InputError: it cannot be read, or was trained with another tokenizer or other domains.
     """
+    named = f"reference = {reference.path!r}"
     try:
         opened = open_model(reference.path, mesh, option="reference")
     except InputError as error:
-        raise InputError(f"reference = {reference.path!r}: {error.reason}") from error
+        if error.reason.startswith(named):
+            raise
+        raise InputError(f"{named}: {error.reason}") from error
     if opened.tokenizer.fingerprint != tokenizer.fingerprint:
         raise InputError(
-            f"reference = {reference.path!r}: trained with another tokenizer; both need the same, e.g. "
+            f"{named}: trained with another tokenizer; both need the same, e.g. "
             f"--config.data.tokenizer={opened.tokenizer_source}"
         )
     names = [domain.name for domain in domains]
     if opened.saved is not None and list(opened.saved["stores"]) != names:
-        raise InputError(
-            f"reference = {reference.path!r}: trained on the domains {list(opened.saved['stores'])}, not on {names}"
-        )
+        raise InputError(f"{named}: trained on the domains {list(opened.saved['stores'])}, not on {names}")
     return opened.model.having(opened.model.whole())
 
 

@@ -57,7 +57,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
 
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         latest = checkpoints.latest()
-        experiment = _experiment(config, open_inputs(config.data, run_folder, new=latest is None), mesh)
+        experiment = _experiment(config, open_inputs(config.data, run_folder, latest), mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
             state, position = fresh_state(learner, experiment.config), resume.beginning(identity)

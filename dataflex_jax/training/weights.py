@@ -1,13 +1,11 @@
-"""Where a model's parameters come from: a run, a Hugging Face checkpoint, or the seed.
+"""A model's parameters: those of a checkpoint, and those that a run starts from.
 
-`open_model` takes any of them. A run's checkpoint holds only what the run trained; what it did not train is read again
-from where the run had it.
+`open_model` takes a run, one step of it or a Hugging Face checkpoint. A run's checkpoint holds only what the run
+trained; what it did not train is read again from where the run had it.
 """
 
 import dataclasses
 import functools
-import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,40 +25,15 @@ from dataflex_jax.models.hf import folders, peft
 from dataflex_jax.models.hf.resolve import model_config
 from dataflex_jax.models.hf.weights import load_params
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies import registry
 from dataflex_jax.sharding import make_mesh, shardings
 from dataflex_jax.signals.moments import AdamState
 from dataflex_jax.training import optim, resume, run_config
-from dataflex_jax.training.checkpoint import FOLDER, Checkpoints
+from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.locate import RunStep, locate, run_at, tokenizer_of
 from dataflex_jax.training.state import initial_keys
 
-CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
-
 Trained = Callable[[str], bool] | None
-
-
-class RunStep(NamedTuple):
-    """A checkpoint of a run."""
-
-    folder: Path
-    step: int
-
-
-class Base(NamedTuple):
-    """The frozen parameters of a run, and what tells them from others.
-
-    Attributes:
-        params: on the mesh.
-        name: where they come from, or "random weights".
-        weights: their dtype and fingerprint; the seed where they are random, as devices round these differently.
-    """
-
-    params: PyTree[Array]
-    name: str
-    weights: str
-
-    def identity(self) -> dict[str, str]:
-        """What a checkpoint remembers of it."""
-        return {"name": self.name, "weights": self.weights}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,45 +96,6 @@ class How:
         return cls(**run, lora=lora.lora_config(config.lora), seed=config.seed)
 
 
-def locate(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
-    """The checkpoint of a run that `source` names: a run folder (its newest step) or the folder of one step.
-
-    None for a Hugging Face checkpoint: a folder or a hub id.
-
-    Raises:
-        InputError: it is none of these.
-    """
-    path = Path(source).expanduser().absolute()
-    if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
-        return RunStep(path.parent.parent, int(path.name))
-    if (path / FOLDER).is_dir():
-        with Checkpoints(path, writable=False) as checkpoints:
-            step = checkpoints.latest()
-        if step is None:
-            raise InputError(f"no complete checkpoint in {path / FOLDER}", option=_name(option), value=str(path))
-        return RunStep(path, step)
-    if path.is_dir() and ((path / peft.CONFIG).is_file() or _is_model(path / folders.CONFIG)):
-        return None
-    if not path.exists() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
-        return None
-    raise InputError(
-        f"neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging Face folder or hub id",
-        option=_name(option),
-        value=str(path),
-    )
-
-
-def _name(option: str) -> str:
-    return option.removeprefix("config.")
-
-
-def _is_model(path: Path) -> bool:
-    try:
-        return "model_type" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
 def open_model(
     source: str | Path,
     mesh: Mesh | None = None,
@@ -181,7 +115,7 @@ def open_model(
         option: what the user set to `source`, for messages.
         how: what becomes of a Hugging Face checkpoint.
         optimizer: read the optimizer's state too.
-        frozen: False: leave out the parameters that were not trained.
+        frozen: False: leave out the parameters that a run did not train.
 
     Raises:
         InputError: it cannot be read, or what it was trained on is missing or has changed since.
@@ -194,59 +128,83 @@ def open_model(
         return _open_run(str(source), run, mesh, optimizer=optimizer, frozen=frozen)
 
 
-def tokenizer_of(source: str, option: str = "--checkpoint") -> str:
-    """Where the tokenizer of a model is, as a value of `config.data.tokenizer`, without reading the model."""
-    run = locate(source, option)
-    return _pretrained_tokenizer(source, option) if run is None else str(run.folder / "tokenizer")
-
-
-def _pretrained_tokenizer(source: str, option: str) -> str:
-    """An adapter's own tokenizer, or else that of its base."""
-    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG, "tokenizer*", "*.jinja"], option)
-    if (folder / peft.CONFIG).is_file() and not (folder / "tokenizer.json").is_file():
-        return peft.read_lora_config(source, option)[1] or source
-    return source
-
-
 def _open_run(source: str, run: RunStep, mesh: Mesh, *, optimizer: bool, frozen: bool) -> Opened:
     config = run_config.read(run.folder)
+    registry.load_plugins(config.plugins)
     with Checkpoints(run.folder, writable=False) as checkpoints:
         saved = checkpoints.read_run(run.step)
         model = Model.shape(resume.saved_model(saved, config.model))
         trained = trained_of(model.config, resume.saved_trainable(saved))
-        shapes = {"params": trained_shapes(model, trained)}
+        shapes = {"params": _trained_shapes(model.config, trained)}
         if optimizer:
             made = optim.adamw(config.optim, optim.learning_rate(config.optim, config.train_step))
             shapes["opt_state"] = jax.eval_shape(made.init, shapes["params"])
         read = checkpoints.read_parts(run.step, **layout.placed(mesh, shapes))
-    base = open_base(config, model.config, trained, mesh) if frozen else None
+    base = open_base(Origin.of(config), model.config, trained, mesh) if frozen else None
     resume.check_base(saved, base and base.identity())
     adam = None
     if optimizer:
         adam = AdamState(read["opt_state"], config.optim.b1, config.optim.b2, config.optim.eps)
     model = model.having(read["params"], base and base.params)
-    return Opened(source, model, mesh, str(run.folder / "tokenizer"), run, config, saved, adam)
+    return Opened(source, model, mesh, tokenizer_of(source), run, config, saved, adam)
 
 
 def _open_pretrained(source: str, mesh: Mesh, option: str, how: How) -> Opened:
-    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG], option)
-    base, adapter = source, None
-    if (folder / peft.CONFIG).is_file():
-        dtype = how.lora.base_dtype if how.lora else how.param_dtype
-        configured, named = peft.read_lora_config(source, option, dtype)
-        if named is None:
-            raise InputError(f"{folder / peft.CONFIG}: does not name its base")
-        base, adapter, how = named, source, dataclasses.replace(how, lora=configured)
-    shape = folders.read_config(folders.local_folder(base, [folders.CONFIG], option))
-    run = {name: getattr(how, name) for name in ("dtype", "param_dtype", "remat", "attention", "lora")}
-    config = hf_config.from_hf(shape, **run)
+    adapter, weights = adapter_and_base(source, option, how.lora.base_dtype if how.lora else how.param_dtype)
+    run = {name: getattr(how, name) for name in ("dtype", "param_dtype", "remat", "attention")}
+    config = hf_config.from_hf(_hf_config(weights, option), **run, lora=adapter or how.lora)
+    origin = Origin(how.seed, weights, source if adapter else None, option, option)
     trained = trained_of(config, how.trainable)
-    frozen = None if trained is None else read_base(base, config, trained, mesh, option)
-    shape = Model.shape(config)
-    abstract = layout.placed(mesh, trained_shapes(shape, trained))
-    params = starting_params(config, abstract, how.seed, base, adapter, frozen, option=option, adapter_option=option)
-    model = shape.having(params, frozen and frozen.params)
-    return Opened(source, model, mesh, _pretrained_tokenizer(source, option))
+    base = open_base(origin, config, trained, mesh)
+    params = starting_params(origin, config, layout.placed(mesh, _trained_shapes(config, trained)), base)
+    return Opened(source, Model.shape(config).having(params, base and base.params), mesh, tokenizer_of(source, option))
+
+
+def adapter_and_base(
+    source: str, option: str, base_dtype: str, base: str | None = None
+) -> tuple[LoraConfig | None, str]:
+    """(the adapter that a Hugging Face checkpoint is, or None; the weights that it or the model is made of).
+
+    Args:
+        source: a folder or hub id, of a model or in PEFT's format.
+        option: what the user set to `source`, for messages.
+        base_dtype: of the adapter's frozen parameters.
+        base: of an adapter; None: the one that it names.
+
+    Raises:
+        InputError: no such checkpoint, or an adapter without a base.
+    """
+    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG], option)
+    if not (folder / peft.CONFIG).is_file():
+        return None, source
+    adapter, named = peft.read_lora_config(source, option, base_dtype)
+    if base is None and named is None:
+        raise InputError(f"{folder / peft.CONFIG}: does not name its base; give it as --config.model.name_or_path")
+    return adapter, base or named
+
+
+# What a model is, and what of it is trained.
+
+
+def resolved_model(config: ConfigDict, vocab_size: int) -> ModelConfig:
+    """The model that a configuration asks for, with its adapters; `name_or_path` may be a run.
+
+    Raises:
+        InputError: no such model, or one that is incomplete, unsupported or too small for the tokenizer.
+    """
+    named, option = config.model.name_or_path, "config.model.name_or_path"
+    shape = _hf_config(named, option) if named is not None and run_at(named, option) else None
+    return dataclasses.replace(model_config(config.model, vocab_size, shape), lora=lora.lora_config(config.lora))
+
+
+def _hf_config(source: str, option: str) -> dict[str, Any]:
+    """The config.json of a checkpoint; of a run, what it would be exported with."""
+    run = run_at(source, option)
+    if run is None:
+        return folders.read_config(folders.local_folder(source, [folders.CONFIG], option))
+    with Checkpoints(run.folder, writable=False) as checkpoints:
+        model = resume.saved_model(checkpoints.read_run(run.step), run_config.read(run.folder).model)
+    return hf_config.to_hf(dataclasses.replace(model, lora=None))
 
 
 def trained_of(config: ModelConfig, patterns: Sequence[str] | None) -> Trained:
@@ -258,9 +216,8 @@ def trained_of(config: ModelConfig, patterns: Sequence[str] | None) -> Trained:
     return parts.trained_paths(_shapes(config), patterns)
 
 
-def trained_shapes(model: Model, trained: Trained) -> PyTree:
-    """Shapes and dtypes of the trained parameters."""
-    shapes = _shapes(model.config)
+def _trained_shapes(config: ModelConfig, trained: Trained) -> PyTree:
+    shapes = _shapes(config)
     return shapes if trained is None else parts.split(shapes, trained)[1]
 
 
@@ -269,141 +226,130 @@ def _shapes(config: ModelConfig) -> PyTree:
     return jax.eval_shape(lambda key: decoder.create(config, key)[1], jax.random.key(0))
 
 
-def resolved_model(config: ConfigDict, vocab_size: int) -> ModelConfig:
-    """The model that a configuration asks for, with its adapters; `name_or_path` may be a run.
+# What a run starts from.
 
-    Raises:
-        InputError: no such model, or one that is incomplete, unsupported or too small for the tokenizer.
+
+class Origin(NamedTuple):
+    """Where the parameters of a model come from before any step.
+
+    Attributes:
+        seed: of those that are drawn.
+        weights: a checkpoint, as for `open_model`; None: they are drawn.
+        adapter: a PEFT folder or hub id; None: fresh adapters, if there are any.
+        option: what the user set to `weights`, for messages.
+        adapter_option: what the user set to `adapter`.
     """
-    shape, named = None, config.model.name_or_path
-    if named is not None and (run := locate(named, "config.model.name_or_path")) is not None:
-        with Checkpoints(run.folder, writable=False) as checkpoints:
-            saved = checkpoints.read_run(run.step)
-        shape = hf_config.to_hf(dataclasses.replace(resume.saved_model(saved, config.model), lora=None))
-    model = model_config(config.model, vocab_size, shape)
-    return dataclasses.replace(model, lora=lora.lora_config(config.lora))
+
+    seed: int
+    weights: str | None
+    adapter: str | None
+    option: str = "config.model.name_or_path"
+    adapter_option: str = "config.lora.name_or_path"
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Origin":
+        """What a configuration names."""
+        return cls(
+            config.seed, None if config.model.from_scratch else config.model.name_or_path, config.lora.name_or_path
+        )
 
 
-def open_base(config: ConfigDict, model: ModelConfig, trained: Trained, mesh: Mesh) -> Base | None:
-    """The parameters that a run does not train: from `config.model.name_or_path`, or drawn from the seed.
+class Base(NamedTuple):
+    """The frozen parameters of a run, and what tells them from others.
 
-    Drawn ones are those that a run which trains all of them starts from. None where all are trained.
+    Attributes:
+        params: on the mesh.
+        name: where they come from, or "random weights".
+        weights: their dtype and fingerprint; the seed where they are random, as devices round these differently.
+    """
+
+    params: PyTree[Array]
+    name: str
+    weights: str
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint remembers of it."""
+        return {"name": self.name, "weights": self.weights}
+
+
+def open_base(origin: Origin, model: ModelConfig, trained: Trained, mesh: Mesh) -> Base | None:
+    """The parameters that are not trained; None where all are.
+
+    Drawn ones are those that a run which trains all of them starts from.
 
     Raises:
         InputError: weights that cannot be read or do not fit `model`.
     """
     if trained is None:
         return None
-    if not config.model.from_scratch:
-        return read_base(config.model.name_or_path, model, trained, mesh, "config.model.name_or_path")
-    dtype = _frozen_dtype(model)
+    dtype = jnp.dtype(model.param_dtype if model.lora is None else model.lora.base_dtype)
+    plain = dataclasses.replace(model, lora=None)
 
     def draw(key):
-        params = decoder.create(dataclasses.replace(model, lora=None), initial_keys(key)[0])[1]
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), parts.split(params, trained)[0])
+        frozen, _ = parts.split(decoder.create(plain, initial_keys(key)[0])[1], trained)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), frozen)
 
-    key = jax.random.key(config.seed)
+    key = jax.random.key(origin.seed)
     abstract = layout.placed(mesh, jax.eval_shape(draw, key))
-    return Base(jax.jit(draw, out_shardings=shardings(abstract))(key), "random weights", f"seed {config.seed}")
+    if origin.weights is None:
+        return Base(jax.jit(draw, out_shardings=shardings(abstract))(key), "random weights", f"seed {origin.seed}")
+    params = _read_weights(origin, plain, abstract)
+    return Base(params, origin.weights, f"{dtype} {parts.fingerprint(params)}")
 
 
-def read_base(name: str, model: ModelConfig, trained: Callable[[str], bool], mesh: Mesh, option: str) -> Base:
-    """The parameters of a checkpoint that are not to be trained.
-
-    Raises:
-        InputError: weights that cannot be read or do not fit `model`.
-    """
-    dtype = _frozen_dtype(model)
-    shapes, _ = parts.split(_shapes(dataclasses.replace(model, lora=None)), trained)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
-    params = read_weights(name, layout.placed(mesh, shapes), option, model=model)
-    return Base(params, name, f"{dtype} {parts.fingerprint(params)}")
-
-
-def _frozen_dtype(model: ModelConfig) -> jnp.dtype:
-    return jnp.dtype(model.param_dtype if model.lora is None else model.lora.base_dtype)
-
-
-def starting_params(
-    model: ModelConfig,
-    abstract: PyTree,
-    seed: int,
-    weights: str | None,
-    adapter: str | None,
-    base: Base | None,
-    *,
-    option: str = "config.model.name_or_path",
-    adapter_option: str = "config.lora.name_or_path",
-) -> PyTree | None:
-    """The trained parameters that a fresh run starts from; None: all of them random.
+def starting_params(origin: Origin, model: ModelConfig, abstract: PyTree, base: Base | None) -> PyTree | None:
+    """The trained parameters before the first step; None: all of them are drawn, as `Start.state` does.
 
     Args:
+        origin: where they come from.
         model: with its adapters, if any.
         abstract: shapes, dtypes and shardings of the trained parameters.
-        seed: of the run, from which fresh adapters are drawn.
-        weights: the checkpoint of all others; None: random ones.
-        adapter: a PEFT adapter to start from; None: a fresh one.
         base: the frozen parameters beside them.
-        option: what the user set to `weights`, for messages.
-        adapter_option: what the user set to `adapter`.
 
     Raises:
         InputError: they cannot be read or do not fit.
     """
-    if weights is None and adapter is None:
+    if origin.weights is None and origin.adapter is None:
         return None
     others, adapters = parts.split(abstract, parts.is_adapter)
-    if adapter is not None:
-        drawn = peft.load_adapter(adapter, model, adapter_option, base.name, base.weights)
-        drawn = jax.tree.map(lambda value, like: jax.device_put(value, like.sharding), drawn, adapters)
+    if origin.adapter is not None:
+        read = peft.load_adapter(origin.adapter, model, origin.adapter_option, base.name, base.weights)
+        adapters = jax.tree.map(lambda value, like: jax.device_put(value, like.sharding), read, adapters)
     elif adapters:
         # Under jit nothing but the adapters is drawn.
         draw = jax.jit(
             lambda key: parts.split(decoder.create(model, initial_keys(key)[0])[1], parts.is_adapter)[1],
             out_shardings=shardings(adapters),
         )
-        drawn = draw(jax.random.key(seed))
-    else:
-        drawn = {}
+        adapters = draw(jax.random.key(origin.seed))
     if not others:
-        return drawn
-    if weights is None:
-        raise InputError(f"{adapter_option} = {adapter!r}: needs weights for the other parameters that are trained")
-    return parts.combined(read_weights(weights, others, option, model=model), drawn)
+        return adapters
+    if origin.weights is None:
+        raise InputError(f"{origin.adapter_option} = {origin.adapter!r}: needs weights for what is trained beside it")
+    return parts.combined(_read_weights(origin, dataclasses.replace(model, lora=None), others), adapters)
 
 
-def read_weights(name: str, abstract: PyTree, option: str, *, model: ModelConfig) -> PyTree[Array]:
-    """Parameters of a checkpoint, a run's or Hugging Face's, in the shapes, dtypes and shardings of `abstract`.
+def _read_weights(origin: Origin, plain: ModelConfig, abstract: PyTree) -> PyTree[Array]:
+    """Parameters of `origin.weights` in the shapes, dtypes and shardings of `abstract`, all of `plain`'s or a part.
 
-    Of a run with adapters these are merged into it.
-
-    Args:
-        name: as for `open_model`.
-        abstract: all parameters without adapters, or a part of them.
-        option: what the user set to `name`, for messages.
-        model: what they are for.
-
-    Raises:
-        InputError: they cannot be read, or do not fit.
+    A run's adapters are merged into them.
     """
-    if locate(name, option) is None:
-        return load_params(name, abstract, option, part=len(jax.tree.leaves(abstract)) < _num_leaves(model))
+    if run_at(origin.weights, origin.option) is None:
+        part = parts.paths(abstract) != parts.paths(_shapes(plain))
+        return load_params(origin.weights, abstract, origin.option, part=part)
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-    whole = open_model(name, mesh, option=option).model.without_adapters().whole()
-    wanted = set(parts.paths(abstract))
-    _, found = parts.split(whole, lambda path: path in wanted)
-    for path, leaf in parts.leaves(abstract):
-        theirs = dict(parts.leaves(found)).get(path)
-        if theirs is None or theirs.shape != leaf.shape:
-            has = "does not have it" if theirs is None else f"has {list(theirs.shape)} there"
-            reason = f"{path} is {list(leaf.shape)} in this run, and the model {has}"
-            raise InputError(reason, option=_name(option), value=name)
+    wanted = dict(parts.leaves(abstract))
+    found = open_model(origin.weights, mesh, option=origin.option).model.without_adapters().whole()
+    _, found = parts.split(found, lambda path: path in wanted)
+    there = dict(parts.leaves(found))
+    for path, leaf in wanted.items():
+        if path not in there or there[path].shape != leaf.shape:
+            has = f"has {list(there[path].shape)} there" if path in there else "does not have it"
+            raise InputError(
+                f"{origin.option} = {origin.weights!r}: {path} is {list(leaf.shape)} in this run, and the model {has}"
+            )
     cast = jax.jit(
         lambda tree: jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, abstract),
         out_shardings=shardings(abstract),
     )
     return cast(found)
-
-
-def _num_leaves(model: ModelConfig) -> int:
-    return len(jax.tree.leaves(_shapes(dataclasses.replace(model, lora=None))))

@@ -36,14 +36,14 @@ def test_a_batch_holds_the_planned_rows_of_the_planned_domains(domains, stores):
     rng = np.random.default_rng(0)
     plan = Plan(1, rng.integers(0, 3, 8), rng.integers(0, 500, 8), np.array([0.2, 0.3, 0.5]))
     batch = loaded(domains, mesh, plan)
-    assert batch["tokens"].sharding.shard_shape((8, SEQ_LEN + 1)) == (2, SEQ_LEN + 1)
-    np.testing.assert_array_equal(batch["domain"], plan.domains)
-    np.testing.assert_allclose(batch["drawn_with"], plan.drawn_with, rtol=1e-6)
-    assert np.asarray(batch["mask"]).all()
+    assert batch.tokens.sharding.shard_shape((8, SEQ_LEN + 1)) == (2, SEQ_LEN + 1)
+    np.testing.assert_array_equal(batch.domain, plan.domains)
+    np.testing.assert_allclose(batch.drawn_with, plan.drawn_with, rtol=1e-6)
+    assert np.asarray(batch.mask).all()
     for b, (domain, position) in enumerate(zip(plan.domains, plan.positions, strict=True)):
         tokens = stores[domain].train
         i = shuffled_epochs(range(tokens.num_rows(SEQ_LEN)), stores[domain].name, 0)[int(position)]
-        np.testing.assert_array_equal(batch["tokens"][b], tokens.row(i, SEQ_LEN))
+        np.testing.assert_array_equal(batch.tokens[b], tokens.row(i, SEQ_LEN))
 
 
 def test_an_epoch_is_a_permutation_and_the_next_one_is_another():
@@ -59,7 +59,7 @@ def test_held_out_batches_predict_every_held_out_token_once(domains, stores):
     mesh = make_mesh({"fsdp": 8})
     predicted = {k: [] for k in range(3)}
     for batch in held_out_batches(domains, 8, 10_000, mesh):
-        tokens, mask, domains = (np.asarray(batch[name]) for name in ("tokens", "mask", "domain"))
+        tokens, mask, domains = map(np.asarray, (batch.tokens, batch.mask, batch.domain))
         for row, weights, domain in zip(tokens, mask, domains, strict=True):
             predicted[int(domain)] += row[1:][weights == 1].tolist()
     for k, store in enumerate(stores):
@@ -69,7 +69,7 @@ def test_held_out_batches_predict_every_held_out_token_once(domains, stores):
 
 def test_held_out_rows_are_capped_per_domain(domains):
     batches = list(held_out_batches(domains, 8, 2, make_mesh({"fsdp": 8})))
-    rows = sum(int(np.asarray(b["mask"]).any(axis=1).sum()) for b in batches)
+    rows = sum(int(np.asarray(b.mask).any(axis=1).sum()) for b in batches)
     assert rows == 6
 
 
@@ -89,5 +89,5 @@ def test_training_and_held_out_text_are_disjoint(stores):
 def test_a_loader_of_one_device_gives_the_same_rows(domains):
     plan = Plan(1, np.arange(8) % 3, np.arange(8), np.ones(3) / 3)
     meshes = [make_mesh({"fsdp": 8}), make_mesh({}, devices=jax.devices()[:1])]
-    tokens = [np.asarray(loaded(domains, mesh, plan)["tokens"]) for mesh in meshes]
+    tokens = [np.asarray(loaded(domains, mesh, plan).tokens) for mesh in meshes]
     np.testing.assert_array_equal(*tokens)

@@ -1,4 +1,4 @@
-"""The real command in processes of its own, on tests/tiny.py's data; they share what they compile."""
+"""The real command in processes of its own, on tiny.py's data; they share what they compile."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.helpers import tiny
@@ -41,7 +41,7 @@ def get_config(mixer="odm"):
 
 
 class Trainer:
-    """Starts `python -m dataflex_jax.train` on a recipe like tests/tiny.py's, which it writes to `folder`."""
+    """Starts `python -m dataflex_jax.train` on a recipe like tiny.py's, which it writes to `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -157,6 +157,44 @@ class Starter:
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate(timeout=60)
+
+
+_CALLS = """
+import importlib, json, os, runpy, sys
+from dataflex_jax.__main__ import COMMANDS
+
+for command in COMMANDS:
+    importlib.import_module(f"dataflex_jax.{command}")
+codes = []
+for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+        sys.modules.pop(module, None)
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__")
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
+
+
+def in_forks(trainer: Trainer, folder: Path, calls: Sequence[tuple[str, ...]]) -> list[subprocess.CompletedProcess]:
+    """Runs commands, each (module, argument ...) in a fork of one process, which imports once.
+
+    Args:
+        trainer: whose environment to use.
+        folder: an empty one, where they run.
+        calls: the commands.
+    """
+    process = [sys.executable, "-W", "ignore", "-c", _CALLS, json.dumps(calls)]
+    done = subprocess.run(
+        process, cwd=folder, env=trainer.environment(1, {}), stdout=subprocess.PIPE, check=True, timeout=600
+    )
+    return [
+        subprocess.CompletedProcess(call, code, *((folder / f"{i}.{n}").read_text() for n in ("out", "err")))
+        for i, (call, code) in enumerate(zip(calls, json.loads(done.stdout), strict=True))
+    ]
 
 
 def finish(process: subprocess.Popen, seconds: float = 300) -> subprocess.CompletedProcess:

@@ -1,9 +1,9 @@
-"""Signals of arrays instead of a model, for tests of selectors and weighters."""
+"""Signals of arrays instead of a model, for tests of policies."""
 
 import jax
 import numpy as np
 
-from dataflex_jax.policies.base import Request
+from dataflex_jax.policies import Embeddings, Gradients, Losses, Request
 
 BATCH = 7
 
@@ -21,49 +21,66 @@ def request(update=1, updates=1, seed=0):
     return Request(np.int32(update), np.int32(updates), jax.random.key(seed))
 
 
-class FakeSignals:
-    """Answers with the rows of given arrays, in small batches as a sweep does, and counts the sweeps in `calls`.
+class FakeRows:
+    """A row set that answers with the rows of given arrays, in small batches as a sweep does.
 
     Attributes:
-        losses_of: "candidates" and "targets" -> float [n].
-        gradients_of: (set, whether preconditioned) -> float [n, size].
-        hidden_of: set -> (last hidden states [n, T, D], mask [n, T]).
+        losses: float [n].
+        gradients: float [n, size], plain ones.
+        preconditioned: float [n, size], what Adam makes of them.
+        hidden: last hidden states [n, T, D].
+        mask: of `hidden`, [n, T].
+        asked: the signals, in order.
     """
 
-    def __init__(self, *, losses=None, gradients=None, hidden=None, groups=(), names=None):
-        self.losses_of = {name: np.asarray(values) for name, values in (losses or {}).items()}
-        self.gradients_of = {name: np.asarray(values, np.float32) for name, values in (gradients or {}).items()}
-        self.hidden_of = hidden or {}
-        self.target_groups = np.asarray(groups, np.int32)
-        self.num_targets = len(self.target_groups)
-        num_groups = self.target_groups.max(initial=-1) + 1
-        self.group_names = tuple(names or (f"group{i}" for i in range(num_groups)))
+    def __init__(
+        self, *, losses=None, gradients=None, preconditioned=None, hidden=None, mask=None, groups=None, names=None
+    ):
+        self.losses, self.hidden, self.mask = losses, hidden, mask
+        self.gradients, self.preconditioned = (
+            None if rows is None else np.asarray(rows, np.float32) for rows in (gradients, preconditioned)
+        )
+        given = (losses, gradients, preconditioned, hidden)
+        self.num_rows = next(len(rows) for rows in given if rows is not None)
+        self.groups = np.zeros(self.num_rows, np.int32) if groups is None else np.asarray(groups, np.int32)
+        self.group_names = tuple(names or (f"group{i}" for i in range(self.groups.max() + 1)))
+        self.asked = []
+
+    def sweep(self, signal, ids=None, operand=None):
+        self.asked.append(signal)
+        ids = np.arange(self.num_rows) if ids is None else ids
+        match signal:
+            case Losses():
+                return np.asarray(self.losses, np.float32)[ids]
+            case Embeddings(embed):
+                return _in_batches(jax.jit(embed), self.hidden[ids], self.mask[ids])
+            case Gradients(projection, adam, then):
+                rows = (self.gradients if adam is None else self.preconditioned)[ids]
+                with np.errstate(invalid="ignore"):
+                    features = rows @ projection_matrix(projection, rows.shape[1])
+                if then is None:
+                    return features
+                return _in_batches(jax.jit(lambda rows: then(rows, operand)), features)
+        raise AssertionError(f"nothing to answer {signal} with")
+
+
+class FakeSignals:
+    """The signals of one model from row sets.
+
+    Attributes:
+        candidates: the training rows; None where nobody may ask for them.
+        targets: the target set, or None.
+        checkpoints: this model alone, unless a test says otherwise.
+    """
+
+    def __init__(self, candidates=None, targets=None, domain_gradients=None):
+        self.candidates, self.targets = candidates, targets
         self.checkpoints = ((1.0, self),)
-        self.calls = []
-        every = [v for k, v in self.losses_of.items() if k == "candidates"]
-        every += [v for (name, _), v in self.gradients_of.items() if name == "candidates"]
-        every += [v[0] for k, v in self.hidden_of.items() if k == "candidates"]
-        self.num_candidates = len(every[0])
+        self._domain_gradients = domain_gradients
 
-    def losses(self, which="candidates", ids=None):
-        self.calls.append(("losses", which))
-        values = self.losses_of[which].astype(np.float32)
-        return values if ids is None else values[ids]
-
-    def embeddings(self, embed, which="candidates", ids=None):
-        self.calls.append(("embeddings", which))
-        arrays = [a if ids is None else a[ids] for a in self.hidden_of[which]]
-        return _in_batches(jax.jit(embed), *arrays)
-
-    def gradients(self, projection, which="candidates", ids=None, *, adam=None, then=None, operand=None):
-        self.calls.append(("gradients", which, adam))
-        values = self.gradients_of[which, adam is not None]
-        values = values if ids is None else values[ids]
-        with np.errstate(invalid="ignore"):
-            features = values @ projection_matrix(projection, values.shape[1])
-        if then is None:
-            return features
-        return _in_batches(jax.jit(lambda rows: then(rows, operand)), features)
+    def domain_gradients(self):
+        assert self._domain_gradients is not None
+        return self._domain_gradients
 
 
 def _in_batches(function, *arrays):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.policies.base import Observation, RowObservation
+from dataflex_jax.policies import Observation, RowObservation
 
 _RECORDED = Path(__file__).parents[3] / "shared" / "reference"
 
@@ -72,15 +72,3 @@ def of_rows(losses, *, mask=None, token_losses=None, embeddings=None, reference_
         embeddings=array(embeddings),
         reference_losses=array(reference_losses),
     )
-
-
-class FakeTargets:
-    """Signals of a model whose last hidden states of the target set are given."""
-
-    def __init__(self, hidden, mask):
-        self.hidden, self.mask, self.num_targets = hidden, mask, len(hidden)
-
-    def embeddings(self, embed, which="candidates", ids=None):
-        assert which == "targets"
-        assert ids is None
-        return np.asarray(embed(jnp.asarray(self.hidden), jnp.asarray(self.mask)))

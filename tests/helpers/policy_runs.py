@@ -1,4 +1,4 @@
-"""Runs that take seconds with policies that weight the loss, by name; see tests/tiny.py."""
+"""Runs that take seconds with policies that weight the loss, by name; see tiny.py."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dataflex_jax.policies import registry
-from dataflex_jax.train import train_and_evaluate
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny
 from tests.helpers.command import assert_same_curves, copy_of, saved_steps
 
@@ -23,13 +23,7 @@ def config(root: Path, mixer: str | None = None, weighter: str | None = None, **
         made.weighter = ConfigDict({name: registry.policy_config("weighter", name) for name in weighter.split("+")})
     elif weighter is not None:
         made.weighter = registry.policy_config("weighter", weighter)
-    for name, value in fields.items():
-        *path, field = name.split("__")
-        section = made
-        for part in path:
-            section = section[part]
-        section[field] = value
-    return made
+    return tiny.having(made, fields)
 
 
 def train(folder: Path, root: Path, mixer: str | None = None, weighter: str | None = None, **fields) -> Path:

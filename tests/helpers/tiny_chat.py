@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from dataflex_jax.signals.model import ModelSignals, SignalFunctions
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,10 +14,13 @@ from dataflex_jax import train
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.targets import open_targets
-from dataflex_jax.models import decoder
 from dataflex_jax.models.hf.resolve import model_config
 from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.models.model import Model
 from dataflex_jax.policies import registry
+from dataflex_jax.signals.moments import AdamState
+from dataflex_jax.signals.registry import Subject
+from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import assembly, optim
 from tests.helpers import tiny
@@ -124,13 +126,17 @@ def assert_same_selections(folder: Path, reference: Path) -> None:
 
 def model_signals(config: ConfigDict, domains, tokenizer, mesh: Mesh, *, rows=16, change=lambda x: x) -> ModelSignals:
     """Those of a random model after `change` of its parameters, with an Adam state as in the middle of training."""
-    cfg = model_config(config.model, tokenizer.vocab_size)
-    graphdef, abstract = jax.eval_shape(lambda key: decoder.create(cfg, key), jax.random.key(1))
-    create = jax.jit(lambda key: change(decoder.create(cfg, key)[1]), out_shardings=param_shardings(mesh, abstract))
-    params = create(jax.random.key(1))
+    model = Model.shape(model_config(config.model, tokenizer.vocab_size))
+
+    def create(key):
+        return change(Model.random(model.config, key).params)
+
+    shardings = param_shardings(mesh, jax.eval_shape(create, jax.random.key(1)))
+    params = jax.jit(create, out_shardings=shardings)(jax.random.key(1))
     state = optim.adamw(config.optim, optim.learning_rate(config.optim, 10)).init(params)
     state = jax.tree.map(lambda leaf: leaf + 1e-3 if leaf.ndim else leaf, state)
+    subject = Subject(model.having(params), AdamState(state, config.optim.b1, config.optim.b2, config.optim.eps))
     targets = open_targets(config, domains, config.data.tokenizer)
-    functions = SignalFunctions(graphdef, config.optim)
-    data = source(Pool(domains), mesh), (targets, source(targets.pool, mesh))
-    return ModelSignals(functions, Sweeper(mesh, rows=rows), params, None, state, *data)
+    return ModelSignals(
+        subject, Sweeper(mesh, rows=rows), source(Pool(domains), mesh), (targets, source(targets.pool, mesh))
+    )

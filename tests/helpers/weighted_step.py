@@ -1,5 +1,6 @@
 """The train step of a very small model with policies that weight the loss, by name, on one device or on a mesh."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -8,20 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dataflex_jax.models import decoder
+from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.config import ModelConfig
-from dataflex_jax.models.layout import placed
+from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Mixer, Weighter
 from dataflex_jax.policies.mixers.doremi import doremi
 from dataflex_jax.policies.mixers.static import static
-from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.policies.schedule import Schedule, Scheduled
 from dataflex_jax.policies.weighters.adapt import AdaptState, adapt
 from dataflex_jax.policies.weighters.joint_update_aware import JointUpdateAwareState, joint_update_aware
 from dataflex_jax.policies.weighters.loss import loss
 from dataflex_jax.policies.weighters.rho1 import rho1
 from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
-from dataflex_jax.training.objective import ScheduledWeighter
-from dataflex_jax.training.step import Fixed, TrainState, TrainStep
+from dataflex_jax.training.state import Fixed, TrainState
+from dataflex_jax.training.step import TrainStep
 
 MODEL = ModelConfig(
     architecture="qwen2",
@@ -49,9 +51,9 @@ class Policies(NamedTuple):
     weighters: tuple[tuple[Weighter, object], ...] = ()
     reference_in_step: bool = False
 
-    def scheduled(self) -> tuple[ScheduledWeighter, ...]:
+    def scheduled(self) -> tuple[Scheduled[Weighter], ...]:
         """As the train step wants them."""
-        return tuple(ScheduledWeighter(str(i), weighter, EVERY_STEP) for i, (weighter, _) in enumerate(self.weighters))
+        return tuple(Scheduled(str(i), weighter, EVERY_STEP) for i, (weighter, _) in enumerate(self.weighters))
 
 
 _LOSS = loss(r=0.3), ()
@@ -71,20 +73,19 @@ POLICIES = {
 
 
 @functools.cache
-def models():
-    """(graphdef, the model's params, the reference model's params)."""
-    create = jax.jit(functools.partial(decoder.create, MODEL))
-    graphdef, params = create(jax.random.key(0))
-    return graphdef, params, create(jax.random.key(5))[1]
+def models() -> tuple[Model, Model]:
+    """(the model, the reference model)."""
+    create = jax.jit(functools.partial(Model.random, MODEL))
+    return create(jax.random.key(0)), create(jax.random.key(5))
 
 
 @jax.jit
-def forward(params, tokens):
+def forward(model: Model, batch: Batch):
     """(token losses, last hidden states)."""
-    return decoder.token_losses(models()[0], params, tokens)
+    return model.token_losses(batch)[:2]
 
 
-def make_batch(seed: int = 0, rows: int = 8) -> dict[str, jax.Array]:
+def make_batch(seed: int = 0, rows: int = 8) -> Batch:
     """Rows of two of the three domains, of unequal numbers of tokens, with the reference's losses."""
     rng = np.random.default_rng(seed)
     mask = (rng.random((rows, LENGTH)) < 0.8).astype(np.float32)
@@ -92,24 +93,26 @@ def make_batch(seed: int = 0, rows: int = 8) -> dict[str, jax.Array]:
     tokens = jnp.asarray(rng.integers(0, MODEL.vocab_size, (rows, LENGTH + 1)), jnp.int32)
     domains = np.arange(rows) % 2
     rng.shuffle(domains)
-    return {
-        "tokens": tokens,
-        "mask": jnp.asarray(mask),
-        "domain": jnp.asarray(domains, jnp.int32),
-        "drawn_with": jnp.asarray([0.5, 0.3, 0.2]),
-        "reference_losses": forward(models()[2], tokens)[0],
-    }
+    batch = Batch(
+        tokens=tokens,
+        mask=jnp.asarray(mask),
+        lengths=jnp.full(rows, LENGTH, jnp.int32),
+        domain=jnp.asarray(domains, jnp.int32),
+        drawn_with=jnp.asarray([0.5, 0.3, 0.2]),
+    )
+    return dataclasses.replace(batch, reference_losses=forward(models()[1], batch)[0])
 
 
-def of_rows(batch: dict[str, jax.Array], rows) -> dict[str, jax.Array]:
+def of_rows(batch: Batch, rows) -> Batch:
     """Some rows of a batch."""
-    return {name: value if name == "drawn_with" else value[rows] for name, value in batch.items()}
+    chosen = jax.tree.map(lambda value: value[rows], batch.rows_alone())
+    return dataclasses.replace(chosen, drawn_with=batch.drawn_with)
 
 
 def initial(policies: Policies) -> TrainState:
     """A fresh state."""
     mixer = policies.mixer.init(jnp.ones(NUM_DOMAINS) / NUM_DOMAINS)
-    params = models()[1]
+    params = models()[0].params
     states = tuple(state for _, state in policies.weighters)
     return TrainState(jnp.int32(0), params, SGD.init(params), mixer, states, jax.random.key(1))
 
@@ -117,46 +120,39 @@ def initial(policies: Policies) -> TrainState:
 def train_step(policies: Policies, accumulation: int = 1, *, microbatches: bool = False) -> TrainStep:
     """The step, with a decision of the mixer in every step."""
     return TrainStep(
-        models()[0],
+        Model.shape(MODEL),
         SGD,
         optax.constant_schedule(LEARNING_RATE),
-        policies.mixer,
-        EVERY_STEP,
+        Scheduled("mixer", policies.mixer, EVERY_STEP),
         policies.scheduled(),
-        models()[0] if policies.reference_in_step else None,
-        accumulation,
-        microbatches,
+        grad_accumulation=accumulation,
+        weigh_microbatches=microbatches,
     )
 
 
 def take_step(
-    policies: Policies, batch: dict[str, jax.Array], accumulation: int = 1, *, microbatches: bool = False
+    policies: Policies, batch: Batch, accumulation: int = 1, *, microbatches: bool = False
 ) -> tuple[TrainState, dict]:
     """(the state after, the metrics) of one step on one device."""
     step = train_step(policies, accumulation, microbatches=microbatches)
     return jax.device_get(jax.jit(step)(initial(policies), *_inputs(policies, batch)))
 
 
-def take_sharded_step(policies: Policies, batch: dict[str, jax.Array]) -> tuple[TrainState, dict]:
+def take_sharded_step(policies: Policies, batch: Batch) -> tuple[TrainState, dict]:
     """(the state after, the metrics) of one step with everything split over eight devices."""
     mesh = make_mesh({"fsdp": 8})
     with jax.set_mesh(mesh):
         state = initial(policies)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, placed(mesh, state))
-        state = jax.device_put(state, shardings)
-        batch = {
-            name: jax.device_put(value, replicated(mesh) if name == "drawn_with" else batch_sharding(mesh))
-            for name, value in batch.items()
-        }
+        shardings = param_shardings(mesh, state)
+        rows = jax.device_put(batch.rows_alone(), batch_sharding(mesh))
+        batch = dataclasses.replace(rows, drawn_with=jax.device_put(batch.drawn_with, replicated(mesh)))
         batch, fixed = _inputs(policies, batch)
-        if fixed.reference is not None:
-            fixed = fixed._replace(reference=jax.device_put(fixed.reference, shardings.params))
+        fixed = jax.device_put(fixed, param_shardings(mesh, fixed))
         step = jax.jit(train_step(policies), out_shardings=(shardings, replicated(mesh)))
-        return jax.device_get(step(state, batch, fixed))
+        return jax.device_get(step(jax.device_put(state, shardings), batch, fixed))
 
 
-def _inputs(policies: Policies, batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], Fixed]:
+def _inputs(policies: Policies, batch: Batch) -> tuple[Batch, Fixed]:
     if not policies.reference_in_step:
         return batch, Fixed()
-    without = {name: value for name, value in batch.items() if name != "reference_losses"}
-    return without, Fixed(reference=models()[2])
+    return dataclasses.replace(batch, reference_losses=None), Fixed(reference=models()[1])

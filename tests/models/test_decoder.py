@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder
-from dataflex_jax.models.config import REMAT_POLICIES
+from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.embed import embed
 from dataflex_jax.models.hf.config import from_hf
 from tests.models.make_golden import (
@@ -32,13 +31,17 @@ def build(name, seed=0, **overrides):
     return cfg, graphdef, params
 
 
+def hidden_states(graphdef, params, tokens, **kwargs):
+    return decoder.hidden_states(graphdef, params, tokens, **kwargs)[0]
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def logits_of(graphdef, params, tokens, **kwargs):
-    return decoder.hidden_states(graphdef, params, tokens, **kwargs) @ decoder.output_weight(params)
+def logits_of(graphdef, params, tokens):
+    return hidden_states(graphdef, params, tokens) @ decoder.output_weight(params)
 
 
-def mean_loss(graphdef, params, tokens, **kwargs):
-    return decoder.token_losses(graphdef, params, tokens, **kwargs)[0].mean()
+def mean_loss(graphdef, params, tokens):
+    return decoder.token_losses(graphdef, params, tokens).losses.mean()
 
 
 def assert_same_trees(actual, expected, atol):
@@ -51,11 +54,12 @@ def test_equals_golden_outputs_of_transformers(name):
     _, graphdef, params = build(name, int(golden["seed"]))
     tokens = golden["tokens"].astype(np.int32)
     np.testing.assert_allclose(logits_of(graphdef, params, tokens[:, :-1]), golden["logits"], rtol=0, atol=1e-4)
-    losses, hidden = jax.jit(functools.partial(decoder.token_losses, graphdef))(params, tokens)
+    losses, hidden, aux = jax.jit(functools.partial(decoder.token_losses, graphdef))(params, tokens)
     assert golden["losses"].dtype == np.float64
     np.testing.assert_allclose(losses, golden["losses"], rtol=0, atol=1e-5)
     assert losses.dtype == jnp.float32
     assert hidden.shape == (2, 40, 16)
+    assert aux == {}
 
 
 def test_gradients_equal_golden_gradients_of_transformers():
@@ -81,23 +85,6 @@ def test_equals_transformers_where_torch_is_installed(name):
     assert float(ours) == pytest.approx(losses.mean(), abs=1e-5)
     for path, gradient in hf_named(grads).items():
         np.testing.assert_allclose(gradient, gradients[path], rtol=0, atol=1e-5, err_msg=path)
-
-
-def test_remat_changes_memory_and_not_gradients():
-    tokens = np.random.RandomState(1).randint(0, 31, (4, 129))
-    used, gradients = {}, {}
-    for policy in REMAT_POLICIES:
-        _, graphdef, params = build("qwen3", remat=policy)
-        gradient = jax.jit(jax.grad(functools.partial(mean_loss, graphdef))).lower(params, tokens).compile()
-        used[policy] = gradient.memory_analysis().temp_size_in_bytes
-        gradients[policy] = gradient(params, tokens)
-        assert_same_trees(gradients[policy], gradients["none"], atol=1e-6)
-    assert used["none"] > used["dots"] > used["attention"] > used["full"]
-
-
-def test_unknown_remat_policy_is_named():
-    with pytest.raises(InputError, match=r"remat='some'.*'full'"):
-        decoder.remat_policy("some")
 
 
 def test_create_draws_as_hugging_face_does():
@@ -131,7 +118,7 @@ def test_bfloat16_stays_near_float32_and_gradients_are_float32():
     value_and_grad = jax.jit(lambda g, p: jax.value_and_grad(lambda q: mean_loss(g, q, tokens))(p), static_argnums=0)
     loss, gradients = value_and_grad(graphdef, params)
     half_loss, half_gradients = value_and_grad(half, params)
-    assert decoder.hidden_states(half, params, tokens).dtype == jnp.bfloat16
+    assert hidden_states(half, params, tokens).dtype == jnp.bfloat16
     assert half_loss.dtype == jnp.float32
     assert float(half_loss) == pytest.approx(float(loss), rel=0.01)
     for actual, expected in zip(jax.tree.leaves(half_gradients), jax.tree.leaves(gradients), strict=True):
@@ -156,18 +143,18 @@ def test_packed_segments_equal_separate_rows(name):
     tokens = random_tokens(cfg, seed=4)[:1]
     first, second = tokens[:, :15], tokens[:, 15:]
     segments = jnp.repeat(jnp.array([[1, 2]]), np.array([15, 26]), axis=1, total_repeat_length=41)
-    packed = decoder.hidden_states(graphdef, params, tokens, segment_ids=segments)
-    apart = [decoder.hidden_states(graphdef, params, part) for part in (first, second)]
+    packed = hidden_states(graphdef, params, tokens, segment_ids=segments)
+    apart = [hidden_states(graphdef, params, part) for part in (first, second)]
     np.testing.assert_allclose(packed, jnp.concatenate(apart, axis=1), rtol=0, atol=2e-5)
-    assert not np.allclose(packed, decoder.hidden_states(graphdef, params, tokens), atol=1e-2)
+    assert not np.allclose(packed, hidden_states(graphdef, params, tokens), atol=1e-2)
 
 
 def test_only_differences_of_positions_matter():
     cfg, graphdef, params = build("qwen2_tied")
     tokens = random_tokens(cfg, seed=5)
-    shifted = decoder.hidden_states(graphdef, params, tokens, positions=jnp.arange(41)[None] + 7)
-    np.testing.assert_allclose(shifted, decoder.hidden_states(graphdef, params, tokens), rtol=0, atol=5e-5)
-    stretched = decoder.hidden_states(graphdef, params, tokens, positions=jnp.arange(41)[None] * 2)
+    shifted = hidden_states(graphdef, params, tokens, positions=jnp.arange(41)[None] + 7)
+    np.testing.assert_allclose(shifted, hidden_states(graphdef, params, tokens), rtol=0, atol=5e-5)
+    stretched = hidden_states(graphdef, params, tokens, positions=jnp.arange(41)[None] * 2)
     assert not np.allclose(stretched, shifted, atol=1e-2)
 
 
@@ -181,9 +168,9 @@ def test_block_transform_sees_each_layer_in_the_compute_dtype():
         seen["norm"] = weights["input_layernorm"]["scale"].dtype
         return jax.tree.map(lambda leaf: leaf * jnp.where(index == 1, 2, 1).astype(leaf.dtype), weights)
 
-    transformed = decoder.hidden_states(graphdef, params, tokens, block_transform=scale_second_layer)
+    transformed = hidden_states(graphdef, params, tokens, hooks=Hooks(block_transform=scale_second_layer))
     by_hand = jax.tree.map(lambda leaf: leaf * np.float32([1, 2]).reshape(-1, *[1] * (leaf.ndim - 1)), params["layers"])
-    expected = decoder.hidden_states(graphdef, params | {"layers": by_hand}, tokens)
+    expected = hidden_states(graphdef, params | {"layers": by_hand}, tokens)
     np.testing.assert_array_equal(transformed, expected)
     assert seen == {"kernel": jnp.bfloat16, "norm": jnp.float32}
 

@@ -4,18 +4,21 @@ JAX asks the GPU's libraries which cuDNN they hold; here it is told.
 """
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from dataflex_jax.models import decoder, lora
+from dataflex_jax.models import parts
 from dataflex_jax.models.config import REMAT_POLICIES, LoraConfig, ModelConfig
+from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import batch_sharding, make_mesh
-from dataflex_jax.signals.gradients import Projection, gradient_features, gradient_norms
+from dataflex_jax.signals.gradients import gradient_features, gradient_norms
+from dataflex_jax.signals.projections import Projection
+from tests.helpers.tiny_model import batch_of
 
 CONFIG = {
     "architecture": "qwen2",
@@ -26,7 +29,7 @@ CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-BATCH = {"tokens": jnp.zeros((8, 129), jnp.int32), "mask": jnp.ones((8, 128), jnp.float32)}
+BATCH = batch_of(jnp.zeros((8, 129), jnp.int32))
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +41,14 @@ def _a_gpu(monkeypatch):
 
 
 def build(**fields):
-    return decoder.create(ModelConfig(**(CONFIG | fields)), jax.random.key(0))
+    return Model.random(ModelConfig(**(CONFIG | fields)), jax.random.key(0))
 
 
-def loss(graphdef, params, batch):
-    return jnp.mean(decoder.token_losses(graphdef, params, batch["tokens"])[0])
+@jax.value_and_grad
+def loss_and_gradient(params, model, batch):
+    """Of the trained parameters, as the train step computes it."""
+    model = model.having(params, model.frozen)
+    return jnp.mean(model.token_losses(batch, Hooks(frozen_head=model.head_is_frozen)).losses)
 
 
 def program(function, *arguments) -> str:
@@ -64,8 +70,8 @@ def products(text: str) -> set[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("remat", REMAT_POLICIES)
 def test_attention_is_cudnns_and_is_computed_again_only_where_nothing_is_kept(remat):
-    graphdef, params = build(remat=remat)
-    text = program(jax.value_and_grad(partial(loss, graphdef)), params, BATCH)
+    model = build(remat=remat)
+    text = program(loss_and_gradient, model.params, model, BATCH)
     assert attentions(text) == ((2, 1) if remat == "full" else (1, 1))
 
 
@@ -79,22 +85,16 @@ def test_attention_is_cudnns_and_is_computed_again_only_where_nothing_is_kept(re
     ids=lambda fields: fields["architecture"],
 )
 def test_training_multiplies_bfloat16_only(fields):
-    graphdef, params = build(**fields)
-    text = program(jax.value_and_grad(partial(loss, graphdef)), params, BATCH)
+    model = build(**fields)
+    text = program(loss_and_gradient, model.params, model, BATCH)
     assert attentions(text) == (2, 1)
     # The cross-entropy's logits and its weight's gradient are accumulated in float32.
     assert products(text) == {("bf16", "bf16", "bf16"), ("bf16", "bf16", "f32")}
 
 
 def test_adapters_too_and_their_frozen_base_has_no_gradient():
-    graphdef, params = build(lora=LoraConfig(rank=8))
-    frozen, adapters = lora.split(params)
-
-    def adapted_loss(adapters, frozen, batch):
-        model = lora.combine(frozen, adapters)
-        return jnp.mean(decoder.token_losses(graphdef, model, batch["tokens"], frozen_head=True)[0])
-
-    text = program(jax.value_and_grad(adapted_loss), adapters, frozen, BATCH)
+    model = build(lora=LoraConfig(rank=8)).training(parts.is_adapter)
+    text = program(loss_and_gradient, model.params, model, BATCH)
     assert attentions(text) == (2, 1)
     assert products(text) == {("bf16", "bf16", "bf16"), ("bf16", "bf16", "f32")}
     assert not re.search(r"dot_general .*-> tensor<(256x512|512x256|256x256|256x128)xbf16>", text)
@@ -102,20 +102,18 @@ def test_adapters_too_and_their_frozen_base_has_no_gradient():
 
 @pytest.mark.parametrize("method", ["sketch", "kronecker"])
 def test_per_example_gradients_run_on_cudnns_attention_too(method):
-    graphdef, params = build()
-    features = gradient_features(graphdef, Projection(method, 64))
-    text = program(lambda params, batch: features(params, None, batch, None), params, BATCH)
+    model = build()
+    text = program(gradient_features(Projection(method, 64)), model, BATCH)
     assert attentions(text) == (2, 1)
-    norms = program(lambda params, batch: gradient_norms(graphdef)(params, None, batch), params, BATCH)
-    assert attentions(norms) == (2, 1)
+    assert attentions(program(gradient_norms(), model, BATCH)) == (2, 1)
 
 
 def test_a_mesh_splits_it_by_rows_and_heads():
-    graphdef, params = build()
+    model = build()
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, param_shardings(mesh, params))
+        placed = jax.device_put(model, param_shardings(mesh, model))
         batch = jax.device_put(BATCH, batch_sharding(mesh))
-        text = program(jax.value_and_grad(partial(loss, graphdef)), placed, batch)
+        text = program(loss_and_gradient, placed.params, placed, batch)
     assert attentions(text) == (0, 0)
     assert text.count("CustomSPMDPartitioning") == 3

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from safetensors import safe_open
 
-from dataflex_jax.models import decoder, layout, lora
+from dataflex_jax.models import decoder, layout, parts
 from dataflex_jax.models.config import LoraConfig
 from dataflex_jax.models.hf.config import from_hf
 from tests.models.make_golden import GOLDEN, MODELS
@@ -43,8 +43,7 @@ def shapes(name):
     """The parameters of a golden model with adapters everywhere, by path."""
     cfg = dataclasses.replace(from_hf(MODELS[name]), lora=LoraConfig(rank=3))
     params = jax.eval_shape(lambda: decoder.create(cfg, jax.random.key(0))[1])
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return dict(parts.leaves(params))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -102,11 +101,11 @@ def test_kinds_of_rows():
 def test_linear_widths_are_of_the_linear_layers():
     cfg = from_hf(MODELS["qwen3"])
     assert tuple(cfg.linear_widths()) == layout.LORA_MODULES
-    kernels = jax.eval_shape(lambda: lora.init(cfg, LoraConfig(rank=2), jax.random.key(0)))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(kernels):
-        row = layout.row(path)
-        inputs, outputs = cfg.linear_widths()[row.path.split("/")[-2]]
-        assert leaf.shape == ((2, inputs, 2) if row.kind == "lora_a" else (2, 2, outputs))
+    factors = {path: leaf for path, leaf in shapes("qwen3").items() if parts.is_adapter(path)}
+    assert len(factors) == 2 * len(layout.LORA_MODULES)
+    for path, leaf in factors.items():
+        inputs, outputs = cfg.linear_widths()[path.split("/")[-2]]
+        assert leaf.shape == ((2, inputs, 3) if path.endswith("lora_a") else (2, 3, outputs))
 
 
 def test_more_than_one_leading_axis_may_be_stacked(monkeypatch, tmp_path):

@@ -1,15 +1,13 @@
 """Orders: pure permutations, equal to transcriptions of their patterns and to the peer's recorded ones."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import registry
-from dataflex_jax.policies.base import ScoreSource
+from dataflex_jax.policies import ScoreSource, registry
 from dataflex_jax.policies.orders.cross_guidance import cross_guidance
 from dataflex_jax.policies.orders.folding import folding
 from dataflex_jax.policies.orders.segment import segment
@@ -17,8 +15,8 @@ from dataflex_jax.policies.orders.shuffle import shuffle
 from dataflex_jax.policies.orders.sorting import sorting
 from dataflex_jax.policies.orders.zigzag import zigzag
 from dataflex_jax.policies.schedule import Schedule
+from tests.helpers.observations import recorded
 
-REFERENCE = pathlib.Path(__file__).parents[3] / "shared" / "reference" / "reorder_patterns.npz"
 KEY = jax.random.key(7)
 ORDERS = {
     "sorting": sorting(),
@@ -157,7 +155,7 @@ def test_shuffle_is_uniform_needs_no_scores_and_depends_on_the_key():
 
 @pytest.mark.parametrize("name", ["sorting", "shuffle", "folding", "zigzag", "segment", "cross_guidance"])
 def test_builds_from_its_default_section(name):
-    order, _ = registry.build("order", registry.policy_config("order", name), Schedule(0, 1, -1))
+    order = registry.build("order", registry.policy_config("order", name), Schedule(0, 1, -1)).policy
     assert order.dynamic is False
     assert order.scores == ScoreSource("none" if name == "shuffle" else "loss")
 
@@ -188,32 +186,30 @@ def test_impossible_hyperparameters_are_refused_by_name(name, option, value):
         registry.build("order", section, Schedule(0, 1, -1))
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the peer's recorded permutations are not on this machine")
 @pytest.mark.parametrize("name", ["sorting", "sorting_desc", "folding", "zigzag", "stair", "saw"])
 def test_equals_the_peers_recorded_permutations(name):
-    recorded = np.load(REFERENCE)
-    peer = json.loads(str(recorded[f"par/{name}"]))
+    numbers = recorded("reorder_patterns.npz")
+    peer = json.loads(str(numbers[f"par/{name}"]))
     options = {ours: peer[theirs] for theirs, ours in PEER_NAMES.items() if theirs in peer}
     if name in ("stair", "saw"):
         order = cross_guidance(mode="folding" if name == "stair" else "zigzag", **options)
     else:
         order = {"sorting": sorting, "sorting_desc": sorting, "folding": folding, "zigzag": zigzag}[name](**options)
-    ids = order.arrange(recorded["scores"], KEY)
-    np.testing.assert_array_equal(recorded["positions"][ids], recorded[f"out/{name}"])
+    ids = order.arrange(numbers["scores"], KEY)
+    np.testing.assert_array_equal(numbers["positions"][ids], numbers[f"out/{name}"])
 
 
 PEER_NAMES = {"layers": "L", "num_sections": "sections", "folding_ratio": "ratio", "ascending": "ascending"}
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the peer's recorded permutations are not on this machine")
 @pytest.mark.parametrize(
     ("name", "options"),
     [("segment", dict(x_pct=10, y_pct=10)), ("segment_same", dict(x_pct=15, y_pct=10, front="high", back="high"))],
 )
 def test_segments_have_the_peers_members(name, options):
-    recorded = np.load(REFERENCE)
-    ids = segment(**options).arrange(recorded["scores"], KEY)
-    ours, theirs = recorded["positions"][ids], recorded[f"out/{name}"]
+    numbers = recorded("reorder_patterns.npz")
+    ids = segment(**options).arrange(numbers["scores"], KEY)
+    ours, theirs = numbers["positions"][ids], numbers[f"out/{name}"]
     x, y = (97 * options[share] // 100 for share in ("x_pct", "y_pct"))
     ends = [[*order[:x], *order[97 - y :]] for order in (ours, theirs)]
     assert set(ends[0]) == set(ends[1])

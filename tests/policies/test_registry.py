@@ -13,7 +13,15 @@ from dataflex_jax.policies.schedule import Schedule
 EVERY_STEP = Schedule(0, 1, -1)
 
 
-@pytest.mark.parametrize(("kind", "least"), [("mixer", {"static", "odm", "doremi"}), ("weighter", {"loss", "adapt"})])
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [
+        ("mixer", {"static", "odm", "doremi"}),
+        ("weighter", {"loss", "adapt"}),
+        ("selector", {"random", "full", "loss", "delta_loss", "less", "icons", "cluster_less"}),
+        ("order", {"sorting", "shuffle", "folding", "zigzag", "segment", "cross_guidance"}),
+    ],
+)
 def test_every_policy_builds_from_its_default_section_but_for_the_reference(kind, least):
     assert least <= set(registry.names(kind))
     for name in registry.names(kind):
@@ -22,10 +30,12 @@ def test_every_policy_builds_from_its_default_section_but_for_the_reference(kind
             with pytest.raises(InputError, match=rf"config\.{kind}\.reference = None: must be the run folder"):
                 registry.build(kind, section, EVERY_STEP)
             section.reference = "runs/reference"
-        policy, schedule = registry.build(kind, section, EVERY_STEP)
-        assert schedule == EVERY_STEP
-        assert (policy.reference is not None) == ("reference" in section)
-        assert policy.needs <= {"domain_gradients", "targets"}
+        scheduled = registry.build(kind, section, EVERY_STEP)
+        assert (scheduled.name, scheduled.schedule) == (name, EVERY_STEP)
+        if kind in ("mixer", "weighter"):
+            assert (scheduled.policy.reference is not None) == ("reference" in section)
+        if kind == "selector":
+            assert not scheduled.policy.replacement
 
 
 def test_unknown_names_and_hyperparameters_are_refused_with_the_accepted_ones():
@@ -42,18 +52,10 @@ def test_unknown_names_and_hyperparameters_are_refused_with_the_accepted_ones():
 def test_a_section_overrides_the_schedule():
     section = registry.policy_config("mixer", "odm")
     section.update_step = 7
-    assert registry.build("mixer", section, Schedule(3, 1, 5))[1] == Schedule(3, 7, 5)
+    assert registry.build("mixer", section, Schedule(3, 1, 5)).schedule == Schedule(3, 7, 5)
     section.update_step = 0
     with pytest.raises(InputError, match=r"config.mixer.update_step = 0: must be >= 1"):
         registry.build("mixer", section, EVERY_STEP)
-
-
-def test_schedule_updates_at_warmup_then_every_update_step_and_at_most_update_times():
-    schedule = Schedule(warmup_step=4, update_step=3, update_times=2)
-    assert [step for step in range(20) if schedule.is_update(step)] == [4, 7]
-    assert [int(schedule.update_index(step)) for step in range(3, 12)] == [-1, 0, 0, 0, 1, 1, 1, 1, 1]
-    unlimited = schedule._replace(update_times=-1)
-    assert [step for step in range(12) if unlimited.is_update(step)] == [4, 7, 10]
 
 
 PLUGIN = '''

@@ -9,11 +9,12 @@ import pytest
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
-from dataflex_jax.models import decoder
+from dataflex_jax.errors import InputError
 from dataflex_jax.policies.base import Reference
 from dataflex_jax.preemption import StopRequested
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.sweep import Sweeper, source
+from dataflex_jax.training import loss_store
 from dataflex_jax.training import reference as references
 from dataflex_jax.training.domain_weights import read_weights
 from tests.helpers import policy_runs, tiny
@@ -132,18 +133,17 @@ class Opened:
         """The losses by row, computing what is missing; `poll` is called before each batch of 8 rows."""
         with jax.set_mesh(self.mesh):
             sweeper = Sweeper(self.mesh, rows=8, poll=poll)
-            return references.cached_losses(self.model, self.domains, self.rows, sweeper, self.data)
+            return references.cached_losses(self.model, self.domains, self.rows, sweeper, self.data.cache_dir)
 
     def computed(self, ids):
         """The losses of some rows by the model itself."""
         with jax.set_mesh(self.mesh):
-            batch = Loader(self.pool, self.mesh).load(ids, np.ones(3))
-            token_losses = jax.jit(lambda params: decoder.token_losses(self.model.graphdef, params, batch["tokens"])[0])
-            return jax.device_get(token_losses(self.model.params))
+            batch = Loader(self.pool, self.mesh).load(ids)
+            return jax.device_get(jax.jit(lambda model: model.token_losses(batch).losses)(self.model))
 
 
 def test_an_interrupted_cache_goes_on_where_it_was(root, reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(references, "_CHUNK", 16)
+    monkeypatch.setattr(loss_store, "_CHUNK", 16)
     opened, polls = Opened(root, reference, tmp_path / "cache"), []
 
     def stop_at_the_fourth():
@@ -184,8 +184,8 @@ def test_the_cache_is_of_this_reference_and_these_data(root, reference, tmp_path
 
 
 def test_a_reference_loss_that_is_not_finite_is_refused(tmp_path):
-    store = references.LossStore(tmp_path / "store", np.array([4, 4]))
-    with pytest.raises(references.InputError, match="reference: its losses of row 1 are not finite"):
+    store = loss_store.LossStore(tmp_path / "store", np.array([4, 4]))
+    with pytest.raises(InputError, match="reference: its losses of row 1 are not finite"):
         store.write(0, np.array([[1, 2, 3, 4], [1, np.inf, 1, 1]], np.float32))
 
 

@@ -115,7 +115,7 @@ def test_killed_during_a_save_by_the_clock(trainer, tmp_path, whole, millisecond
 
 
 COMPILING_THE_STEP = r"^open \S*/compilations/jit_(_unnamed_function|train_step)"
-COMPILING_THE_EVALUATION = r"^open \S*/compilations/jit_eval_step"
+COMPILING_THE_EVALUATION = r"^open \S*/compilations/jit_sums"
 
 
 def test_stopped_on_request_it_saves_and_goes_on(trainer, whole, tmp_path):

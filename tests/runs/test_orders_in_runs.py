@@ -9,8 +9,9 @@ from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.errors import InputError
-from dataflex_jax.signals.model import ModelSignals
-from dataflex_jax.train import train_and_evaluate
+from dataflex_jax.policies import Losses
+from dataflex_jax.signals.row_sets import Rows
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
 
 
@@ -94,15 +95,15 @@ def test_a_shuffle_is_a_permutation_and_another_one_where_it_is_dynamic(
 
 def test_a_dynamic_order_scores_anew_what_comes_next(root, coming, tmp_path, monkeypatch):
     """Which rows are trained on does not change, also not once its updates are over."""
-    asked = []
-    original = ModelSignals.losses
+    asked, original = [], Rows.sweep
 
-    def losses(signals, which="candidates", ids=None):
-        values = original(signals, which, ids)
+    def sweep(rows, signal, ids=None, operand=None):
+        assert signal == Losses()
+        values = original(rows, signal, ids, operand)
         asked.append((np.array(ids), values))
         return values
 
-    monkeypatch.setattr(ModelSignals, "losses", losses)
+    monkeypatch.setattr(Rows, "sweep", sweep)
     options = {"order": "sorting", "order__dynamic": True}
     run = tiny_chat.trained(tiny_chat.config(root, **options), tmp_path / "run", monkeypatch)
     assert [(line["step"], line["policy"], line["selected"]) for line in run.decisions()] == [

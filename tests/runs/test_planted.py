@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from dataflex_jax.data.domains import open_domains
+from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
-from dataflex_jax.models import decoder
+from dataflex_jax.data.targets import open_targets
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.policies.selectors.less import less
-from dataflex_jax.selection.choosing import Chooser, Selecting
+from dataflex_jax.selection.choosing import Chooser
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.rows import map_named, selected_paths
-from dataflex_jax.train import train_and_evaluate
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny_chat
 
 POOL, PLANTED, TARGETS = 100, 10, 12
@@ -78,10 +79,11 @@ def test_less_finds_what_is_of_the_targets_kind(config, planted, tmp_path):
 
 def test_random_finds_a_tenth(pool, planted):
     built = registry.build("selector", registry.policy_config("selector", "random"), Schedule(0, 1, -1))
-    chooser = Chooser(Selecting("random", *built, False), pool, pool.groups(by_domain=False))
+    chooser = Chooser(built, pool, pool.groups(by_domain=False))
 
     class Signals:
-        num_candidates = POOL
+        class candidates:
+            num_rows = POOL
 
     shares = []
     for seed in range(60):
@@ -99,15 +101,16 @@ def test_scores_foretell_the_first_order_change_of_the_target_loss(config):
     with jax.set_mesh(mesh):
         of = tiny_chat.model_signals(config, domains, tokenizer, mesh)
         selector = less(gradient_type="sgd", projection="none", target_agg="cos_of_mean")
-        scores = np.asarray(selector.score({}, of, None)[0])
-        graphdef, params = of._functions.graphdef, of._params
-        paths = selected_paths(params, None)
-        batch = of._rows["candidates"].loader.load(np.arange(40), np.ones(1))
-        target = of._rows["targets"].loader.load(of._ids["targets"], np.ones(1))
+        scores = np.asarray(selector.score({}, of, None)[0].rows)
+        model = of.candidates._subject.model
+        paths = selected_paths(model.params, None)
+        batch = Loader(Pool(domains), mesh).load(np.arange(40))
+        targets = open_targets(config, domains, config.data.tokenizer)
+        target = Loader(targets.pool, mesh).load(targets.ids)
 
         def losses(params, batch):
-            token_losses, _ = decoder.token_losses(graphdef, params, batch["tokens"])
-            return (token_losses * batch["mask"]).sum(axis=1) / batch["mask"].sum(axis=1)
+            token_losses = model.having(params).token_losses(batch).losses
+            return (token_losses * batch.mask).sum(axis=1) / batch.row_tokens
 
         @jax.jit
         def norms_and_changes(params):
@@ -118,8 +121,8 @@ def test_scores_foretell_the_first_order_change_of_the_target_loss(config):
                 stepped = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient)
                 return norm, losses(stepped, target).mean() - losses(params, target).mean()
 
-            return jax.lax.map(of_row, {name: batch[name] for name in ("tokens", "mask")})
+            return jax.lax.map(of_row, batch)
 
-        norms, changes = map(np.asarray, norms_and_changes(params))
+        norms, changes = map(np.asarray, norms_and_changes(model.params))
     assert np.corrcoef(-changes, scores[:40] * norms)[0, 1] > 0.95
     assert np.ptp(changes) > 20 * np.finfo(np.float32).eps * 6  # the losses are about 6

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.train import train_and_evaluate
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import policy_runs, tiny
 from tests.helpers.command import Starter, Trainer, the_error
 

@@ -8,8 +8,8 @@ import pytest
 
 from dataflex_jax.data import sampler
 from dataflex_jax.errors import InputError
-from dataflex_jax.train import train_and_evaluate
 from dataflex_jax.training import resume
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny
 from tests.helpers.command import Trainer, assert_same_curves, copy_of, saved_steps
 

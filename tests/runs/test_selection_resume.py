@@ -8,7 +8,7 @@ import pytest
 
 from dataflex_jax import preemption
 from dataflex_jax.policies import registry
-from dataflex_jax.train import train_and_evaluate
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
 from tests.helpers.command import assert_same_curves, saved_steps
 from tests.runs.test_resume import interrupted_at

@@ -10,8 +10,11 @@ from dataflex_jax import config as configuration
 from dataflex_jax.configs import sft
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.errors import InputError
-from dataflex_jax.evaluate import evaluate_checkpoint
-from dataflex_jax.train import train_and_evaluate
+from dataflex_jax.evaluate import evaluate
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.training import run_config
+from dataflex_jax.training.setup import train_and_evaluate
+from dataflex_jax.training.weights import open_model
 from tests.helpers import tiny
 
 NAMES = ("capitals", "digits")
@@ -78,10 +81,10 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(root, whole, tmp_pat
 
 
 def test_a_checkpoint_evaluates_as_the_run_did_with_its_own_tokenizer(root, whole):
-    trained = configuration.read(whole)
     other = config(root, data__tokenizer=str(whole / "tokenizer"))  # which has the template by now
-    for chosen in (trained, other):
-        assert evaluate_checkpoint(trained, chosen, whole, 8) == tiny.records(whole, "eval.jsonl")[1]
+    for chosen in (run_config.read(whole), other):
+        opened = open_model(whole / "checkpoints" / "8", make_mesh(chosen.mesh))
+        assert {"step": 8, **evaluate(opened, chosen)} == tiny.records(whole, "eval.jsonl")[1]
 
 
 @pytest.mark.slow

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from dataflex_jax import config as configuration
 from dataflex_jax.data.rows import DocumentRows
 from dataflex_jax.data.sampler import SamplerState
 from dataflex_jax.errors import InputError
-from dataflex_jax.evaluate import evaluate_checkpoint
-from dataflex_jax.train import train_and_evaluate
-from dataflex_jax.training.checkpoint import locate
+from dataflex_jax.evaluate import evaluate
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.training import resume, run_config
+from dataflex_jax.training.setup import train_and_evaluate
+from dataflex_jax.training.weights import RunStep, locate, open_model
 from tests.helpers import tiny
 
 FILES = ("metrics.jsonl", "policy.jsonl", "eval.jsonl")
@@ -153,11 +154,10 @@ def test_resuming_something_else_is_refused_by_name(whole, root, field, value, n
 
 
 def test_a_checkpoint_evaluates_as_the_run_did(whole):
-    trained = configuration.read(whole)
-    run_folder, step = locate(whole / "checkpoints" / "8")
-    record = evaluate_checkpoint(trained, trained, run_folder, step)
-    assert record == tiny.records(whole, "eval.jsonl")[1]
-    assert locate(whole) == (whole, 12)
+    config, path = run_config.read(whole), whole / "checkpoints" / "8"
+    record = evaluate(open_model(path, make_mesh(config.mesh)), config)
+    assert {"step": 8, **record} == tiny.records(whole, "eval.jsonl")[1]
+    assert (locate(path), locate(whole)) == (RunStep(whole, 8), RunStep(whole, 12))
     for path in (whole / "checkpoints", whole / "checkpoints" / "7", whole.parent):
         with pytest.raises(InputError, match="neither a run folder"):
             locate(path)
@@ -233,8 +233,6 @@ def test_every_row_is_visited_before_any_is_repeated(root, tmp_path, monkeypatch
 
 
 def test_the_initial_position_is_before_the_first_step():
-    from dataflex_jax.training import resume
-
     position = resume.beginning(resume.Identity({}, {"a": "1", "b": "2"}, {"a": 1.0, "b": 3.0}))
     assert isinstance(position.sampler, SamplerState)
     np.testing.assert_array_equal(position.sampler.weights, [0.25, 0.75])

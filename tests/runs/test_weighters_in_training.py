@@ -3,15 +3,15 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dataflex_jax.data.batch import collated
 from dataflex_jax.data.domains import open_domains
-from dataflex_jax.models import decoder
 from dataflex_jax.models.hf.resolve import model_config
-from dataflex_jax.train import prepared
+from dataflex_jax.models.model import Model
 from dataflex_jax.training import loop
+from dataflex_jax.training.setup import prepared
 from tests.helpers import policy_runs, tiny
 
 WARMUP = 3
@@ -96,15 +96,13 @@ def test_refreshes_are_in_the_log(run):
 def test_the_anchor_is_the_mean_of_the_target_sets_embeddings(root, tmp_path):
     config = policy_runs.config(root, weighter="adapt")
     with prepared(config, tmp_path) as (job, state, position):
-        state, _ = job.between(0, state, position.sampler)
+        state, _ = job.updates.between(0, state, position.sampler)
         anchor, params = jax.device_get((state.weighters[0].anchor, state.params))
     domains, tokenizer = open_domains(config.data)
-    create = functools.partial(decoder.create, model_config(config.model, tokenizer.vocab_size))
-    graphdef, _ = jax.eval_shape(create, jax.random.key(0))
-    length = config.data.seq_len
+    model = Model.shape(model_config(config.model, tokenizer.vocab_size)).having(params)
     rows = [domain.valid.row(i) for domain in domains for i in range(domain.valid.num_rows)]
-    tokens = np.stack([np.pad(row.tokens, (0, length + 1 - len(row.tokens))) for row in rows])
-    hidden = np.asarray(jax.jit(functools.partial(decoder.token_losses, graphdef))(params, jnp.asarray(tokens))[1])
+    batch = collated(rows, config.data.seq_len, [0] * len(rows))
+    hidden = np.asarray(jax.jit(Model.hidden_states)(model, batch))
     embeddings = []
     for row, states in zip(rows, hidden, strict=True):
         places = np.arange(1, len(row.mask) + 1)
@@ -122,11 +120,11 @@ def test_adapt_prefers_rows_like_the_targets(root, tmp_path):
     with prepared(config, tmp_path) as (job, state, position):
         planned = position.sampler
         for step in range(20):
-            state, _ = job.between(step, state, planned)
-            plan, planned = job.sampler.plan(planned)
-            state, _ = job.step(state, job.loader.load(job.sequences.ids(plan), plan.drawn_with))
-        for number, domain in enumerate(job.domains):
-            ids = job.pool.offsets[number] + np.arange(8)
+            state, _ = job.updates.between(step, state, planned)
+            plan, planned = job.draws.sampler.plan(planned)
+            state, _ = job.step(state, job.loader.load(job.draws.sequences.ids(plan), plan.drawn_with))
+        for number, domain in enumerate(job.draws.pool.domains):
+            ids = job.draws.pool.offsets[number] + np.arange(8)
             state, metrics = job.step(state, job.loader.load(ids, plan.drawn_with))
             weights[domain.name] = [float(metrics[figure]) for figure in FIGURES[:3]]
     for other in ("vowels", "code"):

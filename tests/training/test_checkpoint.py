@@ -11,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.training.checkpoint import Checkpoints, locate
-from dataflex_jax.training.step import TrainState
+from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.locate import locate
+from dataflex_jax.training.state import TrainState
 from tests.helpers.command import contents, saved_steps
 
 # TensorStore's reads that were under way when another one failed say so when they are done.

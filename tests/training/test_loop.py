@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from dataflex_jax.train import prepared
 from dataflex_jax.training import loop
+from dataflex_jax.training.setup import prepared
 from tests.helpers import tiny
 
 TRACED_OR_COMPILED = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/backend_compile_duration")
@@ -72,8 +72,8 @@ def test_steps_follow_each_other_without_waiting_moving_or_compiling(root, tmp_p
 
 def test_the_guard_of_the_test_above_does_guard(root, tmp_path):
     with prepared(tiny.config(root), tmp_path) as (job, state, position):
-        plan, _ = job.sampler.plan(position.sampler)
-        batch = job.loader.load(job.sequences.ids(plan), plan.drawn_with)
+        plan, _ = job.draws.sampler.plan(position.sampler)
+        batch = job.loader.load(job.draws.sequences.ids(plan), plan.drawn_with)
         state, _ = job.step(state, batch)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"), jax.transfer_guard("disallow"):
-            job.step(state, batch | {"domain": np.asarray(batch["domain"])})
+            job.step(state, dataclasses.replace(batch, domain=np.asarray(batch.domain)))

@@ -1,18 +1,20 @@
 """The weights of a batch's tokens against a transcription that goes row by row and token by token."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.errors import InputError
-from dataflex_jax.policies.base import Mixer, Reference, Weighter
+from dataflex_jax.data.batch import Batch
+from dataflex_jax.policies.base import Weighter
 from dataflex_jax.policies.mixers.static import static
-from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.policies.schedule import Schedule, Scheduled
 from dataflex_jax.policies.weighters.loss import loss
 from dataflex_jax.policies.weighters.rho1 import rho1
 from dataflex_jax.training import objective
-from dataflex_jax.training.objective import Forward, ScheduledWeighter
+from dataflex_jax.training.objective import Forward
 
 EVERY_STEP = Schedule(0, 1, -1)
 ROWS, TOKENS, DOMAINS = 6, 7, 3
@@ -28,7 +30,7 @@ def mixer_of(loss_mean):
 
 
 def scheduled(*weighters, schedule=EVERY_STEP):
-    return tuple(ScheduledWeighter(f"weighter {i}", weighter, schedule) for i, weighter in enumerate(weighters))
+    return tuple(Scheduled(f"weighter {i}", weighter, schedule) for i, weighter in enumerate(weighters))
 
 
 def random_batch(seed, rows=ROWS):
@@ -36,15 +38,21 @@ def random_batch(seed, rows=ROWS):
     rng = np.random.default_rng(seed)
     mask = (rng.random((rows, TOKENS)) < 0.7).astype(np.float32)
     mask[:, 0] = 1
-    batch = {"mask": mask, "domain": rng.integers(0, DOMAINS - 1, rows), "drawn_with": np.full(DOMAINS, 1 / DOMAINS)}
+    batch = Batch(
+        tokens=np.zeros((rows, TOKENS + 1), np.int32),
+        mask=mask,
+        lengths=np.full(rows, TOKENS),
+        domain=rng.integers(0, DOMAINS - 1, rows),
+        drawn_with=np.full(DOMAINS, 1 / DOMAINS),
+    )
     losses, reference = rng.uniform(0.5, 6, (2, rows, TOKENS)).astype(np.float32)
     return batch, losses, reference
 
 
 def weigh(mixer, weighters, batch, losses, reference, step=1):
     forward = Forward(jnp.asarray(losses), (None,) * len(weighters), jnp.asarray(reference))
-    states = tuple(scheduled.weighter.init(1) for scheduled in weighters)
-    batch = {name: jnp.asarray(value) for name, value in batch.items()}
+    states = tuple(scheduled.policy.init(1) for scheduled in weighters)
+    batch = jax.tree.map(jnp.asarray, batch)
     return objective.weigh(
         mixer, weighters, jnp.asarray(OF_DOMAINS), states, batch, forward, jnp.int32(step), jax.random.key(0)
     )
@@ -60,7 +68,7 @@ def transcription(loss_mean, row_weights, token_weights, batch, losses):
         batch: the batch.
         losses: of the tokens.
     """
-    mask, domains = batch["mask"].astype(np.float64), batch["domain"]
+    mask, domains = batch.mask.astype(np.float64), batch.domain
     factors = np.zeros(mask.shape)
     kept = np.ones(mask.shape)
     for weights in token_weights:
@@ -92,8 +100,8 @@ def transcription(loss_mean, row_weights, token_weights, batch, losses):
 def test_equals_the_transcription(loss_mean, weighters):
     for seed in range(3):
         batch, losses, reference = random_batch(seed)
-        row_losses = (batch["mask"] * losses).sum(1) / batch["mask"].sum(1)
-        of_rows = {id(SQUARES): row_losses.astype(np.float64) ** 2, id(BY_DOMAIN): 1.0 + batch["domain"]}
+        row_losses = (batch.mask * losses).sum(1) / batch.mask.sum(1)
+        of_rows = {id(SQUARES): row_losses.astype(np.float64) ** 2, id(BY_DOMAIN): 1.0 + batch.domain}
         rows = [of_rows[id(weighter)] for weighter in weighters if weighter is not BY_TOKEN]
         tokens = [2.0 * (losses > reference) for weighter in weighters if weighter is BY_TOKEN]
         expected, factors = transcription(loss_mean, rows, tokens, batch, losses)
@@ -105,7 +113,7 @@ def test_equals_the_transcription(loss_mean, weighters):
 def test_the_three_losses_in_words():
     """The transcription itself, on what one can read off."""
     batch, losses, reference = random_batch(3)
-    mask, domains = batch["mask"], batch["domain"]
+    mask, domains = batch.mask, batch.domain
     means = [(mask * losses)[domains == k].sum() / mask[domains == k].sum() for k in range(2)]
     row_means = (mask * losses).sum(1) / mask.sum(1)
     of_tokens = mask * np.array(OF_DOMAINS)[domains][:, None]
@@ -122,7 +130,7 @@ def test_the_three_losses_in_words():
 
 def test_rho1_is_the_mean_over_the_kept_tokens():
     batch, losses, reference = random_batch(4)
-    counted = batch["mask"] > 0
+    counted = batch.mask > 0
     excess = np.sort((losses - reference)[counted])[::-1]
     kept = counted & (losses - reference >= excess[round(0.5 * counted.sum()) - 1])
     weights = weigh(static(), scheduled(rho1(keep=0.5, reference="a run")), batch, losses, reference)
@@ -143,8 +151,9 @@ def test_before_its_warmup_and_after_its_last_update_a_weighter_weighs_nothing()
 
 def test_rows_without_a_target_count_nowhere():
     batch, losses, reference = random_batch(6)
-    fewer = {name: value if name == "drawn_with" else value[:-1] for name, value in batch.items()}
-    batch["mask"][-1] = 0
+    fewer = jax.tree.map(lambda value: value[:-1], batch.rows_alone())
+    fewer = dataclasses.replace(fewer, drawn_with=batch.drawn_with)
+    batch.mask[-1] = 0
     for loss_mean in (None, "tokens"):
         for weighters in ((), (loss(),), (loss(), SQUARES)):
             with_it = weigh(mixer_of(loss_mean), scheduled(*weighters), batch, losses, reference)
@@ -173,12 +182,3 @@ def test_the_effective_sample_size_falls_as_the_temperature_falls(strategy):
     assert sizes[0] == pytest.approx(32)
     assert all(np.diff(sizes) < 0)
     assert sizes[-1] < 26
-
-
-def test_two_policies_may_share_a_reference_but_not_want_two():
-    ours = rho1(reference="runs/a", reference_losses="cached")
-    mixer = Mixer(init=None, update=None, sampling_weights=None, reference=Reference("runs/a", "cached"))
-    assert objective.reference(mixer, scheduled(ours, SQUARES)) == Reference("runs/a", "cached")
-    assert objective.reference(static(), scheduled(SQUARES)) is None
-    with pytest.raises(InputError, match=r"config: the policies want different reference models, .*runs/a.*runs/b"):
-        objective.reference(mixer._replace(reference=Reference("runs/b", "cached")), scheduled(ours))

@@ -16,6 +16,7 @@ from tests.helpers.weighted_step import (
     forward,
     initial,
     make_batch,
+    models,
     of_rows,
     take_sharded_step,
     take_step,
@@ -31,8 +32,9 @@ def whole(name):
 
 
 @jax.jit
-def loss_and_gradients(params, tokens, weights):
-    return jax.value_and_grad(lambda params: jnp.sum(weights * forward(params, tokens)[0]))(params)
+def loss_and_gradients(model, batch, weights):
+    loss, gradients = jax.value_and_grad(lambda model: jnp.sum(weights * forward(model, batch)[0]))(model)
+    return loss, gradients.params
 
 
 def assert_same_step(after, metrics, name):
@@ -53,31 +55,31 @@ def test_the_gradient_takes_the_weights_as_numbers(name):
     batch, before = make_batch(), initial(POLICIES[name])
     after, metrics = whole(name)
     losses, weights = numbers(POLICIES[name], before, batch)
-    loss, gradients = loss_and_gradients(before.params, batch["tokens"], weights)
+    loss, gradients = loss_and_gradients(models()[0], batch, weights)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     moved = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, before.params, gradients)
     for got, want in zip(jax.tree.leaves(after.params), jax.tree.leaves(moved), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
-    mean = np.sum(batch["mask"] * losses) / np.sum(batch["mask"])
+    mean = np.sum(batch.mask * losses) / np.sum(batch.mask)
     if name != "static":
         assert abs(metrics["loss"] - mean) > 1e-3
 
 
 def numbers(policies, before, batch):
     """The token losses, and their weights in the loss under what the mixer made of the batch."""
-    losses, hidden = jax.device_get(forward(before.params, batch["tokens"]))
+    losses, hidden = jax.device_get(forward(models()[0], batch))
     state = before.mixer
     if policies.mixer.loss_weights is not None:
-        excess = np.maximum(losses - batch["reference_losses"], 0) * batch["mask"]
-        members = np.asarray(batch["domain"])[:, None] == np.arange(NUM_DOMAINS)
+        excess = np.maximum(losses - batch.reference_losses, 0) * batch.mask
+        members = np.asarray(batch.domain)[:, None] == np.arange(NUM_DOMAINS)
         present = members.any(axis=0)
-        tokens = (members * np.sum(batch["mask"], axis=1)[:, None]).sum(axis=0)
+        tokens = (members * np.sum(batch.mask, axis=1)[:, None]).sum(axis=0)
         lam = (members * excess.sum(axis=1)[:, None]).sum(axis=0) / np.maximum(tokens, 1)
         raised = np.exp(np.where(present, lam, lam[present].mean())) / len(lam)
         alpha = (1 - 1e-3) * raised / raised.sum() + 1e-3 / len(lam)
         state = state._replace(alpha=jnp.asarray(alpha, jnp.float32))
     scheduled = policies.scheduled()
-    seen = Forward(losses, objective.embeddings(scheduled, hidden, batch), batch["reference_losses"])
+    seen = Forward(losses, objective.embeddings(scheduled, hidden, batch), batch.reference_losses)
     weights = objective.weigh(
         policies.mixer, scheduled, state, before.weighters, batch, seen, jnp.int32(1), jax.random.key(0)
     )
@@ -120,7 +122,7 @@ def test_weighing_over_microbatches_takes_the_mixers_weights_of_the_last_step():
     after, metrics = take_step(policies, batch, 2, microbatches=True)
     before = initial(policies)
     losses = numbers(policies, before, batch)[0]
-    factors = np.asarray(before.mixer.alpha / before.mixer.sampling)[batch["domain"]][:, None] * batch["mask"]
+    factors = np.asarray(before.mixer.alpha / before.mixer.sampling)[batch.domain][:, None] * batch.mask
     parts = [(factors[part::2] * losses[part::2]).sum() / factors[part::2].sum() for part in range(2)]
     np.testing.assert_allclose(metrics["loss"], np.mean(parts), rtol=1e-5)
     np.testing.assert_allclose(after.mixer.alpha, whole("doremi")[0].mixer.alpha, atol=1e-6)

@@ -148,8 +148,9 @@ def load_tokenizer(
     """Loads, or trains, the tokenizer that `config.data.tokenizer` names, with generation_config.json's stop tokens.
 
     Args:
-        spec: a hub id, a local folder, a path to a tokenizer.json, "bytes" (ids 0-255 are the bytes, 256 ends a text),
-            or "train:VOCAB": byte-level BPE with VOCAB tokens, trained on `texts()` once and kept in `cache_dir`.
+        spec: a hub id, a local folder (or a run's), a path to a tokenizer.json, "bytes" (ids 0-255 are the bytes, 256
+            ends a text), or "train:VOCAB": byte-level BPE with VOCAB tokens, trained on `texts()` once and kept in
+            `cache_dir`.
         texts: makes an iterator over training documents (held-out ones excluded); called only to train.
         cache_dir: folder for trained tokenizers.
         eos_token: the token that ends a document; None: the tokenizer's own, else a well-known one it has.
@@ -167,6 +168,8 @@ def load_tokenizer(
         made.add_special_tokens(list(special_tokens))
         return _from_backend(made, spec, eos_token or END_OF_TEXT)
     path = Path(spec).expanduser()
+    if (path / "checkpoints").is_dir() and (path / "tokenizer").is_dir():
+        path = path / "tokenizer"
     if path.is_file():
         return _from_file(path, spec, eos_token)
     if path.is_dir() and not (path / "tokenizer_config.json").is_file() and (path / "tokenizer.json").is_file():

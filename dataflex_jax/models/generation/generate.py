@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
@@ -21,10 +20,11 @@ from jaxtyping import Array, Bool, Float, Int
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import layout
 from dataflex_jax.models.attention import causal_attention
-from dataflex_jax.models.decoder import Params, output_weight, run_blocks
+from dataflex_jax.models.decoder import output_weight, run_blocks
 from dataflex_jax.models.generation import kv_cache as kv
 from dataflex_jax.models.generation.sampling import next_tokens
 from dataflex_jax.models.loss import next_token_logits
+from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import BATCH_AXES, constrain, gather_weight, map_rows, rows_are_split
 
 MIN_TEMPERATURE = 1e-6
@@ -61,8 +61,7 @@ class Generation(NamedTuple):
 
 
 def generate(
-    graphdef: nnx.GraphDef,
-    params: Params,
+    model: Model,
     prompts_BxP: ArrayLike,
     prompt_lengths_B: ArrayLike,
     *,
@@ -85,8 +84,7 @@ def generate(
     a mesh without "fsdp" where they fit.
 
     Args:
-        graphdef: from `decoder.create`.
-        params: from `decoder.create`; split over the mesh that is set, if any.
+        model: its adapters are used as they are, without dropout; split over the mesh that is set, if any.
         prompts_BxP: token ids, each row's prompt first, then padding of any content.
         prompt_lengths_B: tokens of each prompt, from 1 to P.
         max_new_tokens: N, at least 1.
@@ -101,7 +99,7 @@ def generate(
     Raises:
         InputError: an argument outside its range. What arrays on devices contain is not read.
     """
-    vocab_size = params["embed_tokens"]["embedding"].shape[0]
+    vocab_size = model.config.vocab_size
     prompts_BxP = _integers("prompts_BxP", prompts_BxP)
     if prompts_BxP.ndim != 2 or 0 in prompts_BxP.shape:
         raise InputError(f"prompts_BxP of shape {prompts_BxP.shape}: must be [B, P] with at least one row and token")
@@ -134,8 +132,7 @@ def generate(
     temperature, top_p = (None if number is None else float(number) for number in (temperature, top_p))
     top_k = None if top_k is None or top_k >= vocab_size else int(top_k)
     return _generate(
-        graphdef,
-        params,
+        model,
         prompts_BxP,
         prompt_lengths_B,
         seeds_B,
@@ -150,9 +147,8 @@ def generate(
 
 
 def generate_texts(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    tokenizer: Codec,
+    model: Model,
+    codec: Codec,
     prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int,
@@ -166,16 +162,15 @@ def generate_texts(
     """The text with which the model continues each prompt, without the stop token.
 
     Args:
-        graphdef: from `decoder.create`.
-        params: from `decoder.create`.
-        tokenizer: the model's.
+        model: as in `generate`.
+        codec: the model's tokenizer.
         prompts: each a text, or token ids where it holds special tokens, as a chat template's.
         max_new_tokens: as in `generate`.
         seeds: one a prompt; None: 0, 1, 2 and so on.
         temperature: as in `generate`.
         top_k: as in `generate`.
         top_p: as in `generate`.
-        stop_tokens: ids; None: the tokenizer's `stop_ids`, its end of text and of a turn.
+        stop_tokens: ids; None: the codec's `stop_ids`, its end of text and of a turn.
         batch_size: prompts at a time, those of like length together; few shapes are compiled.
 
     Raises:
@@ -183,7 +178,7 @@ def generate_texts(
     """
     if isinstance(prompts, str):
         raise InputError("prompts is one text: give a list of them")
-    encoded = iter(tokenizer.encode_batch([prompt for prompt in prompts if isinstance(prompt, str)]))
+    encoded = iter(codec.encode_batch([prompt for prompt in prompts if isinstance(prompt, str)]))
     ids = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
     for i, prompt in enumerate(ids):
         if len(prompt) == 0:
@@ -192,7 +187,7 @@ def generate_texts(
     seeds = range(len(ids)) if seeds is None else seeds
     if len(seeds) != len(ids):
         raise InputError(f"{len(seeds)} seeds: must be as many as prompts, {len(ids)}")
-    stops = np.array(tokenizer.stop_ids if stop_tokens is None else stop_tokens)
+    stops = np.array(codec.stop_ids if stop_tokens is None else stop_tokens)
     num_rows = min(int(batch_size), _power_of_two(len(ids)))
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     texts: dict[int, str] = {}
@@ -205,8 +200,7 @@ def generate_texts(
         for row, i in zip(padded, rows, strict=True):
             row[: len(ids[i])] = ids[i]
         generation = generate(
-            graphdef,
-            params,
+            model,
             padded,
             lengths,
             max_new_tokens=max_new_tokens,
@@ -219,7 +213,7 @@ def generate_texts(
         tokens, lengths = jax.device_get((generation.tokens, generation.lengths))
         for i, row, length in zip(chosen, tokens, lengths, strict=False):
             ended = row[length - 1] in stops
-            texts[i] = tokenizer.decode(row[: length - int(ended)])
+            texts[i] = codec.decode(row[: length - int(ended)])
     return [texts[i] for i in range(len(ids))]
 
 
@@ -232,10 +226,9 @@ class _State(NamedTuple):
     cache: kv.KVCache
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "candidates"))
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "candidates"))
 def _generate(
-    graphdef,
-    params,
+    model,
     prompts_BxP,
     prompt_lengths_B,
     seeds_B,
@@ -248,8 +241,8 @@ def _generate(
     max_new_tokens,
     candidates,
 ):
-    cfg = nnx.merge(graphdef, params).cfg
-    params = _in_compute_dtype(params, jnp.dtype(cfg.dtype))
+    cfg, graphdef = model.config, model.graphdef
+    params = _in_compute_dtype(model.whole(), jnp.dtype(cfg.dtype))
     head = gather_weight(output_weight(params), jnp.dtype(cfg.dtype), ("fsdp", "tensor"))
     num_rows, padded_length = prompts_BxP.shape
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _RUN = ("dtype", "remat", "attention")
 _OURS = (*_RUN, "param_dtype")
-_ELSEWHERE = ("name_or_path", "from_scratch", "architecture", *_OURS)
+_ELSEWHERE = ("name_or_path", "from_scratch", "architecture", "trainable", *_OURS)
 _SIZES = (
     "vocab_size",
     "hidden_size",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dataflex_jax.errors import InputError
 from dataflex_jax.policies import TARGETS, DomainGradients, Mixer, Signals, options, register_mixer
 from dataflex_jax.policies.proportions import starting_proportions
 
@@ -69,6 +70,7 @@ def doge(
 
     Raises:
         ValueError: a hyperparameter out of its range.
+        InputError: from `refresh`, targets="targets" without a target set.
     """
     options.positive("mu", mu)
     options.between("c", c, 0, 1)
@@ -95,7 +97,10 @@ def doge(
         return DogeState(weights, smoothed, state.weights_sum + weights, score, state.count + 1)
 
     def refresh(state: DogeState, signals: Signals) -> DogeState:
-        return moved(state, signals.domain_gradients())
+        gradients = signals.domain_gradients()
+        if targets == "targets" and gradients.target is None:
+            raise InputError("mixer 'doge' needs a target set where targets = 'targets'")
+        return moved(state, gradients)
 
     def on_resume(old: DogeState, fresh: DogeState) -> DogeState:
         started = old.count > 0

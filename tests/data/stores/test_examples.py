@@ -1,5 +1,6 @@
 """The examples store holds every conversation once; rows, batches and packing show the model just that."""
 
+import dataclasses
 import json
 import pickle
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from dataflex_jax.configs import base
+from dataflex_jax.data.batch import collated
 from dataflex_jax.data.domains import buckets, example_domains, open_domains
 from dataflex_jax.data.loader import Loader, held_out_batches
 from dataflex_jax.data.pool import Pool
-from dataflex_jax.data.rows import ExampleRows, PackedRows, bucket_of, pack, padded
+from dataflex_jax.data.rows import ExampleRows, PackedRows, bucket_of, pack
 from dataflex_jax.data.sampler import Plan
 from dataflex_jax.data.sources.instruct import ConversationReader
 from dataflex_jax.data.stores import build
@@ -21,8 +23,8 @@ from dataflex_jax.data.stores.writer import DomainWriter
 from dataflex_jax.data.text.chat import ChatEncoder, template_text
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import decoder
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import make_mesh
 from tests.helpers import tiny
 
@@ -223,38 +225,38 @@ MODEL = ModelConfig(
 )
 
 
-def losses(params, graphdef, batch):
-    packed = {name: jnp.asarray(batch[name]) for name in ("segment_ids", "positions") if name in batch}
-    return np.asarray(decoder.token_losses(graphdef, params, jnp.asarray(batch["tokens"]), **packed)[0])
+def all_rows(rows):
+    """Every row in one batch of 512 inputs."""
+    return collated([rows.row(i) for i in range(rows.num_rows)], 512, [0] * rows.num_rows, packed=rows.packed)
 
 
 def test_packed_examples_have_the_losses_that_they_have_alone(root):
     """Attention across examples would change them: without the segment ids they differ."""
     (a, _), _ = opened(root)
     rows = PackedRows(a.train, 512)
-    graphdef, params = decoder.create(MODEL, jax.random.key(0))
-    batch = padded([rows.row(i) for i in range(rows.num_rows)], 512, packed=True)
-    packed = losses(params, graphdef, batch)
+    model = Model.random(MODEL, jax.random.key(0))
+    batch = all_rows(rows)
+    packed = np.asarray(model.token_losses(batch).losses)
     members = [rows.members(i) for i in range(rows.num_rows)]
     assert max(map(len, members)) >= 4
     assert sorted(np.concatenate(members)) == list(range(a.train.num_documents))
     single = ExampleRows(a.train, (512,))
-    alone_batch = padded([single.row(i) for i in range(single.num_rows)], 512)
-    alone = losses(params, graphdef, alone_batch)
-    apart = losses(params, graphdef, {"tokens": batch["tokens"]})
+    alone_batch = all_rows(single)
+    alone = np.asarray(model.token_losses(alone_batch).losses)
+    apart = np.asarray(model.token_losses(dataclasses.replace(batch, segment_ids=None, positions=None)).losses)
     largest_difference = 0.0
     for r, row in enumerate(members):
         at = 0
         for i in row:
             n = single.length(i)
             np.testing.assert_allclose(packed[r, at : at + n], alone[i, :n], rtol=0, atol=1e-5)
-            np.testing.assert_array_equal(batch["mask"][r, at : at + n], alone_batch["mask"][i, :n])
+            np.testing.assert_array_equal(batch.mask[r, at : at + n], alone_batch.mask[i, :n])
             largest_difference = max(largest_difference, np.abs(apart[r, at : at + n] - alone[i, :n]).max())
             at += n + 1
             if at <= rows.length(r):
-                assert batch["mask"][r, at - 1] == 0  # the end of one example does not predict the next one's beginning
+                assert batch.mask[r, at - 1] == 0  # the end of one example does not predict the next one's beginning
     assert largest_difference > 0.1
-    assert batch["mask"].sum() == a.train.num_targets
+    assert batch.mask.sum() == a.train.num_targets
 
 
 def test_no_token_of_a_packed_row_depends_on_another_example(root):
@@ -262,23 +264,17 @@ def test_no_token_of_a_packed_row_depends_on_another_example(root):
     (a, _), _ = opened(root)
     rows = PackedRows(a.train, 512)
     i = int(np.argmax([len(rows.members(i)) for i in range(rows.num_rows)]))
-    batch = padded([rows.row(i)], 512, packed=True)
-    segments = batch["segment_ids"][0]
-    graphdef, params = decoder.create(MODEL, jax.random.key(1))
-    table = params["embed_tokens"]["embedding"]
+    batch = collated([rows.row(i)], 512, [0], packed=True)
+    segments = batch.segment_ids[0]
+    model = Model.random(MODEL, jax.random.key(1))
+    table = model.params["embed_tokens"]["embedding"]
     # Every position gets an embedding of its own, so that gradients are by position.
-    tokens = jnp.arange(513)[None]
-    by_position = {**params, "embed_tokens": {"embedding": table[batch["tokens"][0]]}}
+    numbered = dataclasses.replace(batch, tokens=np.arange(513)[None])
+    by_position = {**model.params, "embed_tokens": {"embedding": table[batch.tokens[0]]}}
 
     def loss(embedding, segment):
         own = {**by_position, "embed_tokens": {"embedding": embedding}}
-        hidden = decoder.hidden_states(
-            graphdef,
-            own,
-            tokens[:, :-1],
-            segment_ids=jnp.asarray(batch["segment_ids"]),
-            positions=jnp.asarray(batch["positions"]),
-        )
+        hidden = model.having(own).hidden_states(numbered)
         return jnp.sum(jnp.where(segments[None, :, None] == segment, hidden, 0) ** 2)
 
     gradient = jax.jit(jax.grad(loss))(by_position["embed_tokens"]["embedding"], 2)
@@ -297,12 +293,12 @@ def test_batches_are_padded_to_the_smallest_bucket_and_hold_the_planned_examples
     for step in range(a.train.num_documents):
         positions = np.arange(8) % 2 if packing else np.full(8, step)
         plan = Plan(1, np.zeros(8, np.int64), positions, np.array([1.0, 0.0]))
-        batch = {name: np.asarray(value) for name, value in loader.load(sequences.ids(plan), plan.drawn_with).items()}
-        length = batch["mask"].shape[1]
-        assert length == bucket_of(int(batch["lengths"].max()), domains[0].train.buckets)
-        assert batch["tokens"].shape == (8, length + 1)
-        assert ("segment_ids" in batch) == packing
-        for tokens, mask, n in zip(batch["tokens"], batch["mask"], batch["lengths"], strict=True):
+        batch = jax.device_get(loader.load(sequences.ids(plan), plan.drawn_with))
+        length = batch.mask.shape[1]
+        assert length == bucket_of(int(batch.lengths.max()), domains[0].train.buckets)
+        assert batch.tokens.shape == (8, length + 1)
+        assert (batch.segment_ids is not None) == packing
+        for tokens, mask, n in zip(batch.tokens, batch.mask, batch.lengths, strict=True):
             assert not mask[n:].any()
             assert not tokens[n + 1 :].any()
             seen[tuple(tokens[: n + 1].tolist())] = int(mask.sum())
@@ -322,7 +318,7 @@ def test_held_out_examples_are_each_predicted_once(root):
     (a, b), _ = opened(root)
     domains = example_domains((a, b), (128, 256, 512), packing=True)
     batches = list(held_out_batches(domains, 8, 1000, make_mesh({"fsdp": 8})))
-    targets = [sum(float(np.asarray(b["mask"])[np.asarray(b["domain"]) == k].sum()) for b in batches) for k in (0, 1)]
+    targets = [sum(float(np.asarray(b.mask)[np.asarray(b.domain) == k].sum()) for b in batches) for k in (0, 1)]
     assert targets == [a.valid.num_targets, b.valid.num_targets]
     assert domains[0].valid.bytes_per_target == a.valid.num_bytes / a.valid.num_targets
 

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.models import decoder, lora
+from dataflex_jax.models import decoder, parts
 from dataflex_jax.models.config import LoraConfig
 from dataflex_jax.models.generation import generate as generation
 from dataflex_jax.models.generation.generate import generate
 from dataflex_jax.models.hf.config import from_hf
 from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import make_mesh
 from tests.models.make_golden import MODELS, random_params, torch_model
 
@@ -24,16 +25,17 @@ STEPS = 40
 @functools.cache
 def build(name, **overrides):
     cfg = from_hf(MODELS[name], **({"dtype": "float32"} | overrides))
-    graphdef, shapes = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
-    params = random_params(cfg, seed=0)
+    model = jax.eval_shape(functools.partial(Model.random, cfg), jax.random.key(0))
+    params, frozen = random_params(cfg, seed=0), None
     # With tied embeddings a token's own vector would outweigh what the blocks add to it: always the same next token.
     params["embed_tokens"]["embedding"] *= 0.2
     if cfg.lora is not None:
         rng = np.random.RandomState(1)
-        adapters = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype("f4"), lora.split(shapes)[1])
-        params = lora.combine(params, adapters)
-    jax.tree.map(lambda array, shape: np.testing.assert_equal(array.shape, shape.shape), params, shapes)
-    return graphdef, params
+        model, frozen = model.training(parts.is_adapter), params
+        params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype("f4"), model.params)
+    filled = model.having(params, frozen)
+    jax.tree.map(lambda array, shape: np.testing.assert_equal(array.shape, shape.shape), filled, model)
+    return filled
 
 
 @functools.cache
@@ -43,13 +45,14 @@ def prompts(padded_length=12):
     return tokens
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def log_probs_of(graphdef, params, tokens):
-    logits = decoder.hidden_states(graphdef, params, tokens) @ decoder.output_weight(params)
-    return jax.nn.log_softmax(logits.astype(jnp.float32))
+@jax.jit
+def log_probs_of(model, tokens):
+    params = model.whole()
+    hidden, _ = decoder.hidden_states(model.graphdef, params, tokens)
+    return jax.nn.log_softmax((hidden @ decoder.output_weight(params)).astype(jnp.float32))
 
 
-def assert_continues(generated, graphdef, params, greedy, atol):
+def assert_continues(generated, model, greedy, atol):
     """Every new token's log-probability is that of one pass over the whole text; greedy ones are the best there."""
     tokens, lengths, log_probs = map(np.asarray, generated)
     assert tokens.shape == log_probs.shape == (len(LENGTHS), STEPS)
@@ -58,7 +61,7 @@ def assert_continues(generated, graphdef, params, greedy, atol):
     texts = np.zeros((len(LENGTHS), prompts().shape[1] + STEPS), np.int32)
     for row, prompt, length, new in zip(texts, prompts(), LENGTHS, tokens, strict=True):
         row[: length + STEPS] = [*prompt[:length], *new]
-    expected = np.asarray(log_probs_of(graphdef, params, texts))
+    expected = np.asarray(log_probs_of(model, texts))
     expected = np.stack([row[n - 1 : n - 1 + STEPS] for row, n in zip(expected, LENGTHS, strict=True)])
     if greedy:
         np.testing.assert_array_equal(tokens, expected.argmax(-1))
@@ -74,8 +77,8 @@ SAMPLED = GREEDY | {"temperature": 1.5, "seeds_B": np.arange(4)}
 
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_equals_the_full_forward_pass_at_every_step(name):
-    graphdef, params = build(name)
-    assert_continues(generate(graphdef, params, prompts(), LENGTHS, **GREEDY), graphdef, params, True, atol=2e-5)
+    model = build(name)
+    assert_continues(generate(model, prompts(), LENGTHS, **GREEDY), model, True, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -89,39 +92,39 @@ def test_greedy_equals_the_full_forward_pass_at_every_step(name):
     ],
 )
 def test_sampled_tokens_have_the_log_probabilities_of_the_full_forward_pass(name, overrides, atol):
-    graphdef, params = build(name, **overrides)
-    assert_continues(generate(graphdef, params, prompts(), LENGTHS, **SAMPLED), graphdef, params, False, atol)
+    model = build(name, **overrides)
+    assert_continues(generate(model, prompts(), LENGTHS, **SAMPLED), model, False, atol)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_equals_transformers_where_torch_is_installed(name):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    graphdef, params = build(name)
+    model = build(name)
     stops = [5, 11]
-    tokens, lengths, _ = generate(graphdef, params, prompts(), LENGTHS, **(GREEDY | {"stop_tokens": stops}))
-    model = torch_model(MODELS[name], params).eval()
+    tokens, lengths, _ = generate(model, prompts(), LENGTHS, **(GREEDY | {"stop_tokens": stops}))
+    transformer = torch_model(MODELS[name], model.params).eval()
     padded = np.zeros_like(prompts())
     for row, prompt, length in zip(padded, prompts(), LENGTHS, strict=True):
         row[len(row) - length :] = prompt[:length]
     mask = np.arange(padded.shape[1]) >= padded.shape[1] - LENGTHS[:, None]
     options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": stops, "pad_token_id": 0}
-    theirs = model.generate(torch.tensor(padded), attention_mask=torch.tensor(mask.astype(int)), **options)
+    theirs = transformer.generate(torch.tensor(padded), attention_mask=torch.tensor(mask.astype(int)), **options)
     theirs = theirs[:, padded.shape[1] :].numpy()
     np.testing.assert_array_equal(np.asarray(tokens)[:, : theirs.shape[1]], theirs)
     assert lengths.max() == theirs.shape[1]
 
 
 def test_two_sampled_tokens_have_the_models_joint_distribution():
-    graphdef, params = build("qwen2_untied")
+    model = build("qwen2_untied")
     draws, temperature, top_k = 6000, 1.3, 3
     prompt = prompts()[:1]
     many = np.tile(prompt, (draws, 1))
     options = {"temperature": temperature, "top_k": top_k, "seeds_B": np.arange(draws)}
-    tokens = np.asarray(generate(graphdef, params, many, np.full(draws, 12), max_new_tokens=2, **options).tokens)
+    tokens = np.asarray(generate(model, many, np.full(draws, 12), max_new_tokens=2, **options).tokens)
 
     def next_token(text):
-        log_probs = np.asarray(log_probs_of(graphdef, params, np.array([text])))[0, -1].astype(np.float64)
+        log_probs = np.asarray(log_probs_of(model, np.array([text])))[0, -1].astype(np.float64)
         best = np.argsort(-log_probs)[:top_k]
         weights = np.exp(log_probs[best] / temperature)
         return dict(zip(best.tolist(), weights / weights.sum(), strict=True))
@@ -167,12 +170,11 @@ def test_samplers_draw_from_the_distribution_of_numpy(monkeypatch, temperature, 
     logits[3] = -30.0
     monkeypatch.setattr(generation, "next_token_logits", lambda hidden, head: jnp.tile(logits, (len(hidden), 1, 1)))
     cfg = from_hf(MODELS["llama_biased"] | {"vocab_size": 12, "num_hidden_layers": 1}, dtype="float32")
-    graphdef, params = decoder.create(cfg, jax.random.key(0))
+    model = Model.random(cfg, jax.random.key(0))
     draws = 8000
     sampled = jax.jit(
         lambda seeds: generate(
-            graphdef,
-            params,
+            model,
             np.zeros((draws, 1), int),
             np.ones(draws, int),
             max_new_tokens=1,
@@ -197,11 +199,11 @@ def seeded(seeds, **options):
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral"])
 def test_padding_does_not_matter(name):
-    graphdef, params = build(name)
-    reference = generate(graphdef, params, prompts(), LENGTHS, **seeded([7, 1, 4, 4]))
-    padded = generate(graphdef, params, prompts(25), LENGTHS, **seeded([7, 1, 4, 4]))
+    model = build(name)
+    reference = generate(model, prompts(), LENGTHS, **seeded([7, 1, 4, 4]))
+    padded = generate(model, prompts(25), LENGTHS, **seeded([7, 1, 4, 4]))
     garbage = np.where(np.arange(25) < LENGTHS[:, None], prompts(25), -100)
-    unread = generate(graphdef, params, garbage, LENGTHS, **seeded([7, 1, 4, 4]))
+    unread = generate(model, garbage, LENGTHS, **seeded([7, 1, 4, 4]))
     for other in (padded, unread):
         np.testing.assert_array_equal(other.tokens, reference.tokens)
         np.testing.assert_allclose(other.log_probs, reference.log_probs, rtol=0, atol=1e-5)
@@ -209,13 +211,13 @@ def test_padding_does_not_matter(name):
 
 
 def test_a_row_does_not_depend_on_the_others_or_on_its_place():
-    graphdef, params = build("qwen2_tied")
-    together = generate(graphdef, params, prompts(), LENGTHS, **seeded([7, 1, 4, 2**32 - 1]))
+    model = build("qwen2_tied")
+    together = generate(model, prompts(), LENGTHS, **seeded([7, 1, 4, 2**32 - 1]))
     # Under vmap this generator would give a row other bits in another batch.
     with jax.default_prng_impl("rbg"):
-        apart = generate(graphdef, params, prompts()[[3, 1]], LENGTHS[[3, 1]], **seeded([2**32 - 1, 1]))
+        apart = generate(model, prompts()[[3, 1]], LENGTHS[[3, 1]], **seeded([2**32 - 1, 1]))
     np.testing.assert_array_equal(apart.tokens, np.asarray(together.tokens)[[3, 1]])
-    same_prompt = generate(graphdef, params, prompts()[[0] * 4], LENGTHS[[0] * 4], **seeded([7, 8, 7, 9]))
+    same_prompt = generate(model, prompts()[[0] * 4], LENGTHS[[0] * 4], **seeded([7, 8, 7, 9]))
     tokens = np.asarray(same_prompt.tokens)
     np.testing.assert_array_equal(tokens[[0, 2]], np.asarray(together.tokens)[[0, 0]])
     assert len(np.unique(tokens, axis=0)) == 3
@@ -230,14 +232,14 @@ def test_a_row_does_not_depend_on_the_others_or_on_its_place():
     ],
 )
 def test_a_mesh_gives_the_same_tokens(sizes, num_rows, change):
-    graphdef, params = build("qwen2_untied", vocab_size=32)
+    model = build("qwen2_untied", vocab_size=32)
     rows = np.arange(num_rows) % 4
     options = seeded(range(num_rows), stop_tokens=[20, 3]) | change
-    reference = generate(graphdef, params, prompts()[rows], LENGTHS[rows], **options)
+    reference = generate(model, prompts()[rows], LENGTHS[rows], **options)
     mesh = make_mesh(sizes)
     with jax.set_mesh(mesh):
-        on_mesh = jax.device_put(params, param_shardings(mesh, params))
-        result = generate(graphdef, on_mesh, prompts()[rows], LENGTHS[rows], **options)
+        on_mesh = jax.device_put(model, param_shardings(mesh, model))
+        result = generate(on_mesh, prompts()[rows], LENGTHS[rows], **options)
     np.testing.assert_array_equal(result.tokens, reference.tokens)
     np.testing.assert_array_equal(result.lengths, reference.lengths)
     np.testing.assert_allclose(result.log_probs, reference.log_probs, rtol=0, atol=1e-5)
@@ -245,13 +247,13 @@ def test_a_mesh_gives_the_same_tokens(sizes, num_rows, change):
 
 
 def test_the_cache_is_updated_in_place_and_stays_on_its_devices():
-    graphdef, params = build("qwen3", num_hidden_layers=8)
+    model = build("qwen3", num_hidden_layers=8)
     slots = 1031
     cache_bytes = 2 * 8 * (16 // 8) * 2 * slots * 8 * 4  # keys and values, layers, rows a device, heads, ..., channels
     mesh = make_mesh({"data": 2, "fsdp": 4})
     with jax.set_mesh(mesh):
-        on_mesh = jax.device_put(params, param_shardings(mesh, params))
-        call = functools.partial(generate, graphdef, max_new_tokens=slots)
+        on_mesh = jax.device_put(model, param_shardings(mesh, model))
+        call = functools.partial(generate, max_new_tokens=slots)
         compiled = jax.jit(call).lower(on_mesh, np.zeros((16, 1), int), np.ones(16, int)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1.6 * cache_bytes
     assert re.search(rf"f32\[8,2,2,{slots},8\]\S* dynamic-update-slice", compiled.as_text())
@@ -259,9 +261,9 @@ def test_the_cache_is_updated_in_place_and_stays_on_its_devices():
 
 
 def test_rows_end_at_their_stop_tokens():
-    graphdef, params = build("mistral")
+    model = build("mistral")
     options = SAMPLED | {"pad_id": 30}
-    unstopped = generate(graphdef, params, prompts(), LENGTHS, **options)
+    unstopped = generate(model, prompts(), LENGTHS, **options)
     free = np.asarray(unstopped.tokens)
 
     def assert_stopped(generated, stops):
@@ -277,18 +279,18 @@ def test_rows_end_at_their_stop_tokens():
             np.testing.assert_array_equal(generated.log_probs[row, length:], 0)
 
     shared = free[[0, 1], [5, 9]]
-    generated = generate(graphdef, params, prompts(), LENGTHS, **(options | {"stop_tokens": shared}))
+    generated = generate(model, prompts(), LENGTHS, **(options | {"stop_tokens": shared}))
     assert_stopped(generated, [shared] * 4)
     own = np.array([[free[0, 0], -1], [free[1, 4], free[1, 2]], [-1, -1], [-1, free[3, 7]]])
-    generated = generate(graphdef, params, prompts(), LENGTHS, **(options | {"stop_tokens": own}))
+    generated = generate(model, prompts(), LENGTHS, **(options | {"stop_tokens": own}))
     assert_stopped(generated, own)
     assert generated.lengths[0] == 1
     assert generated.lengths[2] == STEPS
 
 
 def test_the_loop_ends_when_all_rows_have_stopped(monkeypatch):
-    graphdef, params = build("mistral")
-    free = np.asarray(generate(graphdef, params, prompts(), LENGTHS, **GREEDY).tokens)
+    model = build("mistral")
+    free = np.asarray(generate(model, prompts(), LENGTHS, **GREEDY).tokens)
     widths = []
 
     def counted(graphdef, params, tokens, *args):
@@ -298,14 +300,14 @@ def test_the_loop_ends_when_all_rows_have_stopped(monkeypatch):
     run_blocks = generation.run_blocks
     monkeypatch.setattr(generation, "run_blocks", counted)
     # A length of its own, so that it is not compiled yet.
-    generate(graphdef, params, prompts(), LENGTHS, max_new_tokens=STEPS + 1, stop_tokens=free[:, 3:5])
+    generate(model, prompts(), LENGTHS, max_new_tokens=STEPS + 1, stop_tokens=free[:, 3:5])
     jax.effects_barrier()
     longest = max(next(i for i, token in enumerate(row) if token in row[3:5]) for row in free)
     assert widths == [12] + [1] * longest
 
 
 def test_values_of_samplers_seeds_and_stops_compile_nothing_new(monkeypatch):
-    graphdef, params = build("llama_biased")
+    model = build("llama_biased")
     traced = []
 
     def counted(*args, **kwargs):
@@ -316,15 +318,15 @@ def test_values_of_samplers_seeds_and_stops_compile_nothing_new(monkeypatch):
     monkeypatch.setattr(generation, "next_tokens", counted)
     options = {"max_new_tokens": 3, "temperature": 0.7, "top_k": 5, "top_p": 0.8, "seeds_B": np.arange(4)}
     options |= {"stop_tokens": [3], "pad_id": 1}
-    generate(graphdef, params, prompts(), LENGTHS, **options)
+    generate(model, prompts(), LENGTHS, **options)
     assert len(traced) == 2  # before the loop and in it
     for change in ({"temperature": 2}, {"top_k": 8}, {"top_p": 0.1}, {"seeds_B": np.arange(4) + 9}, {"pad_id": 2}):
-        generate(graphdef, params, prompts(), LENGTHS[::-1].copy(), **(options | change | {"stop_tokens": [9]}))
+        generate(model, prompts(), LENGTHS[::-1].copy(), **(options | change | {"stop_tokens": [9]}))
     assert len(traced) == 2
 
 
 def test_a_vanishing_temperature_is_greedy():
-    graphdef, params = build("qwen3")
-    greedy = generate(graphdef, params, prompts(), LENGTHS, **GREEDY, temperature=0, top_k=3, top_p=0.5)
-    sampled = generate(graphdef, params, prompts(), LENGTHS, **(SAMPLED | {"temperature": 1e-6}))
+    model = build("qwen3")
+    greedy = generate(model, prompts(), LENGTHS, **GREEDY, temperature=0, top_k=3, top_p=0.5)
+    sampled = generate(model, prompts(), LENGTHS, **(SAMPLED | {"temperature": 1e-6}))
     np.testing.assert_array_equal(sampled.tokens, greedy.tokens)

@@ -43,9 +43,9 @@ GOOD = {"prompts_BxP": [[1, 2], [3, 0]], "prompt_lengths_B": [2, 1], "max_new_to
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(change, message):
-    graphdef, params = build("qwen3")
+    model = build("qwen3")
     with pytest.raises(InputError, match=message) as error:
-        generate(graphdef, params, **(GOOD | change))
+        generate(model, **(GOOD | change))
     assert "\n" not in str(error.value)
 
 
@@ -58,9 +58,9 @@ TEXTS = ["The quick brown", "a", "fox jumps", "over the dog.", "é"]
 
 
 def test_texts_are_continued_whatever_the_batches(tokenizer):
-    graphdef, params = build("llama3", vocab_size=257)
+    model = build("llama3", vocab_size=257)
     options = {"max_new_tokens": 12, "temperature": 0.9, "top_p": 0.95}
-    continued = functools.partial(generate_texts, graphdef, params, tokenizer, **options)
+    continued = functools.partial(generate_texts, model, tokenizer, **options)
     texts = continued(TEXTS)
     assert continued(TEXTS, batch_size=2) == texts
     ids = tokenizer.encode_batch(TEXTS)
@@ -69,7 +69,7 @@ def test_texts_are_continued_whatever_the_batches(tokenizer):
 
     padded, lengths = np.zeros((2, 16), int), [len(ids[2]), len(ids[0])]
     padded[0, : lengths[0]], padded[1, : lengths[1]] = ids[2], ids[0]
-    tokens = generate(graphdef, params, padded, lengths, seeds_B=[2, 0], stop_tokens=[256], **options).tokens
+    tokens = generate(model, padded, lengths, seeds_B=[2, 0], stop_tokens=[256], **options).tokens
     assert tokenizer.decode(tokens[0]) == texts[2]
     tokens = np.asarray(tokens)[0].tolist()
     end = next(i for i in range(2, 12) if tokens[i] not in tokens[:i])
@@ -89,9 +89,9 @@ def test_texts_are_continued_whatever_the_batches(tokenizer):
     ],
 )
 def test_bad_texts_are_refused(tokenizer, prompts, change, message):
-    graphdef, params = build("llama3", vocab_size=257)
+    model = build("llama3", vocab_size=257)
     with pytest.raises(InputError, match=message):
-        generate_texts(graphdef, params, tokenizer, prompts, **({"max_new_tokens": 1} | change))
+        generate_texts(model, tokenizer, prompts, **({"max_new_tokens": 1} | change))
 
 
 def test_any_codec_will_do():
@@ -104,8 +104,8 @@ def test_any_codec_will_do():
         def decode(self, ids):
             return " ".join(str(int(i)) for i in ids)
 
-    graphdef, params = build("qwen3")
-    (text,) = generate_texts(graphdef, params, Numbers(), ["3 1 4 1 5"], max_new_tokens=6)
-    expected = generate(graphdef, params, [[3, 1, 4, 1, 5]], [5], max_new_tokens=6, stop_tokens=[0])
+    model = build("qwen3")
+    (text,) = generate_texts(model, Numbers(), ["3 1 4 1 5"], max_new_tokens=6)
+    expected = generate(model, [[3, 1, 4, 1, 5]], [5], max_new_tokens=6, stop_tokens=[0])
     tokens = expected.tokens[0, : int(expected.lengths[0])].tolist()
     assert text == " ".join(str(token) for token in tokens if token)

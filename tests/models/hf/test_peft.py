@@ -13,11 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from dataflex_jax import sharding
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import decoder, layout, lora
+from dataflex_jax.models import decoder, layout, lora, parts
 from dataflex_jax.models.config import LoraConfig
 from dataflex_jax.models.hf import peft
 from dataflex_jax.models.hf.config import from_hf
 from dataflex_jax.models.layout import LORA_MODULES
+from dataflex_jax.models.model import Model
 from tests.models.make_golden import MODELS, random_params, random_tokens, torch_model
 from tests.models.make_golden_peft import FOLDER, MODEL, SEED, SETTINGS, random_adapter
 
@@ -32,16 +33,16 @@ def model_of(name=MODEL, config=LORA, **fields):
 
 
 def random_adapters(cfg, seed=0):
-    shapes = jax.eval_shape(functools.partial(lora.init, cfg, cfg.lora), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(Model.random, cfg), jax.random.key(0)).training(parts.is_adapter).params
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits_of(cfg, base, adapters, tokens):
-    graphdef, _ = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
-    params = lora.combine(base, adapters)
-    return decoder.hidden_states(graphdef, params, tokens) @ decoder.output_weight(params)
+    params = parts.combined(base, adapters)
+    hidden, _ = decoder.hidden_states(Model.shape(cfg).graphdef, params, tokens)
+    return hidden @ decoder.output_weight(params)
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_equals_peft_where_it_is_installed(name, settings, tmp_path):
     np.testing.assert_array_equal(again(torch.tensor(tokens)).logits.detach(), outputs.detach())
     merged = again.merge_and_unload()
     weight = merged.model.layers[1].self_attn.k_proj.weight.detach().numpy()
-    ours = lora.merge(base, adapters, config)["layers"]["attention"]["k_proj"]["kernel"][1]
+    ours = lora.merge(parts.combined(base, adapters), config)["layers"]["attention"]["k_proj"]["kernel"][1]
     np.testing.assert_allclose(ours, weight.T, rtol=0, atol=1e-6)
 
 

@@ -23,6 +23,7 @@ from dataflex_jax.models.hf import folders
 from dataflex_jax.models.hf import weights as hf
 from dataflex_jax.models.hf.config import from_hf
 from dataflex_jax.models.layout import param_shardings, placed
+from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import make_mesh
 from tests.models.make_golden import CHECKPOINT, GOLDEN, MODELS, random_params, random_tokens
 
@@ -73,9 +74,8 @@ def test_a_checkpoint_of_transformers_gives_its_logits():
     cfg = from_hf(folders.read_config(GOLDEN / CHECKPOINT), dtype="float32")
     params = hf.load_params(str(GOLDEN / CHECKPOINT), abstract(cfg))
     assert_equal_params(params, random_params(cfg, int(golden["seed"])))
-    graphdef, _ = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
-    tokens = golden["tokens"].astype(np.int32)[:, :-1]
-    logits = decoder.hidden_states(graphdef, params, tokens) @ decoder.output_weight(params)
+    hidden, _ = decoder.hidden_states(Model.shape(cfg).graphdef, params, golden["tokens"].astype(np.int32)[:, :-1])
+    logits = hidden @ decoder.output_weight(params)
     np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-4)
 
 
@@ -342,9 +342,8 @@ def test_transformers_loads_an_export_and_the_logits_agree(save, tmp_path, name)
     with torch.no_grad():
         expected = model(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(np.int64))).logits.numpy()
 
-    graphdef, _ = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    hidden = decoder.hidden_states(graphdef, params, tokens, positions=positions, segment_ids=mask.astype(np.int32))
+    graphdef, positions = Model.shape(cfg).graphdef, np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    hidden, _ = decoder.hidden_states(graphdef, params, tokens, positions=positions, segment_ids=mask.astype(np.int32))
     logits = hidden @ decoder.output_weight(params)
     np.testing.assert_allclose(logits[mask], expected[mask], rtol=0, atol=1e-4)
 

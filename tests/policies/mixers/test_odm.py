@@ -9,25 +9,8 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
-from dataflex_jax.policies.base import Observation
 from dataflex_jax.policies.mixers.odm import VARIANTS, odm
-
-
-def observe(step, loss, seen, q, warmup=0):
-    num_domains = len(loss)
-    return Observation(
-        step=jnp.int32(step),
-        steps_since_warmup=jnp.int32(step - warmup),
-        update=jnp.int32(max(step - warmup, -1)),
-        key=jax.random.key(0),
-        drawn_with=jnp.asarray(q, jnp.float32),
-        domain_loss=jnp.asarray(loss, jnp.float32),
-        domain_rows=jnp.asarray(seen, jnp.int32),
-        domain_tokens=jnp.asarray(seen, jnp.float32),
-        token_losses=jnp.zeros((1, 1)),
-        mask=jnp.ones((1, 1)),
-        domains=jnp.zeros((num_domains,), jnp.int32),
-    )
+from tests.helpers.observations import of_domains
 
 
 def transcription(variant, alpha, losses, seen, qs, warmup, min_rate=None):
@@ -79,7 +62,7 @@ def test_equals_the_transcription(variant, num_domains, warmup, alpha):
     update = jax.jit(mixer.update)
     expected = transcription(variant, alpha, losses, seen, qs, warmup)
     for s, (reward, weights, eps) in enumerate(expected, 1):
-        state = update(state, observe(s, losses[s - 1] * seen[s - 1], seen[s - 1], qs[s - 1], warmup))
+        state = update(state, of_domains(s, losses[s - 1] * seen[s - 1], seen[s - 1], warmup, drawn_with=qs[s - 1]))
         np.testing.assert_allclose(state.reward, reward, rtol=3e-5)
         np.testing.assert_allclose(mixer.sampling_weights(state), weights, atol=2e-5)
         np.testing.assert_allclose(state.eps, eps, rtol=1e-6)
@@ -89,7 +72,7 @@ def test_equals_the_transcription(variant, num_domains, warmup, alpha):
 
 def test_check_value_of_the_official_form():
     mixer = odm(alpha=0.9)
-    state = mixer.update(mixer.init(jnp.ones(3) / 3), observe(1000, [3, 2, 1], [1, 1, 1], [1 / 3] * 3))
+    state = mixer.update(mixer.init(jnp.ones(3) / 3), of_domains(1000, [3, 2, 1], [1, 1, 1]))
     np.testing.assert_allclose(state.eps, 0.019136, atol=5e-7)
     np.testing.assert_allclose(state.weights, [0.64618635, 0.24981522, 0.10399843], atol=1e-6)
 
@@ -97,8 +80,8 @@ def test_check_value_of_the_official_form():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_unseen_domain_keeps_its_reward(variant):
     mixer = odm(variant=variant)
-    state = mixer.update(mixer.init(jnp.ones(2) / 2), observe(1, [3, 2], [4, 4], [0.5, 0.5]))
-    after = mixer.update(state, observe(2, [5, 0], [8, 0], [1.0, 0.0]))
+    state = mixer.update(mixer.init(jnp.ones(2) / 2), of_domains(1, [3, 2], [4, 4]))
+    after = mixer.update(state, of_domains(2, [5, 0], [8, 0], drawn_with=[1.0, 0.0]))
     assert after.reward[1] == state.reward[1]
     assert after.reward[0] != state.reward[0]
     assert np.isfinite(np.asarray(after.weights)).all()
@@ -109,7 +92,7 @@ def test_no_domain_falls_below_the_exploration_rate_after_thousands_of_steps():
     state = mixer.init(jnp.ones(4) / 4)
     update = jax.jit(mixer.update)
     for step in (10, 1000, 100_000):
-        state = update(state, observe(step, [9.0, 1, 1, 1], [1] * 4, [0.25] * 4))
+        state = update(state, of_domains(step, [9.0, 1, 1, 1], [1] * 4))
     np.testing.assert_allclose(float(state.weights.min()), 0.05, rtol=2e-2)
     assert float(state.weights[0]) > 0.8
 
@@ -119,7 +102,7 @@ def test_many_domains_do_not_collapse_to_uniform():
     with pytest.raises(InputError, match=r"min_exploration_rate = 0.03: must be in \[0, 1/K\)"):
         registry.checked("mixer", odm(variant="dataflex").init, jnp.ones(34) / 34)
     mixer = odm()
-    state = mixer.update(mixer.init(jnp.ones(40) / 40), observe(5000, np.linspace(1, 4, 40), [1] * 40, [1 / 40] * 40))
+    state = mixer.update(mixer.init(jnp.ones(40) / 40), of_domains(5000, np.linspace(1, 4, 40), [1] * 40))
     assert float(state.weights.max()) > 2 * float(state.weights.min())
 
 
@@ -160,6 +143,6 @@ def test_the_dataflex_variant_replays_the_peers_recorded_weights():
     state = mixer.init(jnp.asarray(PEER_INITIAL))
     for step, (loss, domain) in enumerate(zip(PEER_LOSSES, PEER_DOMAINS, strict=True), 1):
         seen = np.arange(3) == domain
-        state = mixer.update(state, observe(step, loss * seen, seen, state.weights))
+        state = mixer.update(state, of_domains(step, loss * seen, seen, drawn_with=state.weights))
         if step in PEER_WEIGHTS:
             np.testing.assert_allclose(state.weights, PEER_WEIGHTS[step], atol=2e-5)

@@ -1,51 +1,11 @@
-"""The selectors without a criterion, and the draws that several selectors share."""
+"""The sort and the draws that several selectors share."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.policies import registry
 from dataflex_jax.policies.common import ranking
-from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.policies.selectors.full import full
-from dataflex_jax.policies.selectors.random import random
-from tests.helpers.fake_signals import FakeSignals, request
-
-SIGNALS = FakeSignals(losses={"candidates": np.arange(50.0)})
-
-
-def test_every_selector_builds_from_its_default_section():
-    assert {"random", "full", "loss", "delta_loss", "less", "icons", "cluster_less"} <= set(registry.names("selector"))
-    for name in ("random", "full", "loss", "delta_loss", "less", "icons", "cluster_less"):
-        selector, _ = registry.build("selector", registry.policy_config("selector", name), Schedule(0, 1, -1))
-        assert not selector.replacement
-
-
-def test_full_has_nothing_to_choose():
-    assert full().score is None
-    assert full().choose is None
-
-
-def test_random_draws_distinct_candidates_by_the_key_alone():
-    selector = random()
-    evidence, state = selector.score({}, SIGNALS, request())
-    assert SIGNALS.calls == []
-    assert state == {}
-    choose = jax.jit(selector.choose, static_argnums=2)
-    draws = [np.asarray(choose(evidence, request(seed=seed), 20).ids) for seed in (1, 1, 2)]
-    assert len(set(draws[0])) == 20
-    np.testing.assert_array_equal(draws[0], draws[1])
-    assert set(draws[0]) != set(draws[2])
-    np.testing.assert_array_equal(np.sort(choose(evidence, request(), 50).ids), np.arange(50))
-
-
-def test_random_is_uniform():
-    ids = jax.vmap(lambda key: random().choose(jnp.zeros(10), request()._replace(key=key), 3).ids)(
-        jax.random.split(jax.random.key(0), 4000)
-    )
-    counts = np.bincount(np.asarray(ids).ravel(), minlength=10)
-    assert np.abs(counts / 4000 - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 4000)
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 300])

@@ -1,4 +1,4 @@
-"""cluster_less, and the k-means under it, against NumPy transcriptions."""
+"""cluster_less against a NumPy transcription."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.policies import Embeddings, Evidence
 from dataflex_jax.policies.common import pooling
 from dataflex_jax.policies.common.kmeans import kmeans
 from dataflex_jax.policies.selectors import cluster_less as module
-from dataflex_jax.policies.selectors.cluster_less import ClusterEvidence, cluster_less
-from tests.helpers.fake_signals import FakeSignals, request
-from tests.policies.test_less import GROUPS, NAMES, SIZE, transcribed_influences
+from dataflex_jax.policies.selectors.cluster_less import Clustered, cluster_less
+from tests.helpers.fake_signals import FakeRows, FakeSignals, request
+from tests.helpers.influences import GROUPS, NAMES, SIZE, transcribed
 
 N, TOKENS, WIDTH = 60, 5, 6
 
@@ -20,54 +21,14 @@ def signals(seed=0):
     rng = np.random.default_rng(seed)
     hidden = (100 + rng.normal(size=(N, TOKENS, WIDTH))).astype(np.float32)
     mask = (np.arange(TOKENS) < rng.integers(1, TOKENS + 1, (N, 1))).astype(np.float32)
-    gradients = {
-        ("candidates", True): rng.normal(size=(N, SIZE)),
-        ("targets", False): rng.normal(size=(len(GROUPS), SIZE)),
-    }
-    return FakeSignals(gradients=gradients, hidden={"candidates": (hidden, mask)}, groups=GROUPS, names=NAMES)
-
-
-def lloyd(points, start, iterations):
-    """Assignment and centroids in float64, one point at a time."""
-    centroids = points[start].astype(np.float64)
-    assignment = np.full(len(points), -1)
-    for _ in range(iterations + 1):
-        after = np.array([np.argmin([np.sum((p - c) ** 2) for c in centroids]) for p in points])
-        stable, assignment, last = (after == assignment).all(), after, centroids.copy()
-        if stable:
-            break
-        for k in range(len(centroids)):
-            if (assignment == k).any():
-                centroids[k] = points[assignment == k].mean(axis=0)
-    return assignment, last
-
-
-@pytest.mark.parametrize("iterations", [1, 3, 50])
-@pytest.mark.parametrize(("n", "num_clusters"), [(1, 1), (30, 4), (30, 30), (1500, 5)])
-def test_kmeans_equals_lloyds_algorithm(n, num_clusters, iterations):
-    points = np.random.default_rng(n).normal(1000, 1, (n, 3)).astype(np.float32)
-    key = jax.random.key(1)
-    if n == 1500:
-        points, iterations = points + 20 * (np.arange(n) % num_clusters)[:, None], min(iterations, 3)
-    cluster, distance, centroids = kmeans(points, num_clusters, key, iterations)
-    start = jax.random.choice(key, n, (num_clusters,), replace=False)
-    expected, at = lloyd(points, np.asarray(start), iterations)
-    np.testing.assert_array_equal(cluster, expected)
-    np.testing.assert_allclose(centroids, at, rtol=1e-6)
-    np.testing.assert_allclose(distance, np.linalg.norm(points - at[expected], axis=1), atol=2e-3)
-
-
-def test_kmeans_of_repeated_points_leaves_clusters_empty():
-    cluster, distance, centroids = kmeans(jnp.ones((6, 2)), 3, jax.random.key(0))
-    np.testing.assert_array_equal(cluster, 0)
-    np.testing.assert_array_equal(distance, 0)
-    assert np.isfinite(np.asarray(centroids)).all()
+    candidates = FakeRows(preconditioned=rng.normal(size=(N, SIZE)), hidden=hidden, mask=mask)
+    return FakeSignals(candidates, FakeRows(gradients=rng.normal(size=(len(GROUPS), SIZE)), groups=GROUPS, names=NAMES))
 
 
 @pytest.mark.parametrize("how", ["mean", "last"])
 def test_a_candidate_of_padding_only_is_in_no_cluster(how):
     source = signals()
-    source.hidden_of["candidates"][1][7] = 0
+    source.candidates.mask[7] = 0
     state = cluster_less(pooling=how).init(source)
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(state["cluster"]) < 0), [7])
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(state["distance"])), [7])
@@ -76,18 +37,18 @@ def test_a_candidate_of_padding_only_is_in_no_cluster(how):
 def test_init_clusters_the_pooled_hidden_states_once():
     source = signals()
     state = cluster_less(cluster_size=10, cluster_seed=3).init(source)
-    hidden, mask = source.hidden_of["candidates"]
-    points = pooling.mean(hidden, mask, normalised=False)
+    points = pooling.mean(source.candidates.hidden, source.candidates.mask, normalised=False)
     cluster, distance, _ = kmeans(points, 6, jax.random.key(3))
     np.testing.assert_array_equal(state["cluster"], cluster)
     np.testing.assert_allclose(state["distance"], distance, rtol=1e-5)
-    assert source.calls == [("embeddings", "candidates")]
+    assert [type(signal) for signal in source.candidates.asked] == [Embeddings]
+    assert source.targets.asked == []
 
 
 def transcription(source, state, samples, target_agg, group_agg):
     """The score of each candidate's cluster, one cluster at a time."""
     cluster, distance = np.asarray(state["cluster"]), np.asarray(state["distance"])
-    gradients = source.gradients_of["candidates", True].astype(np.float64)
+    gradients = source.candidates.preconditioned.astype(np.float64)
     scores = np.full(N, np.nan)
     for k in set(cluster) - {-1}:
         members = [i for i in range(N) if cluster[i] == k]
@@ -95,7 +56,7 @@ def transcription(source, state, samples, target_agg, group_agg):
         rows = [gradients[i] for i in nearest if np.isfinite(gradients[i]).all()]
         if rows:
             mean = np.mean(rows, axis=0)[None]
-            influences = transcribed_influences(mean, source.gradients_of["targets", False], GROUPS, target_agg)[0]
+            influences = transcribed(mean, source.targets.gradients, GROUPS, target_agg)[0]
             scores[members] = influences.max() if group_agg == "max" else influences.mean()
     return scores
 
@@ -105,7 +66,7 @@ def transcription(source, state, samples, target_agg, group_agg):
 def test_scores_equal_the_transcription(monkeypatch, rows_at_a_time, target_agg, group_agg):
     monkeypatch.setattr(module, "_ROWS_AT_A_TIME", rows_at_a_time)
     source = signals()
-    source.hidden_of["candidates"][0][7] = np.nan
+    source.candidates.hidden[7] = np.nan
     selector = cluster_less(
         cluster_size=6, samples_per_cluster=3, projection="none", target_agg=target_agg, group_agg=group_agg
     )
@@ -113,12 +74,12 @@ def test_scores_equal_the_transcription(monkeypatch, rows_at_a_time, target_agg,
     # One representative without a gradient, and a cluster that has none with one.
     cluster = np.asarray(state["cluster"])
     order = np.lexsort((state["distance"], cluster))
-    source.gradients_of["candidates", True][order[cluster[order] == 2][0]] = np.nan
-    source.gradients_of["candidates", True][cluster == 4] = np.inf
+    source.candidates.preconditioned[order[cluster[order] == 2][0]] = np.nan
+    source.candidates.preconditioned[cluster == 4] = np.inf
     evidence, after = selector.score(state, source, request())
     assert after is state
-    np.testing.assert_allclose(evidence.score, transcription(source, state, 3, target_agg, group_agg), atol=2e-6)
-    unscored = np.isnan(np.asarray(evidence.score))
+    np.testing.assert_allclose(evidence.rows.score, transcription(source, state, 3, target_agg, group_agg), atol=2e-6)
+    unscored = np.isnan(np.asarray(evidence.rows.score))
     np.testing.assert_array_equal(unscored, (cluster == 4) | (np.arange(N) == 7))
     assert cluster[7] == -1
     assert np.isnan(state["distance"][7])
@@ -128,29 +89,30 @@ def test_checkpoints_are_summed():
     source, other = signals(0), signals(1)
     selector = cluster_less(cluster_size=6, group_agg="mean")
     state = selector.init(source)
-    first, second = (np.asarray(selector.score(state, s, request())[0].score) for s in (source, other))
+    first, second = (np.asarray(selector.score(state, s, request())[0].rows.score) for s in (source, other))
     source.checkpoints = ((1.0, source), (0.5, other))
-    np.testing.assert_allclose(selector.score(state, source, request())[0].score, first + 0.5 * second, atol=1e-6)
+    total, _ = selector.score(state, source, request())
+    np.testing.assert_allclose(total.rows.score, first + 0.5 * second, atol=1e-6)
 
 
 def test_whole_clusters_are_taken_nearest_first_and_the_last_is_cut():
-    evidence = ClusterEvidence(
+    rows = Clustered(
         score=jnp.asarray([0.1, 0.5, 0.3, 0.5, 0.1, 0.3, 0.5, 0.5]),
         cluster=jnp.asarray([0, 1, 2, 1, 0, 2, 3, 1]),
         distance=jnp.asarray([1.0, 3.0, 2.0, 1.0, 0.5, 2.0, 0.1, 2.0]),
     )
     choose = jax.jit(cluster_less().choose, static_argnums=2)
-    choice = choose(evidence, request(), 7)
+    choice = choose(Evidence(rows), request(), 7)
     np.testing.assert_array_equal(choice.ids, [3, 7, 1, 6, 2, 5, 4])
-    np.testing.assert_array_equal(choice.scores, evidence.score[choice.ids])
-    np.testing.assert_array_equal(choice.all_scores, evidence.score)
-    subset = jax.tree.map(lambda leaf: leaf[jnp.asarray([0, 2, 4, 7])], evidence)
+    np.testing.assert_array_equal(choice.scores, rows.score[choice.ids])
+    np.testing.assert_array_equal(choice.all_scores, rows.score)
+    subset = jax.tree.map(lambda leaf: leaf[jnp.asarray([0, 2, 4, 7])], Evidence(rows))
     np.testing.assert_array_equal(choose(subset, request(), 3).ids, [3, 1, 2])
 
 
 def test_nothing_to_cluster_by_is_refused():
     source = signals()
-    source.hidden_of["candidates"][0][:] = np.nan
+    source.candidates.hidden[:] = np.nan
     with pytest.raises(InputError, match="no candidate has a finite embedding"):
         cluster_less().init(source)
 

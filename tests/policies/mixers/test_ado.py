@@ -1,5 +1,4 @@
-"""ADO: its formulas against a float64 transcription and the check value, the fit on power laws that are known, the
-history of losses against all of them kept."""
+"""ADO against a float64 transcription and the check value."""
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +7,11 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
-from dataflex_jax.policies.common import scaling_law
-from dataflex_jax.policies.common.loss_history import LossHistory
 from dataflex_jax.policies.mixers import ado as ado_file
 from dataflex_jax.policies.mixers.ado import ado
+from tests.helpers.fake_signals import FakeSignals
 from tests.helpers.observations import of_domains
-
-LAWS = np.array([[2.9, 1.0, 0.39], [1.8, 0.88, 0.17], [1.1, 1.15, 0.445], [3.4, 0.5, 0.22]])
-
-
-def law_losses(laws, samples):
-    a, e, b = laws.T[..., None]
-    return np.exp(e) + np.exp(a) * samples**-b
+from tests.helpers.power_laws import LAWS, law_losses
 
 
 def test_check_value():
@@ -69,71 +61,6 @@ def test_equals_the_transcription(step_size):
         np.testing.assert_array_equal(state.samples, n)
 
 
-FIT = jax.jit(jax.vmap(scaling_law.fit))
-
-
-@pytest.mark.parametrize(("noise", "tolerance"), [(0.0, 1e-3), (0.01, 0.05)])
-def test_the_fit_recovers_known_power_laws(noise, tolerance):
-    samples = np.tile(np.linspace(3200, 1.5e6, 96), (4, 1))
-    losses = law_losses(LAWS, samples)
-    noisy = losses * np.exp(noise * np.random.default_rng(0).normal(size=losses.shape))
-    counts = np.ones_like(losses)
-    counts[:, 90:] = 0
-    noisy[:, 90:] = 0
-    fitted = np.asarray(FIT(*(jnp.asarray(x, jnp.float32) for x in (samples, noisy, counts))), np.float64)
-    np.testing.assert_allclose(np.exp(fitted[:, 1]), np.exp(LAWS[:, 1]), rtol=tolerance)
-    np.testing.assert_allclose(law_losses(fitted, samples), losses, rtol=tolerance)
-
-
-def test_the_fit_minimises_no_worse_than_the_law_that_made_the_losses():
-    """The objective in float64, at what was found and at the truth."""
-    samples = np.tile(np.linspace(3200, 1.5e6, 96), (4, 1))
-    noisy = law_losses(LAWS, samples) * np.exp(0.01 * np.random.default_rng(1).normal(size=samples.shape))
-
-    def objective(laws):
-        residuals = np.abs(np.log(law_losses(laws, samples)) - np.log(noisy))
-        huber = np.where(residuals <= 1e-3, residuals**2 / 2, 1e-3 * (residuals - 5e-4))
-        a, e, b = laws.T
-        bounds = [np.maximum(x, 0) for x in (a - 6.5, 0.5 - e, b - 0.8, 0.001 - b)]
-        return huber.sum(axis=1) + sum(bounds)
-
-    arguments = (jnp.asarray(x, jnp.float32) for x in (samples, noisy, np.ones_like(noisy)))
-    fitted = np.asarray(FIT(*arguments), np.float64)
-    assert (objective(fitted) <= objective(LAWS) * (1 + 1e-4)).all()
-
-
-def test_the_history_holds_exact_means_over_blocks_that_double():
-    rng = np.random.default_rng(0)
-    losses, rows = rng.uniform(1, 6, (77, 2)), rng.integers(0, 3, (77, 2))
-    samples = np.cumsum(rows, axis=0)
-    history = LossHistory.empty(num_domains=2, points=4, block=3)
-    add = jax.jit(LossHistory.add)
-    for step in range(77):
-        wanted = step >= 5
-        arguments = (jnp.asarray(losses[step], jnp.float32), jnp.asarray(rows[step]), jnp.asarray(samples[step]))
-        history = add(history, *arguments, jnp.bool_(wanted))
-        kept = step - 4 if wanted else 0
-        block = 3
-        while kept >= 4 * block:
-            block *= 2
-        n, mean, counts = history.points()
-        for domain in range(2):
-            for point in range(4):
-                steps = slice(5 + point * block, 5 + (point + 1) * block)
-                if (point + 1) * block > kept:
-                    assert counts[domain, point] == 0
-                    continue
-                number = rows[steps, domain].sum()
-                assert counts[domain, point] == number
-                np.testing.assert_allclose(n[domain, point], samples[steps, domain].mean(), rtol=1e-6)
-                if number:
-                    expected = (losses * rows)[steps, domain].sum() / number
-                    np.testing.assert_allclose(mean[domain, point], expected, rtol=1e-5)
-
-
-REFITTED = jax.jit(ado_file.refitted)
-
-
 def trained(mixer, steps, state=None, first=1, laws=LAWS[:2], rows=(24, 8)):
     """The state after steps in which the losses follow power laws in the rows so far, with an update after the last."""
     rows = np.array(rows)
@@ -142,8 +69,7 @@ def trained(mixer, steps, state=None, first=1, laws=LAWS[:2], rows=(24, 8)):
     for step in range(first, first + steps):
         losses = law_losses(laws, np.full((len(laws), 1), 32.0 * step))[:, 0]
         state = update(state, of_domains(step, losses, rows))
-    assert mixer.refresh is ado_file.refitted
-    return REFITTED(state, None)
+    return mixer.refresh(state, FakeSignals())
 
 
 def test_the_weights_stay_at_the_prior_until_there_is_a_law_and_then_move():
@@ -165,7 +91,7 @@ def test_a_fit_that_is_not_finite_leaves_the_last_one():
     mixer = ado(ignore=0, smoothing=1, history=32)
     state = trained(mixer, 12)
     bad = state._replace(history=state.history._replace(loss_sum=state.history.loss_sum.at[0].set(jnp.inf)))
-    after = REFITTED(bad, None)
+    after = mixer.refresh(bad, FakeSignals())
     np.testing.assert_array_equal(after.law[0], state.law[0])
     assert np.isfinite(np.asarray(after.law)).all()
     assert np.asarray(after.fitted).all()
@@ -207,16 +133,3 @@ def test_impossible_hyperparameters_are_refused_by_name(option, value):
 def test_a_domain_without_prior_is_refused():
     with pytest.raises(InputError, match=r"^config.mixer.prior = \(1, 0\): must be > 0 for every domain"):
         registry.checked("mixer", ado(prior=(1, 0)).init, jnp.ones(2) / 2)
-
-
-def test_a_long_history_with_few_points_is_fitted():
-    """Over several domains, as a run does from its eighth point on."""
-    rng, points = np.random.default_rng(0), 256
-    samples = np.tile(np.linspace(100, 1e5, points), (5, 1)).astype(np.float32)
-    losses = (2 + 5 * samples**-0.3 + 0.05 * rng.normal(size=samples.shape)).astype(np.float32)
-    counts = np.tile(np.where(np.arange(points) < 20, 10.0, 0.0), (5, 1)).astype(np.float32)
-    laws = jax.jit(jax.vmap(scaling_law.fit))(samples, losses, counts)
-    assert np.isfinite(laws).all()
-    for law, n, loss in zip(np.asarray(laws, np.float64), samples[:, :20], losses[:, :20], strict=True):
-        a, e, b = law
-        assert np.abs(np.exp(e) + np.exp(a) * n**-b - loss).mean() < 0.06

@@ -1,11 +1,10 @@
-"""Rho-1 against a transcription that looks at one token at a time, and the weighter "none"."""
+"""Rho-1 against a transcription that looks at one token at a time."""
 
 import jax
 import numpy as np
 import pytest
 
-from dataflex_jax.policies.base import Reference
-from dataflex_jax.policies.weighters.none import none
+from dataflex_jax.policies import Reference
 from dataflex_jax.policies.weighters.rho1 import rho1
 from tests.helpers.observations import of_rows
 
@@ -62,8 +61,3 @@ def test_the_reference_is_asked_for_by_path_and_way():
 def test_impossible_hyperparameters_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         rho1(**options)
-
-
-def test_none_weighs_every_row_the_same():
-    weighter = none()
-    np.testing.assert_array_equal(weighter.weigh(weighter.init(4), of_rows([3.0, 1.0, 2.0])), np.ones(3))

@@ -8,13 +8,12 @@ import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
-from dataflex_jax import config as configuration
 from dataflex_jax.errors import InputError
-from dataflex_jax.evaluate import evaluate_checkpoint
 from dataflex_jax.export import export_adapter, export_checkpoint, import_pretrained
 from dataflex_jax.models.hf import peft
-from dataflex_jax.train import train_and_evaluate
+from dataflex_jax.training import run_config
 from dataflex_jax.training.checkpoint import FOLDER
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny
 from tests.helpers.command import assert_same_curves
 
@@ -39,7 +38,7 @@ def full(root, tmp_path_factory):
 def pretrained(full, tmp_path_factory):
     """That run as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("pretrained") / "base"
-    export_checkpoint(full, 2, folder)
+    export_checkpoint(full, folder)
     return folder
 
 
@@ -61,11 +60,6 @@ def run(root, pretrained, tmp_path_factory):
     return folder
 
 
-def evaluated(run_folder, step=6, data=None):
-    config = configuration.read(run_folder)
-    return evaluate_checkpoint(config, data or config, run_folder, step)["domains"]
-
-
 def test_only_adapters_are_trained_and_saved(run):
     first, *_, last = tiny.records(run, "metrics.jsonl")
     assert last["loss"] < first["loss"] - 0.05
@@ -85,8 +79,8 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(root, pretrained, ru
 
 def test_a_checkpoint_is_evaluated_with_its_base_and_without_dropout(run):
     records = {record["step"]: record["domains"] for record in tiny.records(run, "eval.jsonl")}
-    assert evaluated(run, 3) == records[3]
-    assert evaluated(run, 6) == records[6]
+    assert tiny.evaluated(run / FOLDER / "3") == records[3]
+    assert tiny.evaluated(run / FOLDER / "6") == records[6]
     assert records[3] != records[6]
 
 
@@ -96,18 +90,18 @@ def test_a_run_starts_from_where_training_all_parameters_starts(root, full, tmp_
     ours, theirs = (tiny.records(folder, "metrics.jsonl") for folder in (tmp_path, full))
     assert ours[0]["loss"] == theirs[0]["loss"]
     assert ours[1]["loss"] != theirs[1]["loss"]
-    assert evaluated(tmp_path, 2) == tiny.records(tmp_path, "eval.jsonl")[-1]["domains"]
+    assert tiny.evaluated(tmp_path) == tiny.records(tmp_path, "eval.jsonl")[-1]["domains"]
 
 
 # To other formats and back.
 
 
 def test_the_merged_export_is_the_adapted_model(root, run, tmp_path):
-    export_checkpoint(run, 6, tmp_path / "merged")
+    export_checkpoint(run, tmp_path / "merged")
     config = recipe(root, tmp_path / "merged", lora__rank=0, optim__learning_rate=0.0)
     config.train_step = 1
     train_and_evaluate(config, tmp_path / "again")
-    for name, figures in evaluated(run).items():
+    for name, figures in tiny.evaluated(run).items():
         assert tiny.records(tmp_path / "again", "eval.jsonl")[-1]["domains"][name]["nll"] == pytest.approx(
             figures["nll"], abs=1e-5
         )
@@ -117,7 +111,7 @@ def test_the_merged_export_is_the_adapted_model(root, run, tmp_path):
 def adapter(run, tmp_path_factory):
     """The run's adapters as a PEFT folder."""
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
-    export_adapter(run, 6, folder)
+    export_adapter(run, folder)
     return folder
 
 
@@ -127,8 +121,8 @@ def test_an_exported_adapter_is_imported_bit_for_bit(root, pretrained, run, adap
     fresh = tiny.config(root, lora__base_dtype="float32", data__batch_size=16, data__grad_accumulation=2)
     fresh.model.update(dict.fromkeys((*SHAPE, "tie_word_embeddings", "initializer_range")))
     import_pretrained(str(adapter), fresh, tmp_path / "run")
-    assert evaluated(tmp_path / "run", 0, configuration.read(run)) == evaluated(run)
-    export_adapter(tmp_path / "run", 0, tmp_path / "again")
+    assert tiny.evaluated(tmp_path / "run", run_config.read(run)) == tiny.evaluated(run)
+    export_adapter(tmp_path / "run", tmp_path / "again")
     assert (tmp_path / "again" / peft.CONFIG).read_text() == (adapter / peft.CONFIG).read_text()
     before, after = (load_file(folder / peft.WEIGHTS) for folder in (adapter, tmp_path / "again"))
     assert before.keys() == after.keys()
@@ -160,7 +154,7 @@ def other_base(root, pretrained, tmp_path_factory):
     """Another model of the same shape, and with the same tokenizer."""
     folder = tmp_path_factory.mktemp("other")
     train_and_evaluate(tiny.config(root, None, train_step=1, seed=7), folder / "run")
-    export_checkpoint(folder / "run", 1, folder / "base")
+    export_checkpoint(folder / "run", folder / "base")
     return folder / "base"
 
 
@@ -183,9 +177,9 @@ def test_a_base_that_changed_in_its_place_is_noticed(root, pretrained, other_bas
     train_and_evaluate(config, tmp_path / "run")
     shutil.copy(other_base / "model.safetensors", base)
     with pytest.raises(InputError, match="adapters belong to another base"):
-        evaluated(tmp_path / "run", 1)
+        tiny.evaluated(tmp_path / "run")
     with pytest.raises(InputError, match="adapters belong to another base"):
-        export_checkpoint(tmp_path / "run", 1, tmp_path / "hf")
+        export_checkpoint(tmp_path / "run", tmp_path / "hf")
 
 
 @pytest.mark.parametrize(
@@ -214,4 +208,4 @@ def test_other_settings_are_refused_by_name(root, pretrained, run, fields, messa
 
 def test_a_run_without_adapters_has_none_to_export(full, tmp_path):
     with pytest.raises(InputError, match="has no adapters, all parameters were trained"):
-        export_adapter(full, 2, tmp_path / "adapter")
+        export_adapter(full, tmp_path / "adapter")

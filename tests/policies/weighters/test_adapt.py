@@ -7,14 +7,16 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.weighters.adapt import NORMALIZATIONS, adapt
-from tests.helpers.observations import FakeTargets, of_rows, recorded
-from tests.policies.common.test_pooling import pooled, random_hidden
+from tests.helpers.fake_signals import FakeRows, FakeSignals
+from tests.helpers.hidden_states import pooled, random_hidden
+from tests.helpers.observations import of_rows, recorded
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 @pytest.mark.parametrize(("tau", "clip"), [(1.0, None), (0.2, 0.6)])
 def test_equals_the_transcription(normalize, tau, clip):
-    targets = FakeTargets(*random_hidden(1))
+    target_hidden, target_mask = random_hidden(1)
+    targets = FakeSignals(targets=FakeRows(hidden=target_hidden, mask=target_mask))
     hidden, mask = random_hidden(2)
     weighter = adapt(tau=tau, clip=clip, normalize=normalize)
     assert not np.asarray(weighter.init(6).anchor).any()
@@ -23,7 +25,7 @@ def test_equals_the_transcription(normalize, tau, clip):
     weights = jax.jit(weighter.weigh)(state, of_rows(np.ones(5), embeddings=embeddings))
 
     phi = pooled(hidden, mask, "position_weighted_mean")
-    anchors = pooled(targets.hidden, targets.mask, "position_weighted_mean")
+    anchors = pooled(target_hidden, target_mask, "position_weighted_mean")
     expected = 1 / (1 + np.exp(-(phi @ anchors.T).mean(1) / tau))
     if clip is not None:
         assert (expected > clip).any()
@@ -40,7 +42,8 @@ def test_rows_like_the_targets_weigh_more_than_others():
         return 3 * about + 0.3 * rng.normal(size=(8, 4, 6))
 
     weighter = adapt(tau=0.1)
-    state = weighter.refresh(weighter.init(6), FakeTargets(rows(direction), np.ones((8, 4))))
+    targets = FakeRows(hidden=rows(direction), mask=np.ones((8, 4)))
+    state = weighter.refresh(weighter.init(6), FakeSignals(targets=targets))
     hidden = np.concatenate([rows(direction), rows(other)])
     embeddings = weighter.embed(jnp.asarray(hidden), jnp.ones((16, 4)))
     weights = weighter.weigh(state, of_rows(np.ones(16), embeddings=embeddings))
@@ -49,18 +52,17 @@ def test_rows_like_the_targets_weigh_more_than_others():
 
 def test_no_target_set_is_refused():
     weighter = adapt()
-    empty = FakeTargets(np.zeros((0, 4, 6)), np.zeros((0, 4)))
     with pytest.raises(InputError, match=r"^weighter 'adapt' needs a target set"):
-        weighter.refresh(weighter.init(6), empty)
+        weighter.refresh(weighter.init(6), FakeSignals())
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.25])
 def test_the_peers_recorded_weights(tau):
     numbers = recorded("weighters_core.npz")
     table = numbers["embed_table"]
-    targets = FakeTargets(table[numbers["eval_input_ids"]], numbers["eval_attention_mask"])
+    targets = FakeRows(hidden=table[numbers["eval_input_ids"]], mask=numbers["eval_attention_mask"])
     weighter = adapt(tau=tau, normalize="sum")
-    state = weighter.refresh(weighter.init(table.shape[1]), targets)
+    state = weighter.refresh(weighter.init(table.shape[1]), FakeSignals(targets=targets))
     mask = jnp.asarray(numbers["train_attention_mask"])
     embeddings = weighter.embed(jnp.asarray(table[numbers["train_input_ids"]]), mask)
     np.testing.assert_allclose(embeddings, numbers["adapt/train_emb"], atol=1e-6)

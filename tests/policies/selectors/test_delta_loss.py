@@ -1,17 +1,16 @@
 """delta_loss against the check values, a float64 transcription, and the peer's recorded probabilities."""
 
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.policies.selectors.delta_loss import DeltaLossEvidence, delta_loss, in_window, window
-from tests.helpers.fake_signals import FakeSignals, request
-
-REFERENCE = pathlib.Path(__file__).parents[3] / "shared" / "reference" / "delta_loss_core.npz"
+from dataflex_jax.policies import Evidence
+from dataflex_jax.policies.selectors.delta_loss import Falls, delta_loss, in_window, window
+from tests.helpers.fake_signals import FakeRows, FakeSignals, request
+from tests.helpers.observations import recorded
 
 
 def transcription(delta, update, updates, w):
@@ -48,7 +47,7 @@ def test_equals_the_transcription(n, w):
     for shift in (-0.5, 0.0, 1.0):
         delta = np.round(rng.normal(shift, 1, n), 1).astype(np.float32)
         for update in range(1, 8):
-            evidence = DeltaLossEvidence(jnp.asarray(delta), jnp.ones(n))
+            evidence = Evidence(Falls(jnp.asarray(delta), jnp.ones(n)))
             choice = choose(evidence, request(update, 7, seed=update), (n + 1) // 2)
             np.testing.assert_allclose(choice.all_scores, transcription(delta, update, 7, w), rtol=1e-5)
             assert len(set(np.asarray(choice.ids))) == (n + 1) // 2
@@ -61,36 +60,36 @@ def test_an_empty_window_falls_back_to_the_largest_falls():
 
 
 def test_the_baseline_is_the_losses_before_training():
-    signals = FakeSignals(losses={"candidates": [3.0, 2.0, np.nan]})
+    signals = FakeSignals(FakeRows(losses=[3.0, 2.0, np.nan]))
     selector = delta_loss()
     state = selector.init(signals)
-    signals.losses_of["candidates"] = np.array([1.0, 2.5, 1.0])
+    signals.candidates.losses = [1.0, 2.5, 1.0]
     evidence, state = selector.score(state, signals, request())
-    np.testing.assert_allclose(evidence.delta, [2.0, -0.5, np.nan])
-    np.testing.assert_array_equal(evidence.known, [1, 1, 1])
+    np.testing.assert_allclose(evidence.rows.delta, [2.0, -0.5, np.nan])
+    np.testing.assert_array_equal(evidence.rows.known, [1, 1, 1])
     np.testing.assert_array_equal(state["baseline"], [3, 2, np.nan])
 
 
 def test_the_warmup_baseline_is_measured_by_the_first_update_whose_draw_is_uniform():
     rng = np.random.default_rng(0)
     before, after = rng.uniform(1, 4, (2, 40))
-    signals = FakeSignals(losses={"candidates": before})
+    signals = FakeSignals(FakeRows(losses=before))
     selector = delta_loss(baseline="warmup")
     state = selector.init(signals)
-    assert signals.calls == []
+    assert signals.candidates.asked == []
     evidence, state = selector.score(state, signals, request(1, 5))
     np.testing.assert_allclose(selector.choose(evidence, request(1, 5), 10).all_scores, 1 / 40, rtol=1e-5)
-    signals.losses_of["candidates"] = after
+    signals.candidates.losses = after
     evidence, _ = selector.score(state, signals, request(2, 5))
-    np.testing.assert_allclose(evidence.delta, before - after, atol=1e-6)
-    expected = transcription(np.asarray(evidence.delta), 2, 5, 0.2)
+    np.testing.assert_allclose(evidence.rows.delta, before - after, atol=1e-6)
+    expected = transcription(np.asarray(evidence.rows.delta), 2, 5, 0.2)
     np.testing.assert_allclose(selector.choose(evidence, request(2, 5), 10).all_scores, expected, rtol=1e-5)
 
 
 def test_most_of_the_draw_comes_from_the_window():
     delta = jnp.linspace(0, 1, 1000)
     selector = delta_loss()
-    evidence = DeltaLossEvidence(delta, jnp.ones(1000))
+    evidence = Evidence(Falls(delta, jnp.ones(1000)))
     ids = selector.choose(evidence, request(2, 3), 50).ids
     inside = np.asarray(in_window(delta, jnp.int32(2), jnp.int32(3), 0.2))[np.asarray(ids)]
     assert inside.mean() > 0.75
@@ -104,13 +103,12 @@ def test_impossible_hyperparameters_are_refused_by_name(option, value):
         delta_loss(**{option: value})
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the peer's recorded numbers are not on this machine")
 def test_equals_the_peers_recorded_probabilities():
-    recorded = np.load(REFERENCE)
+    numbers = recorded("delta_loss_core.npz")
     selector = delta_loss()
     for call in range(2, 6):
         start, end = window(jnp.int32(call), jnp.int32(5), 120, 0.2)
-        np.testing.assert_array_equal([start, end], recorded[f"call{call}/window"])
-        delta = jnp.asarray(recorded["baseline"] - recorded[f"call{call}/current"])
-        choice = selector.choose(DeltaLossEvidence(delta, jnp.ones(120)), request(call, 5), 16)
-        np.testing.assert_allclose(choice.all_scores, recorded[f"call{call}/probs"], rtol=1e-5)
+        np.testing.assert_array_equal([start, end], numbers[f"call{call}/window"])
+        delta = jnp.asarray(numbers["baseline"] - numbers[f"call{call}/current"])
+        choice = selector.choose(Evidence(Falls(delta, jnp.ones(120))), request(call, 5), 16)
+        np.testing.assert_allclose(choice.all_scores, numbers[f"call{call}/probs"], rtol=1e-5)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dataflex_jax.policies import Evidence
 from dataflex_jax.policies.selectors.loss import BANDS, loss, probabilities
-from tests.helpers.fake_signals import FakeSignals, request
+from tests.helpers.fake_signals import FakeRows, FakeSignals, request
 
 
 def transcription(losses, focus, quantiles, focus_weight, temperature):
@@ -84,7 +85,7 @@ def test_a_choice_is_reproducible_and_mostly_of_the_band(replacement):
     losses = np.random.default_rng(0).gamma(2.0, 1.0, 3000)
     selector = loss(focus="medium", focus_weight=20.0, replacement=replacement)
     assert selector.replacement == replacement
-    evidence, _ = selector.score({}, FakeSignals(losses={"candidates": losses}), request())
+    evidence, _ = selector.score({}, FakeSignals(FakeRows(losses=losses)), request())
     choose = jax.jit(selector.choose, static_argnums=2)
     first, again, other = (choose(evidence, request(seed=seed), 300) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.ids, again.ids)
@@ -97,7 +98,7 @@ def test_a_choice_is_reproducible_and_mostly_of_the_band(replacement):
 
 
 def test_candidates_without_a_loss_are_drawn_last():
-    losses = jnp.asarray([1.0, jnp.nan, 2.0, jnp.inf, 3.0])
+    losses = Evidence(jnp.asarray([1.0, jnp.nan, 2.0, jnp.inf, 3.0]))
     for seed in range(20):
         assert set(np.asarray(loss().choose(losses, request(seed=seed), 3).ids)) == {0, 2, 4}
         assert set(np.asarray(loss(replacement=True).choose(losses, request(seed=seed), 9).ids)) <= {0, 2, 4}

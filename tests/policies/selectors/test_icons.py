@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from dataflex_jax.policies import Evidence
 from dataflex_jax.policies.selectors.icons import icons
 from dataflex_jax.policies.selectors.less import less
-from tests.helpers.fake_signals import FakeSignals, request
-from tests.policies.test_less import GROUPS, signals, transcribed_influences
+from tests.helpers.fake_signals import FakeRows, FakeSignals, request
+from tests.helpers.influences import GROUPS, signals, transcribed
 
 
 def transcription(influences, num):
@@ -28,7 +29,7 @@ def test_a_choice_equals_the_transcription(n, num_groups):
     influences[n // 2] = influences[0]
     choose = jax.jit(icons().choose, static_argnums=2)
     for num in (1, n // 3, n - 1, n):
-        choice = choose(influences, request(), num)
+        choice = choose(Evidence(influences), request(), num)
         ids, votes = transcription(influences, num)
         np.testing.assert_array_equal(choice.ids, ids)
         np.testing.assert_array_equal(np.floor(choice.all_scores), votes)
@@ -39,24 +40,23 @@ def test_a_choice_equals_the_transcription(n, num_groups):
 def test_votes_come_before_the_mean():
     """Candidate 0 is above the threshold of two groups of three, candidate 1 far above in one."""
     influences = np.array([[0.5, 0.5, -0.9], [0.0, 0.0, 0.9], [0.1, 0.1, 0.1], [-0.5, 0.2, 0.2]], np.float32)
-    np.testing.assert_array_equal(icons().choose(influences, request(), 1).ids, [0])
+    np.testing.assert_array_equal(icons().choose(Evidence(influences), request(), 1).ids, [0])
 
 
 def test_evidence_is_the_influence_on_each_group():
     source = signals()
-    source.gradients_of["candidates", True][3] = 0
+    source.candidates.preconditioned[3] = 0
     evidence, _ = icons(projection="none").score({}, source, request())
     keep = np.arange(23) != 3
-    expected = transcribed_influences(
-        source.gradients_of["candidates", True][keep], source.gradients_of["targets", False], GROUPS, "mean_of_cos"
-    )
-    np.testing.assert_allclose(evidence[keep], expected, atol=2e-6)
-    assert np.isnan(evidence[3]).all()
+    candidates, targets = source.candidates.preconditioned[keep], source.targets.gradients
+    expected = transcribed(candidates, targets, GROUPS, "mean_of_cos")
+    np.testing.assert_allclose(evidence.rows[keep], expected, atol=2e-6)
+    assert np.isnan(evidence.rows[3]).all()
 
 
 def test_one_group_is_less():
     source = signals()
-    one = FakeSignals(groups=[0] * len(GROUPS), gradients=source.gradients_of)
+    one = FakeSignals(source.candidates, FakeRows(gradients=source.targets.gradients))
     evidence, _ = icons(projection="none").score({}, one, request())
     scores, _ = less(projection="none", group_agg="mean").score({}, one, request())
     chosen = less().choose(scores, request(), 8).ids
@@ -67,7 +67,8 @@ def test_checkpoints_are_summed():
     source, other = signals(0), signals(1)
     (first, _), (second, _) = (icons().score({}, s, request()) for s in (source, other))
     source.checkpoints = ((1.0, source), (0.5, other))
-    np.testing.assert_allclose(icons().score({}, source, request())[0], first + 0.5 * second, atol=1e-6)
+    total, _ = icons().score({}, source, request())
+    np.testing.assert_allclose(total.rows, first.rows + 0.5 * second.rows, atol=1e-6)
 
 
 def test_impossible_hyperparameters_are_refused_by_name():

@@ -6,44 +6,11 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import registry
-from dataflex_jax.policies.base import Preconditioner, Projection
-from dataflex_jax.policies.common.influence import InfluenceOptions, unit
+from dataflex_jax.policies import Evidence, Gradients, Preconditioner, Projection, registry
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.policies.selectors.less import less
-from tests.helpers.fake_signals import FakeSignals, projection_matrix, request
-
-GROUPS = [0, 1, 2, 0, 1, 0, 0, 2, 1, 1]
-NAMES = ("algebra", "botany", "chemistry")
-SIZE = 40
-
-
-def signals(seed=0, n=23, scale=1.0):
-    rng = np.random.default_rng(seed)
-    gradients = {
-        ("candidates", False): scale * rng.normal(size=(n, SIZE)),
-        ("candidates", True): rng.normal(size=(n, SIZE)),
-        ("targets", False): scale * rng.normal(size=(len(GROUPS), SIZE)) * rng.gamma(1.0, 1.0, (len(GROUPS), 1)),
-    }
-    return FakeSignals(gradients=gradients, groups=GROUPS, names=NAMES)
-
-
-def cosine(x, y):
-    return x @ y / np.sqrt(x @ x) / np.sqrt(y @ y)
-
-
-def transcribed_influences(candidates, targets, groups, target_agg):
-    """[n, G] in float64, one pair at a time."""
-    candidates, targets = np.asarray(candidates, np.float64), np.asarray(targets, np.float64)
-    influences = np.zeros((len(candidates), max(groups) + 1))
-    for i, z in enumerate(candidates):
-        for group in range(max(groups) + 1):
-            members = [t for t, g in zip(targets, groups, strict=True) if g == group]
-            if target_agg == "mean_of_cos":
-                influences[i, group] = np.mean([cosine(z, t) for t in members])
-            else:
-                influences[i, group] = cosine(z, np.mean(members, axis=0))
-    return influences
+from tests.helpers.fake_signals import FakeRows, FakeSignals, projection_matrix, request
+from tests.helpers.influences import GROUPS, SIZE, signals, transcribed
 
 
 @pytest.mark.parametrize("target_agg", ["mean_of_cos", "cos_of_mean"])
@@ -56,15 +23,15 @@ def test_equals_the_transcription(projection, gradient_type, group_agg, target_a
     selector = less(**options, proj_dim=16, projection_seed=5)
     evidence, state = selector.score({}, source, request())
     matrix = projection_matrix(Projection(projection, 16, 5), SIZE).astype(np.float64)
-    candidates = source.gradients_of["candidates", gradient_type == "adam"] @ matrix
-    influences = transcribed_influences(candidates, source.gradients_of["targets", False] @ matrix, GROUPS, target_agg)
+    rows = source.candidates.preconditioned if gradient_type == "adam" else source.candidates.gradients
+    influences = transcribed(rows @ matrix, source.targets.gradients @ matrix, GROUPS, target_agg)
     expected = influences.max(axis=1) if group_agg == "max" else influences.mean(axis=1)
     assert state == {}
-    np.testing.assert_allclose(evidence, expected, atol=2e-6)
+    np.testing.assert_allclose(evidence.rows, expected, atol=2e-6)
     choice = jax.jit(selector.choose, static_argnums=2)(evidence, request(), 9)
     np.testing.assert_array_equal(choice.ids, np.argsort(-expected, kind="stable")[:9])
-    np.testing.assert_array_equal(choice.scores, evidence[choice.ids])
-    np.testing.assert_array_equal(choice.all_scores, evidence)
+    np.testing.assert_array_equal(choice.scores, evidence.rows[choice.ids])
+    np.testing.assert_array_equal(choice.all_scores, evidence.rows)
 
 
 @pytest.mark.parametrize("group_agg", ["max", "mean"])
@@ -74,29 +41,26 @@ def test_checkpoints_are_summed_with_their_weights_before_the_groups_are_aggrega
     sources[0].checkpoints = tuple(zip(weights, sources, strict=True))
     evidence, _ = less(projection="none", group_agg=group_agg).score({}, sources[0], request())
     total = sum(
-        weight
-        * transcribed_influences(
-            s.gradients_of["candidates", True], s.gradients_of["targets", False], GROUPS, "mean_of_cos"
-        )
+        weight * transcribed(s.candidates.preconditioned, s.targets.gradients, GROUPS, "mean_of_cos")
         for weight, s in zip(weights, sources, strict=True)
     )
-    np.testing.assert_allclose(evidence, total.max(1) if group_agg == "max" else total.mean(1), atol=5e-6)
+    np.testing.assert_allclose(evidence.rows, total.max(1) if group_agg == "max" else total.mean(1), atol=5e-6)
 
 
 def test_one_checkpoint_has_its_weight():
     source = signals()
     (plain, _), selector = less().score({}, source, request()), less()
     source.checkpoints = ((0.25, source),)
-    np.testing.assert_allclose(selector.score({}, source, request())[0], 0.25 * plain, rtol=1e-6)
+    np.testing.assert_allclose(selector.score({}, source, request())[0].rows, 0.25 * plain.rows, rtol=1e-6)
 
 
 def test_candidates_are_preconditioned_and_targets_are_not():
     source = signals()
-    less(eps_mode="inside", bias_correction=True).score({}, source, request())
-    assert sorted(source.calls, key=str) == [
-        ("gradients", "candidates", Preconditioner("inside", True)),
-        ("gradients", "targets", None),
-    ]
+    less(eps_mode="inside", bias_correction=True, proj_dim=16).score({}, source, request())
+    projection = Projection("sketch", 16, 0)
+    assert source.targets.asked == [Gradients(projection)]
+    (asked,) = source.candidates.asked
+    assert (asked.projection, asked.adam) == (projection, Preconditioner("inside", True))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e30])
@@ -104,26 +68,25 @@ def test_scores_do_not_depend_on_the_scale_of_gradients(scale):
     selector = less(projection="none", gradient_type="sgd")
     expected, _ = selector.score({}, signals(), request())
     scores, _ = selector.score({}, signals(scale=scale), request())
-    np.testing.assert_allclose(scores, expected, atol=2e-6)
+    np.testing.assert_allclose(scores.rows, expected.rows, atol=2e-6)
 
 
 @pytest.mark.parametrize("target_agg", ["mean_of_cos", "cos_of_mean"])
 def test_gradients_without_a_direction_have_no_score_and_no_say(target_agg):
     source, clean = signals(), signals()
-    source.gradients_of["candidates", True][2] = 0
-    source.gradients_of["candidates", True][3, 1] = np.nan
-    source.gradients_of["candidates", True][4, 0] = np.inf
-    source.gradients_of["targets", False][0, 0] = np.nan
-    source.gradients_of["targets", False][3] = np.inf
-    source.gradients_of["targets", False][2] = 0
+    source.candidates.preconditioned[2] = 0
+    source.candidates.preconditioned[3, 1] = np.nan
+    source.candidates.preconditioned[4, 0] = np.inf
+    source.targets.gradients[0, 0] = np.nan
+    source.targets.gradients[3] = np.inf
+    source.targets.gradients[2] = 0
     keep = [i for i in range(len(GROUPS)) if i not in (0, 2, 3)]
-    clean.gradients_of["targets", False] = clean.gradients_of["targets", False][keep]
-    clean.target_groups = np.array(GROUPS)[keep]
+    clean.targets = FakeRows(gradients=clean.targets.gradients[keep], groups=np.array(GROUPS)[keep])
     selector = less(projection="none", target_agg=target_agg)
     scores, _ = selector.score({}, source, request())
-    expected = np.array(selector.score({}, clean, request())[0])
+    expected = np.array(selector.score({}, clean, request())[0].rows)
     expected[[2, 3, 4]] = np.nan
-    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    np.testing.assert_allclose(scores.rows, expected, atol=1e-6)
     assert not {2, 3, 4} & set(np.asarray(selector.choose(scores, request(), 20).ids))
 
 
@@ -131,25 +94,20 @@ def test_gradients_without_a_direction_have_no_score_and_no_say(target_agg):
 @pytest.mark.parametrize("target_agg", ["mean_of_cos", "cos_of_mean"])
 def test_a_group_without_any_direction_is_refused_by_name(fault, target_agg):
     source = signals()
-    source.gradients_of["targets", False][np.array(GROUPS) == 1] = fault
+    source.targets.gradients[np.array(GROUPS) == 1] = fault
     with pytest.raises(InputError, match=r"^the target set has no gradient to go by in group 'botany': "):
         less(target_agg=target_agg).score({}, source, request())
 
 
 def test_no_target_set_is_refused():
-    source = FakeSignals(gradients={("candidates", True): np.ones((4, 3))})
+    source = FakeSignals(FakeRows(preconditioned=np.ones((4, 3))))
     with pytest.raises(InputError, match=r"^a selector by influence needs a target set"):
         less().score({}, source, request())
 
 
 def test_ties_are_taken_in_incoming_order():
-    ids = less().choose(jnp.asarray([1.0, 3, 2, 3, 2, 3]), request(), 4).ids
+    ids = less().choose(Evidence(jnp.asarray([1.0, 3, 2, 3, 2, 3])), request(), 4).ids
     np.testing.assert_array_equal(ids, [1, 3, 5, 2])
-
-
-def test_unit_rows_have_length_one():
-    rows = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
-    np.testing.assert_allclose(np.linalg.norm(unit(jnp.asarray(rows)), axis=1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +129,3 @@ def test_impossible_hyperparameters_are_refused_by_name(options, message):
     section.update(options)
     with pytest.raises(InputError, match=rf"^config\.selector\.{message}"):
         registry.build("selector", section, Schedule(0, 1, -1))
-
-
-def test_kronecker_goes_with_sgd():
-    settings = InfluenceOptions(proj_dim=64, projection="kronecker", gradient_type="sgd", projection_seed=3).influence()
-    assert settings.adam is None
-    assert settings.projection == Projection("kronecker", 64, 3)

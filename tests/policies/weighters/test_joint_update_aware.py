@@ -7,7 +7,8 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.weighters.joint_update_aware import OBJECTIVES, joint_update_aware
-from tests.helpers.observations import FakeTargets, of_rows, recorded
+from tests.helpers.fake_signals import FakeRows, FakeSignals
+from tests.helpers.observations import of_rows, recorded
 
 
 def softmax(x):
@@ -38,7 +39,7 @@ def transcription(z, u, objective, beta, tau, iterations, damping):
 @pytest.mark.parametrize(("beta", "tau", "iterations", "damping"), [(0.1, 0.05, 5, 1.0), (0.8, 0.4, 9, 0.5)])
 def test_equals_the_transcription(objective, how, beta, tau, iterations, damping):
     rng = np.random.default_rng(0)
-    targets = FakeTargets(rng.normal(size=(4, 3, 6)), np.ones((4, 3)))
+    targets = FakeRows(hidden=rng.normal(size=(4, 3, 6)), mask=np.ones((4, 3)))
     hidden, mask = rng.normal(size=(9, 3, 6)), np.ones((9, 3))
     mask[::2, 2] = 0
     weighter = joint_update_aware(
@@ -46,7 +47,7 @@ def test_equals_the_transcription(objective, how, beta, tau, iterations, damping
     )
     state = weighter.init(6)
     if weighter.refresh is not None:
-        state = weighter.refresh(state, targets)
+        state = weighter.refresh(state, FakeSignals(targets=targets))
     embeddings = None if weighter.embed is None else weighter.embed(jnp.asarray(hidden), jnp.asarray(mask))
     weights = jax.jit(weighter.weigh)(state, of_rows(np.ones(9), embeddings=embeddings))
 
@@ -74,7 +75,7 @@ def test_equal_rows_share_what_one_of_them_would_get():
 def test_no_target_set_is_refused_where_the_objective_needs_one():
     weighter = joint_update_aware()
     with pytest.raises(InputError, match=r"^weighter 'joint_update_aware' needs a target set"):
-        weighter.refresh(weighter.init(6), FakeTargets(np.zeros((0, 4, 6)), np.zeros((0, 4))))
+        weighter.refresh(weighter.init(6), FakeSignals())
     assert joint_update_aware(objective="diverse_only").refresh is None
 
 
@@ -91,8 +92,8 @@ def test_the_peers_recorded_weights(objective, how, name):
     weighter = joint_update_aware(objective=objective, pooling=how)
     state = weighter.init(table.shape[1])
     if weighter.refresh is not None:
-        targets = FakeTargets(table[numbers["eval_input_ids"]], mask("eval"))
-        state = weighter.refresh(state, targets)
+        targets = FakeRows(hidden=table[numbers["eval_input_ids"]], mask=mask("eval"))
+        state = weighter.refresh(state, FakeSignals(targets=targets))
     embeddings = None
     if weighter.embed is not None:
         embeddings = weighter.embed(jnp.asarray(table[numbers["train_input_ids"]]), jnp.asarray(mask("train")))

@@ -1,0 +1,85 @@
+"""What the name of a checkpoint stands for: a step of a run, or a checkpoint in Hugging Face's format."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.models.hf import folders, peft
+from dataflex_jax.training.checkpoint import FOLDER, Checkpoints
+
+CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
+
+
+class RunStep(NamedTuple):
+    """A checkpoint of a run."""
+
+    folder: Path
+    step: int
+
+
+def run_at(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
+    """The checkpoint of a run that `source` names, a run folder (its newest step) or the folder of one step, if any.
+
+    Args:
+        source: of a checkpoint of whatever kind.
+        option: what the user set to `source`, for messages.
+
+    Raises:
+        InputError: a run without a complete checkpoint.
+    """
+    path = Path(source).expanduser().absolute()
+    if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
+        return RunStep(path.parent.parent, int(path.name))
+    if not (path / FOLDER).is_dir():
+        return None
+    with Checkpoints(path, writable=False) as checkpoints:
+        step = checkpoints.latest()
+    if step is None:
+        raise InputError(f"no complete checkpoint in {path / FOLDER}", option=_name(option), value=str(path))
+    return RunStep(path, step)
+
+
+def locate(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
+    """`run_at`, where None stands for a Hugging Face checkpoint: a folder, or what may be a hub id.
+
+    Raises:
+        InputError: `source` is none of these.
+    """
+    run, path = run_at(source, option), Path(source).expanduser().absolute()
+    if run is not None or _is_model(path) or (path / peft.CONFIG).is_file():
+        return run
+    if not path.exists() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
+        return None
+    raise InputError(
+        f"neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging Face folder or hub id",
+        option=_name(option),
+        value=str(path),
+    )
+
+
+def tokenizer_of(source: str | Path, option: str = "--checkpoint") -> str:
+    """Where the tokenizer of a model is, as a value of `config.data.tokenizer`; does not read the model.
+
+    An adapter that has none has its base's.
+    """
+    run, source = locate(source, option), str(source)
+    if run is not None:
+        return str(run.folder / "tokenizer")
+    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG, "tokenizer*", "*.jinja"], option)
+    if (folder / peft.CONFIG).is_file() and not (folder / "tokenizer.json").is_file():
+        base = folders.read_config(folder, peft.CONFIG).get("base_model_name_or_path")
+        return source if base is None else tokenizer_of(base, option)
+    return source
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / folders.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _name(option: str) -> str:
+    return option.removeprefix("config.")

@@ -1,0 +1,45 @@
+"""k-means against a NumPy transcription of Lloyd's algorithm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dataflex_jax.policies.common.kmeans import kmeans
+
+
+def lloyd(points, start, iterations):
+    """Assignment and centroids in float64, one point at a time."""
+    centroids = points[start].astype(np.float64)
+    assignment = np.full(len(points), -1)
+    for _ in range(iterations + 1):
+        after = np.array([np.argmin([np.sum((p - c) ** 2) for c in centroids]) for p in points])
+        stable, assignment, last = (after == assignment).all(), after, centroids.copy()
+        if stable:
+            break
+        for k in range(len(centroids)):
+            if (assignment == k).any():
+                centroids[k] = points[assignment == k].mean(axis=0)
+    return assignment, last
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 50])
+@pytest.mark.parametrize(("n", "num_clusters"), [(1, 1), (30, 4), (30, 30), (1500, 5)])
+def test_kmeans_equals_lloyds_algorithm(n, num_clusters, iterations):
+    points = np.random.default_rng(n).normal(1000, 1, (n, 3)).astype(np.float32)
+    key = jax.random.key(1)
+    if n == 1500:
+        points, iterations = points + 20 * (np.arange(n) % num_clusters)[:, None], min(iterations, 3)
+    cluster, distance, centroids = kmeans(points, num_clusters, key, iterations)
+    start = jax.random.choice(key, n, (num_clusters,), replace=False)
+    expected, at = lloyd(points, np.asarray(start), iterations)
+    np.testing.assert_array_equal(cluster, expected)
+    np.testing.assert_allclose(centroids, at, rtol=1e-6)
+    np.testing.assert_allclose(distance, np.linalg.norm(points - at[expected], axis=1), atol=2e-3)
+
+
+def test_kmeans_of_repeated_points_leaves_clusters_empty():
+    cluster, distance, centroids = kmeans(jnp.ones((6, 2)), 3, jax.random.key(0))
+    np.testing.assert_array_equal(cluster, 0)
+    np.testing.assert_array_equal(distance, 0)
+    assert np.isfinite(np.asarray(centroids)).all()

@@ -1,0 +1,85 @@
+"""The library's face: every docstring's example runs, and what it gives is what the parts give."""
+
+import doctest
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dataflex_jax as df
+from dataflex_jax import library
+
+
+def examples():
+    found = doctest.DocTestFinder(recurse=False).find
+    for name in library.__all__:
+        member = getattr(library, name)
+        if getattr(member, "__module__", None) == library.__name__:
+            yield from found(member, name, globs={"df": df, "jax": jax, "jnp": jnp, "np": np})
+
+
+@pytest.mark.parametrize("example", [pytest.param(e, id=e.name) for e in examples()])
+def test_example(example):
+    assert example.examples, f"{example.name} has no example"
+    said = []
+    doctest.DocTestRunner(verbose=False).run(example, out=said.append)
+    assert not said, "".join(said)
+
+
+def test_the_face_is_lazy_and_complete():
+    assert set(library.__all__) <= set(dir(df))
+    for name in library.__all__:
+        assert getattr(df, name) is getattr(library, name)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = df.no_such_thing
+
+
+def test_losses_and_embeddings_do_not_depend_on_the_other_rows():
+    model, tokenizer = df.example()
+    texts = ["Ada", "Grace Hopper wrote the first compiler", "x"]
+    together = df.rows(texts, tokenizer)
+    for i, text in enumerate(texts):
+        alone = df.rows([text], tokenizer)
+        np.testing.assert_allclose(df.losses(model, together)[i], df.losses(model, alone)[0], rtol=1e-5)
+        np.testing.assert_allclose(df.embeddings(model, together)[i], df.embeddings(model, alone)[0], atol=1e-5)
+
+
+def test_alignments_are_inner_products_of_gradients():
+    model, tokenizer = df.example()
+    rows = df.rows(["Ada", "Grace Hopper"], tokenizer)
+    batch = df.batch(rows)
+
+    def loss(params, i):
+        losses = model.having(params).token_losses(batch).losses[i]
+        return jnp.sum(losses * batch.mask[i]) / jnp.sum(batch.mask[i])
+
+    gradients = [jax.grad(loss)(model.params, i) for i in range(2)]
+
+    def product(x, y):
+        pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+        return sum(np.vdot(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs)
+
+    expected = [[product(g, direction) for direction in gradients] for g in gradients]
+    np.testing.assert_allclose(df.alignments(model, rows, gradients), expected, rtol=1e-4)
+
+
+def test_bad_rows_are_one_line():
+    _, tokenizer = df.example()
+    with pytest.raises(df.InputError, match="give a list of texts"):
+        df.rows("one text", tokenizer)
+    with pytest.raises(df.InputError, match="item 1 has nothing to predict"):
+        df.rows(["a text", ""], tokenizer)
+    with pytest.raises(df.InputError, match="no hyperparameter 'alpah'; it has alpha, "):
+        df.mixer("odm", alpah=0.5)
+
+
+def test_the_page_runs_from_top_to_bottom(capsys):
+    page = Path(__file__).parents[1] / "docs/library.md"
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    exec(compile(code, str(page), "exec"), names := {})
+    assert names["influence"].shape == (2, 1)
+    assert "what ODM would draw" in capsys.readouterr().out
+    assert int(names["state"].step) == 3

@@ -1,0 +1,115 @@
+"""Evaluators: the held-out loss against sums by hand, and one that a plugin brings."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from dataflex_jax.data.domains import open_domains
+from dataflex_jax.errors import InputError
+from dataflex_jax.models import decoder
+from dataflex_jax.models.hf.resolve import model_config
+from dataflex_jax.models.model import Model
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.training.evaluation import EvaluationContext, held_out, register_evaluator
+from dataflex_jax.training.setup import train_and_evaluate
+from tests.helpers import policy_runs, tiny
+
+_PLUGIN = """
+import jax
+import numpy as np
+from dataflex_jax.training.evaluation import Evaluator, register_evaluator
+
+@register_evaluator("norms")
+def norms(context):
+    def run(model):
+        norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(model.whole())))
+        groups = {domain.name: {"rows": domain.train.num_rows} for domain in context.domains}
+        return {"split": "norms", "domains": groups, "overall": {"norm": norm}}
+
+    return Evaluator("norms", 2, run)
+
+@register_evaluator("silent")
+def silent(context):
+    return Evaluator("silent", 0, lambda model: {"split": "silent", "domains": {}, "overall": None})
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.write_domains(tmp_path_factory.mktemp("data") / "domains")
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "evaluators_of_a_test.py").write_text(_PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path / "plugins")
+    return {"plugins": ("evaluators_of_a_test",)}
+
+
+@jax.jit
+def row_losses(model, tokens):
+    return decoder.token_losses(model.graphdef, model.params, tokens[None]).losses[0]
+
+
+def test_the_held_out_loss_is_summed_by_domain(root):
+    config = policy_runs.config(root, eval_rows=5)
+    domains, tokenizer = open_domains(config.data, progress=False)
+    model = Model.random(model_config(config.model, tokenizer.vocab_size), jax.random.key(0))
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        record = held_out(EvaluationContext(config, domains, tokenizer, mesh)).run(model)
+    assert record["split"] == "valid"
+    sums = np.zeros(2)
+    for domain in domains:
+        nll = tokens = 0
+        for i in range(5):
+            row = domain.valid.row(i)
+            nll += float((row_losses(model, row.tokens) * row.mask).sum())
+            tokens += int(row.mask.sum())
+        figures = record["domains"][domain.name]
+        assert figures["tokens"] == tokens
+        assert figures["nll"] == pytest.approx(nll / tokens, rel=1e-5)
+        assert figures["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-5)
+        in_bits = nll / math.log(2) / (tokens * domain.valid.bytes_per_target)
+        assert figures["bits_per_byte"] == pytest.approx(in_bits, rel=1e-5)
+        sums += nll, tokens
+    assert record["overall"]["nll"] == pytest.approx(sums[0] / sums[1], rel=1e-5)
+    assert record["overall"]["tokens"] == sums[1]
+
+
+def test_an_evaluator_of_ones_own_runs_as_often_as_it_says(root, plugin, tmp_path):
+    fields = {"evaluators": ("norms", "held_out", "silent"), "train_step": 5, "eval_every": 3} | plugin
+    train_and_evaluate(policy_runs.config(root, **fields), tmp_path / "run")
+    lines = tiny.records(tmp_path / "run", "eval.jsonl")
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (2, "norms"),
+        (3, "valid"),
+        (4, "norms"),
+        (5, "norms"),
+        (5, "valid"),
+        (5, "silent"),
+    ]
+    norms = [line for line in lines if line["split"] == "norms"]
+    assert len({line["overall"]["norm"] for line in norms}) == 3
+    assert norms[0]["domains"].keys() == tiny.DOMAINS.keys()
+    assert lines[-1] == {"step": 5, "split": "silent", "domains": {}, "overall": None}
+
+
+def test_without_evaluators_nothing_is_evaluated(root, tmp_path):
+    train_and_evaluate(policy_runs.config(root, evaluators=(), train_step=1), tmp_path)
+    assert tiny.records(tmp_path, "eval.jsonl") == []
+
+
+def test_an_unknown_evaluator_is_refused_in_one_line(root, tmp_path):
+    with pytest.raises(InputError, match=r"^config.evaluators: unknown evaluator 'nope'; known: .*held_out.*") as e:
+        train_and_evaluate(policy_runs.config(root, evaluators=("held_out", "nope")), tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_two_evaluators_of_one_name_are_refused():
+    with pytest.raises(InputError, match=r"evaluator 'held_out' of .* is already registered by dataflex_jax"):
+        register_evaluator("held_out")(lambda context: None)
+    register_evaluator("held_out")(held_out)  # a module that is imported again

@@ -84,5 +84,13 @@ def write_run(
     return folder
 
 
+def add_evaluation(folder: Path, split: str, **metrics: float) -> None:
+    """Adds a line to eval.jsonl after all others, of what else than the held-out loss was measured at its last step."""
+    lines = (folder / "eval.jsonl").read_text()
+    step = json.loads(lines.splitlines()[-1])["step"]
+    line = {"step": step, "split": split, "domains": {}, "overall": metrics}
+    (folder / "eval.jsonl").write_text(lines + json.dumps(line) + "\n")
+
+
 def _scores(nll: float) -> dict[str, float]:
     return {"nll": nll, "perplexity": math.exp(nll), "bits_per_byte": nll / math.log(2) / 4, "tokens": 1000}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.synthetic_run import add_evaluation, write_run
 
 SCRIPTS = Path(__file__).parents[2] / "scripts/bench"
 MODEL = (
@@ -129,6 +130,23 @@ def test_mixing(root, tmp_path):
 
     message = run("mixing.py", "--steps=5", *own, *overrides, code=2)
     assert "static-seed3 holds a run with other settings" in message
+
+
+def test_mixing_compares_held_out_losses(tmp_path):
+    """Not what other evaluators found after them."""
+    run_folder = write_run(tmp_path / "run")
+    held_out = tiny.records(run_folder, "eval.jsonl")[-1]
+    add_evaluation(run_folder, "algebra", accuracy=0.5)
+    code = (
+        "import json, mixing, sys; run = mixing.RunRecords.load(sys.argv[1]);"
+        "print(json.dumps(mixing.compare({mixer: [run] for mixer in mixing.MIXERS})))"
+    )
+    command = [sys.executable, "-c", code, str(run_folder)]
+    done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, timeout=600, check=True)
+    rows = json.loads(done.stdout)
+    assert {name: rows[name]["odm"]["mean"] for name in held_out["domains"]} == {
+        name: figures["nll"] for name, figures in held_out["domains"].items()
+    }
 
 
 def test_mixing_says_where_data_come_from():

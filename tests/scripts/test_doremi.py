@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import tiny
 from tests.helpers.command import PROJECT, Trainer
+from tests.helpers.synthetic_run import add_evaluation, write_run
 
 MODEL = {
     "hidden_size": 16,
@@ -78,6 +79,23 @@ def test_three_runs_a_table_and_nothing_twice(trainer, tmp_path):
     again = doremi(trainer, workdir)
     assert [line.split(":")[1].split(",")[0].strip() for line in again.splitlines()[:3]] == ["done"] * 3
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*.jsonl")} == changed
+
+
+def test_the_last_evaluation_on_held_out_rows_counts(trainer, tmp_path):
+    """Not what other evaluators found after it."""
+    run = write_run(tmp_path / "run")
+    held_out = last(run, "eval")
+    add_evaluation(run, "algebra", accuracy=0.5)
+    code = "import doremi, json, pathlib, sys; print(json.dumps(doremi.final(pathlib.Path(sys.argv[1]))))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)],
+        cwd=PROJECT / "scripts",
+        env=trainer.environment(1, {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == held_out
 
 
 def test_a_run_that_fails_is_named(trainer, tmp_path):

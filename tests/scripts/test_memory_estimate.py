@@ -20,7 +20,7 @@ def memory():
     return module
 
 
-@pytest.mark.parametrize("fields", [{}, {"lora__rank": 2}])
+@pytest.mark.parametrize("fields", [{}, {"lora__rank": 2}, {"model__trainable": ("layers/attention/*",)}])
 def test_the_bytes_of_the_arrays_are_those_of_a_run(memory, tmp_path, fields):
     root = tiny.write_domains(tmp_path / "domains")
     config = tiny.config(root, data__domains=tuple(tiny.DOMAINS), **fields)
@@ -33,7 +33,8 @@ def test_the_bytes_of_the_arrays_are_those_of_a_run(memory, tmp_path, fields):
     with prepared(config, tmp_path / "run") as (job, state, position):
         assert estimate.parameters == first_device(state.params)
         assert estimate.optimizer == first_device(state.opt_state)
-        assert (estimate.frozen > 0) == (config.lora.rank > 0)
+        assert estimate.frozen == first_device(job.step.keywords["fixed"])
+        assert (estimate.frozen > 0) == bool(fields)
         plan, _ = job.draws.sampler.plan(position.sampler)
         batch = job.loader.load(job.draws.sequences.ids(plan), plan.drawn_with)
         assert estimate.batch == first_device(batch)

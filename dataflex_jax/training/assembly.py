@@ -1,5 +1,6 @@
 """Puts a run together: its data, the step of what it learns, and what its policies decide between two steps."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from dataflex_jax.training.resume import Identity
 from dataflex_jax.training.run_signals import RunSignals
 from dataflex_jax.training.state import Fixed
 from dataflex_jax.training.step import TrainStep
+from dataflex_jax.training.weights import How
 
 
 class Inputs(NamedTuple):
@@ -125,8 +127,9 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     data, pool = config.data, inputs.pool
     sweeper = Sweeper(place.mesh, rows=config.sweep.batch_rows, poll=preemption.polling(place.stop_requested))
     signals = _signals(experiment, place, sweeper)
+    how = dataclasses.replace(How.of(config), lora=None, trainable=None)
     reference, cached = reference_losses(
-        policies.reference(), inputs.domains, inputs.tokenizer, signals.candidates, sweeper, data.cache_dir
+        policies.reference(), inputs.domains, inputs.tokenizer, signals.candidates, sweeper, data.cache_dir, how
     )
     groups = pool.groups(by_domain=policies.by_domain)
     sampler = Sampler(config.seed, data.batch_size, data.draw)

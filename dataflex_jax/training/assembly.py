@@ -21,6 +21,7 @@ from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies
+from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.policies.signals import TARGETS
 from dataflex_jax.reporting.hardware import total_peak_flops
 from dataflex_jax.reporting.run_log import LogSettings
@@ -171,7 +172,7 @@ def _log_settings(experiment: Experiment) -> LogSettings:
         domains={domain.name: domain.train.num_rows for domain in inputs.domains},
         mixer=policies.mixer.name if policies.mixes else None,
         mixer_log=policies.mixer.policy.log,
-        policies=policies.any_named,
+        policies=any(config[kind] for kind in KINDS),
         log_every=config.log_every,
         train_step=config.train_step,
         tensorboard=config.tensorboard,

@@ -9,15 +9,58 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# As dataflex_jax.library has it. A test of membership must not import it: `from dataflex_jax import sharding` asks too.
+__all__ = [
+    "AdamState",
+    "Alignments",
+    "Batch",
+    "Embeddings",
+    "GradientNorms",
+    "Gradients",
+    "Hooks",
+    "How",
+    "InputError",
+    "LoraConfig",
+    "Losses",
+    "Mixer",
+    "Model",
+    "ModelConfig",
+    "Opened",
+    "Order",
+    "Preconditioner",
+    "Projection",
+    "Schedule",
+    "Scheduled",
+    "Selector",
+    "Start",
+    "TrainState",
+    "TrainStep",
+    "Weighter",
+    "alignments",
+    "batch",
+    "embeddings",
+    "example",
+    "gradients",
+    "losses",
+    "mixer",
+    "norms",
+    "open_model",
+    "open_tokenizer",
+    "order",
+    "register_signal",
+    "rows",
+    "selector",
+    "sweep",
+    "weighter",
+]
+
 
 def __getattr__(name: str) -> Any:
-    # Not an import statement: every module imports this one first, and the face imports nearly all of them.
-    face = importlib.import_module("dataflex_jax.library")
-    if name not in face.__all__:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(face, name)
+    # Not an import statement: every module imports this one first, and the face imports nearly all of them.
+    return getattr(importlib.import_module("dataflex_jax.library"), name)
 
 
 def __dir__() -> list[str]:
-    face = importlib.import_module("dataflex_jax.library")
-    return sorted([*globals(), *face.__all__])
+    return sorted([*globals(), *__all__])

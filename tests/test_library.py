@@ -1,7 +1,11 @@
 """The library's face: every docstring's example runs, and what it gives is what the parts give."""
 
 import doctest
+import os
+import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,7 +19,7 @@ from dataflex_jax import library
 
 def examples():
     found = doctest.DocTestFinder(recurse=False).find
-    for name in library.__all__:
+    for name in df.__all__:
         member = getattr(library, name)
         if getattr(member, "__module__", None) == library.__name__:
             yield from found(member, name, globs={"df": df, "jax": jax, "jnp": jnp, "np": np})
@@ -30,11 +34,28 @@ def test_example(example):
 
 
 def test_the_face_is_lazy_and_complete():
-    assert set(library.__all__) <= set(dir(df))
-    for name in library.__all__:
+    assert df.__all__ == library.__all__
+    assert set(df.__all__) <= set(dir(df))
+    for name in df.__all__:
         assert getattr(df, name) is getattr(library, name)
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = df.no_such_thing
+
+
+def test_every_module_can_be_imported_first():
+    """In a fork each: no module needs another one to be imported before it."""
+    modules = [module.name for module in pkgutil.walk_packages(df.__path__, "dataflex_jax.")]
+    code = (
+        "import importlib, os, sys, jax, optax, grain, transformers, matplotlib.figure, orbax.checkpoint, pyarrow.parquet\n"
+        "from flax import nnx\n"
+        "for module in sys.argv[1:]:\n"
+        "    if os.fork() == 0:\n"
+        "        importlib.import_module(module)\n"
+        "        os._exit(0)\n"
+        "    assert os.wait()[1] == 0, module\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(df.__path__[0]).parent)}
+    subprocess.run([sys.executable, "-c", code, *modules], check=True, env=environment)
 
 
 def test_losses_and_embeddings_do_not_depend_on_the_other_rows():

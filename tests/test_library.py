@@ -46,7 +46,8 @@ def test_every_module_can_be_imported_first():
     """In a fork each: no module needs another one to be imported before it."""
     modules = [module.name for module in pkgutil.walk_packages(df.__path__, "dataflex_jax.")]
     code = (
-        "import importlib, os, sys, jax, optax, grain, transformers, matplotlib.figure, orbax.checkpoint, pyarrow.parquet\n"
+        "import importlib, os, sys\n"
+        "import jax, optax, grain, transformers, matplotlib.figure, orbax.checkpoint, pyarrow.parquet\n"
         "from flax import nnx\n"
         "for module in sys.argv[1:]:\n"
         "    if os.fork() == 0:\n"

@@ -161,7 +161,7 @@ def _parse(argv: list[str], main: Callable) -> list[str]:
         if match := re.match(r"flag --config\.(\w+)=(\S*): Failed to parse .* as a ConfigDict", str(error)):
             how = _how_to_set(match[1], match[2])
             raise InputError(f"--config.{match[1]}={match[2]}: not one field; {how}") from error
-        raise InputError(error) from error
+        raise InputError(str(error)) from error
     except (AttributeError, KeyError, TypeError) as error:
         if str(error).endswith("has no attribute 'get_config'"):
             raise InputError("--config: not a recipe, the file has no function get_config()") from error

@@ -192,10 +192,14 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, *, data_is_read: bool = True) -> None:
     """Imports the plugins, and checks every field by itself and what the fields must be to each other.
 
     What depends on the data, the model or the devices is checked where these are opened.
+
+    Args:
+        config: of a run.
+        data_is_read: whether the data that it names will be; otherwise they need not be named.
 
     Raises:
         InputError: names the field and what is accepted.
@@ -211,9 +215,10 @@ def validate(config: ConfigDict) -> None:
     load_plugins(config.plugins)
     check_schedule("config.", Schedule(config.warmup_step, config.update_step, config.update_times))
     data = config.data
-    sources.check(data)
-    if config.targets.source is not None:
-        sources.check(config.targets, "targets")
+    if data_is_read:
+        sources.check(data)
+        if config.targets.source is not None:
+            sources.check(config.targets, "targets")
     if config.lora.name_or_path is not None and config.lora.rank == 0:
         raise InputError(f"must be that of the adapter {config.lora.name_or_path!r}", option="lora.rank", value=0)
     if not config.model.from_scratch and config.model.name_or_path is None:

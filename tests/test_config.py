@@ -1,6 +1,5 @@
 """Validation of fields and of pairs of them; what depends on data, model or devices is tested with whole runs."""
 
-import json
 import re
 
 import pytest
@@ -8,8 +7,6 @@ import pytest
 from dataflex_jax import config as configuration
 from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
-from dataflex_jax.training import run_config
-from tests.helpers import tiny
 
 
 def test_every_field_of_the_base_recipe_has_a_check_and_passes_it():
@@ -43,6 +40,8 @@ def changed(name, value):
         ("tensorboard", 1, "True or False"),
         ("wandb_project", "", "a non-empty string, or None"),
         ("plugins", "my_package", "a tuple of distinct non-empty strings"),
+        ("evaluators", ("held_out", "held_out"), "a tuple of distinct non-empty strings"),
+        ("model.trainable", "norm/*", "a tuple of distinct non-empty strings, or None"),
         ("model.dtype", "float16", "one of 'bfloat16', 'float32'"),
         ("model.hidden_size", 0, "an integer >= 1, or None"),
         ("data.source", "web", "one of 'builtin', 'local', 'hub'"),
@@ -103,22 +102,3 @@ def test_unknown_and_missing_fields_are_named():
     del config.data.sequence_length, config.optim.b2
     with pytest.raises(InputError, match=r"config.optim.b2: missing"):
         configuration.validate(config)
-
-
-def test_what_is_written_reads_back_as_the_same_configuration(tmp_path):
-    config = tiny.config(tmp_path / "domains", data__domains=("digits", "code"), data__proportions=(0.25, 0.75))
-    run_config.write(config, tmp_path / "config.json")
-    restored = run_config.read(tmp_path)
-    assert restored.to_dict() == config.to_dict()
-    configuration.validate(restored)
-    saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["versions"]["jax"]
-    assert saved["devices"]["count"] == 8
-
-
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
-def test_what_is_no_config_of_a_run_is_refused(tmp_path, content):
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=rf"^{tmp_path}/config.json: not the config.json of a run"):
-        run_config.read(tmp_path)

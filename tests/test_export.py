@@ -16,11 +16,13 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.export import export_checkpoint, import_pretrained
 from dataflex_jax.models.hf import folders
 from dataflex_jax.models.hf.resolve import model_config
+from dataflex_jax.policies import registry
 from dataflex_jax.training import run_config
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.setup import train_and_evaluate
-from tests.helpers import tiny
-from tests.helpers.command import PROJECT, Trainer, the_error
+from dataflex_jax.training.weights import open_model
+from tests.helpers import tiny, tiny_chat
+from tests.helpers.command import PROJECT, Trainer, assert_same_curves, the_error
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,48 @@ def test_an_imported_run_trains_as_one_from_the_weights(root, trained, exported,
         assert tiny.records(tmp_path / "imported", name) == tiny.records(tmp_path / "direct", name)
     with pytest.raises(InputError, match=r"--output=.*/imported: has checkpoints already"):
         import_pretrained(str(exported), recipe(root), tmp_path / "imported")
+
+
+def test_an_import_needs_no_data(root, exported, tmp_path):
+    nowhere = recipe(tmp_path / "none", data__domains=("a", "b"))
+    import_pretrained(str(exported), nowhere, tmp_path / "run")
+    import_pretrained(str(exported), recipe(root), tmp_path / "with_data")
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        ours, theirs = (tmp_path / folder / "tokenizer" / name for folder in ("run", "with_data"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert tiny.evaluated(tmp_path / "run", recipe(root, data__tokenizer=str(exported))) == tiny.evaluated(
+        tmp_path / "with_data"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mixer", "fields"),
+    [
+        ("static", {"seed": 7, "data__proportions": "uniform"}),
+        (None, {"selector": "random", "seed": 3}),
+        (None, {"order": "sorting", "data__seq_len": 16}),
+    ],
+    ids=["mixer", "selector", "order"],
+)
+def test_any_run_goes_on_from_an_import(root, exported, tmp_path, mixer, fields):
+    """As it would have begun with the weights themselves."""
+    fields = dict(fields)
+    policies = {kind: fields.pop(kind) for kind in ("selector", "order") if kind in fields}
+    import_pretrained(str(exported), recipe(root), tmp_path / "imported")
+    for name in ("imported", "direct"):
+        config = from_pretrained(root, exported)
+        config.mixer = mixer and registry.policy_config("mixer", mixer)
+        train_and_evaluate(tiny_chat.with_policies(config, fields, **policies), tmp_path / name)
+    assert_same_curves(tmp_path / "imported", tmp_path / "direct", ("metrics.jsonl", "eval.jsonl"))
+
+
+def test_an_imported_run_keeps_the_template_that_it_is_tuned_with(exported, tmp_path):
+    questions = tiny_chat.write_questions(tmp_path / "questions")
+    import_pretrained(str(exported), recipe(questions), tmp_path / "run")
+    config = tiny_chat.config(questions, train_step=1, data__template="qwen", data__tokenizer=str(exported))
+    config.model.update(name_or_path=str(exported), from_scratch=False)
+    train_and_evaluate(config, tmp_path / "run")
+    assert "<|im_start|>" in open_model(tmp_path / "run").tokenizer.chat_template
 
 
 def test_an_imported_run_needs_its_source_no_more(root, exported, tmp_path):

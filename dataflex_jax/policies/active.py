@@ -42,11 +42,6 @@ class ActivePolicies(NamedTuple):
         if self.selector is not None:
             yield self.selector.policy
 
-    @property
-    def any_named(self) -> bool:
-        """Whether there is anything that decides."""
-        return self.mixes or bool(self.selector or self.order or self.weighters)
-
     def names(self) -> dict[str, str | None]:
         """Field of the configuration -> name."""
         return {

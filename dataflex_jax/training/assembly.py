@@ -1,5 +1,6 @@
 """Puts a run together: its data, the step of what it learns, and what its policies decide between two steps."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies
+from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.policies.signals import TARGETS
 from dataflex_jax.reporting.hardware import total_peak_flops
 from dataflex_jax.reporting.run_log import LogSettings
@@ -37,6 +39,7 @@ from dataflex_jax.training.resume import Identity
 from dataflex_jax.training.run_signals import RunSignals
 from dataflex_jax.training.state import Fixed
 from dataflex_jax.training.step import TrainStep
+from dataflex_jax.training.weights import How
 
 
 class Inputs(NamedTuple):
@@ -125,8 +128,9 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     data, pool = config.data, inputs.pool
     sweeper = Sweeper(place.mesh, rows=config.sweep.batch_rows, poll=preemption.polling(place.stop_requested))
     signals = _signals(experiment, place, sweeper)
+    how = dataclasses.replace(How.of(config), lora=None, trainable=None)
     reference, cached = reference_losses(
-        policies.reference(), inputs.domains, inputs.tokenizer, signals.candidates, sweeper, data.cache_dir
+        policies.reference(), inputs.domains, inputs.tokenizer, signals.candidates, sweeper, data.cache_dir, how
     )
     groups = pool.groups(by_domain=policies.by_domain)
     sampler = Sampler(config.seed, data.batch_size, data.draw)
@@ -168,7 +172,7 @@ def _log_settings(experiment: Experiment) -> LogSettings:
         domains={domain.name: domain.train.num_rows for domain in inputs.domains},
         mixer=policies.mixer.name if policies.mixes else None,
         mixer_log=policies.mixer.policy.log,
-        policies=policies.any_named,
+        policies=any(config[kind] for kind in KINDS),
         log_every=config.log_every,
         train_step=config.train_step,
         tensorboard=config.tensorboard,

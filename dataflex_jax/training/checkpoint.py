@@ -116,7 +116,9 @@ class Checkpoints:
         arguments = ocp.args.PyTreeRestore(
             item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
-        return self._read(step, state=arguments)
+        # A manager that has read parts of the state would refuse to save it.
+        with Checkpoints(self.folder.parent, writable=False) as reading:
+            return reading._read(step, state=arguments)
 
     def close(self) -> None:
         """Waits and releases the manager's threads.
@@ -141,25 +143,29 @@ class Checkpoints:
     def _guarded(self, call) -> None:
         try:
             call()
-        except Exception as e:
-            if _system_error(e) is None:
+        except Exception as error:
+            if _system_error(error) is None:
                 logger.exception("The checkpoint was not written.")
             self._manager.reload()
-            raise TrainingError(f"{self.folder}: writing a checkpoint failed ({_reason(e)}); {self.last_good()}") from e
+            raise TrainingError(
+                f"{self.folder}: writing a checkpoint failed ({_reason(error)}); {self.last_good()}"
+            ) from error
 
     def _read(self, step: int, **item: ocp.args.CheckpointArgs) -> Any:
         (name,) = item
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
-        except Exception as e:
+        except Exception as error:
             # Orbax puts some of what it meets into a bare Exception.
-            cause = e.__cause__ or e
+            cause = error.__cause__ or error
             if not isinstance(cause, (OSError, ValueError, KeyError)):
                 raise
             earlier = [other for other in self._manager.all_steps() if other < step]
             fallback = f"go back to step {max(earlier)}" if earlier else "start from the beginning"
             folder = self.folder / str(step)
-            raise InputError(f"{folder}: cannot be read ({_reason(cause)}); if damaged, delete it to {fallback}") from e
+            raise InputError(
+                f"{folder}: cannot be read ({_reason(cause)}); if damaged, delete it to {fallback}"
+            ) from error
 
 
 def _system_error(error: Exception) -> str | None:
@@ -177,8 +183,10 @@ def _reason(error: Exception, limit: int = 200) -> str:
 def _make_folder(run_folder: Path, folder: Path) -> None:
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(f"--workdir={run_folder}: cannot be made as a folder ({e.strerror}); choose another") from e
+    except OSError as error:
+        raise InputError(
+            f"--workdir={run_folder}: cannot be made as a folder ({error.strerror}); choose another"
+        ) from error
     if not folder.exists() and not os.access(run_folder, os.W_OK):
         raise InputError(f"--workdir={run_folder}: a folder that cannot be written; choose another")
 
@@ -190,8 +198,8 @@ def _locked(run_folder: Path) -> filelock.BaseFileLock | None:
     lock = filelock.FileLock(str(run_folder / ".lock"))
     try:
         lock.acquire(timeout=0)
-    except filelock.Timeout as e:
-        raise InputError(f"--workdir={run_folder}: another run is using it; wait for it, or choose another") from e
+    except filelock.Timeout as error:
+        raise InputError(f"--workdir={run_folder}: another run is using it; wait for it, or choose another") from error
     return lock
 
 

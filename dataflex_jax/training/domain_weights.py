@@ -70,10 +70,10 @@ def read_weights(path: str | os.PathLike, names: Sequence[str]) -> tuple[float, 
     """
     try:
         content = json.loads(Path(path).read_text("utf-8"))
-    except OSError as e:
-        raise InputError(f"{path}: cannot read the weights file: {e.strerror}") from e
-    except ValueError as e:
-        raise InputError(f"{path}: not a JSON file of domain weights: {e}") from e
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the weights file: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file of domain weights: {error}") from error
     domains = content.get("domains") if isinstance(content, dict) else None
     if not isinstance(domains, dict):
         raise InputError(f'{path}: must hold {{"domains": {{NAME: WEIGHT, ...}}}}')

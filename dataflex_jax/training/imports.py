@@ -26,7 +26,7 @@ def imported(config: ConfigDict, run_folder: Path) -> None:
         InputError: weights, a tokenizer or a configuration that cannot be used.
         TrainingError: the checkpoint cannot be written.
     """
-    configuration.validate(config)
+    configuration.validate(config, data_is_read=False)
     mesh = make_mesh(config.mesh)
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         data = config.data

@@ -23,7 +23,7 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Reference
 from dataflex_jax.signals.sweep import Source, Sweeper
 from dataflex_jax.training.loss_store import LossStore
-from dataflex_jax.training.weights import open_model
+from dataflex_jax.training.weights import How, open_model
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def reference_losses(
     rows: Source,
     sweeper: Sweeper,
     cache_dir: str,
+    how: How | None = None,
 ) -> tuple[Model | None, dict[str, OfRow]]:
     """What a run with a reference needs: (the model, for the step to run; what the loader adds to each batch).
 
@@ -47,19 +48,22 @@ def reference_losses(
         rows: the training rows.
         sweeper: computes losses that are to be cached.
         cache_dir: has the stores of them.
+        how: what becomes of a reference in Hugging Face's format.
 
     Raises:
         InputError: the reference cannot be read, or was trained with another tokenizer or other domains.
     """
     if reference is None:
         return None, {}
-    model = open_reference(reference, domains, tokenizer, sweeper.mesh)
+    model = open_reference(reference, domains, tokenizer, sweeper.mesh, how)
     if reference.losses == "model":
         return model, {}
     return None, {"reference_losses": cached_losses(model, domains, rows, sweeper, cache_dir)}
 
 
-def open_reference(reference: Reference, domains: Sequence[Domain], tokenizer: Tokenizer, mesh: Mesh) -> Model:
+def open_reference(
+    reference: Reference, domains: Sequence[Domain], tokenizer: Tokenizer, mesh: Mesh, how: How | None = None
+) -> Model:
     """Reads the reference model, of a run or a Hugging Face checkpoint; none of its parameters is trained.
 
     Raises:
@@ -67,7 +71,7 @@ def open_reference(reference: Reference, domains: Sequence[Domain], tokenizer: T
     """
     named = f"reference = {reference.path!r}"
     try:
-        opened = open_model(reference.path, mesh, option="reference")
+        opened = open_model(reference.path, mesh, option="reference", how=how)
     except InputError as error:
         if error.reason.startswith(named):
             raise

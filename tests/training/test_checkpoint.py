@@ -75,6 +75,14 @@ def test_read_as_saved_on_any_number_of_devices(tmp_path, devices):
     assert_equal(state(3)._replace(params=params), state(3))
 
 
+def test_what_has_read_parts_may_save(tmp_path):
+    save(tmp_path, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        params = checkpoints.read_parts(1, params=abstract().params)["params"]
+        checkpoints.save(2, state(2)._replace(params=params), {})
+    assert saved_steps(tmp_path) == [1, 2]
+
+
 def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         given = state(1)

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dataflex_jax.data.batch import Batch
-from dataflex_jax.models import parts
 from dataflex_jax.models.config import LoraConfig, ModelConfig
-from dataflex_jax.models.model import Model
 from dataflex_jax.signals.moments import adam_moments
 from dataflex_jax.signals.projections import kronecker_signs, project
 from dataflex_jax.signals.rows import named_leaves
+from tests.helpers import tiny_model
 
 MODEL = ModelConfig(
     architecture="qwen2",
@@ -34,10 +32,9 @@ BETAS = {"b1": 0.9, "b2": 0.95, "eps": 1e-6}
 @functools.cache
 def build(cfg):
     """The model; both factors of adapters, which alone are trained where there are any, away from zero."""
-    model = jax.jit(Model.random, static_argnums=0)(cfg, jax.random.key(0))
+    model, rng = tiny_model.created(cfg), np.random.default_rng(0)
     if cfg.lora is None:
         return model
-    model, rng = model.training(parts.is_adapter), np.random.default_rng(0)
     adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), model.params)
     return model.having(adapters, model.frozen)
 
@@ -49,18 +46,8 @@ def batch_of(rows=4, length=12, seed=0):
     tokens = rng.integers(1, 64, (rows, length + 1)) * (np.arange(length + 1) <= lengths[:, None])
     mask = (np.arange(length) < lengths[:, None]) & (np.arange(length) >= 2)
     mask[-1] = False
-    return batch_of_arrays(tokens, mask, lengths)
-
-
-def batch_of_arrays(tokens, mask, lengths=None):
-    """A batch of one domain; without `lengths`, no row is padded."""
-    lengths = np.full(len(mask), mask.shape[1]) if lengths is None else lengths
-    return Batch(
-        tokens=jnp.asarray(tokens, jnp.int32),
-        mask=jnp.asarray(mask, jnp.float32),
-        lengths=jnp.asarray(lengths, jnp.int32),
-        domain=jnp.zeros(len(mask), jnp.int32),
-    )
+    tokens, lengths = (jnp.asarray(x, jnp.int32) for x in (tokens, lengths))
+    return tiny_model.batch_of(tokens, mask=jnp.asarray(mask, jnp.float32), lengths=lengths)
 
 
 def random_moments(params, **options):

@@ -15,7 +15,7 @@ from dataflex_jax.signals.gradients import gradient_features
 from dataflex_jax.signals.moments import Moments
 from dataflex_jax.signals.projections import Projection
 from dataflex_jax.signals.rows import map_named
-from tests.helpers.gradient_model import batch_of_arrays
+from tests.helpers import tiny_model
 
 RECORDED = Path(__file__).parents[3] / "shared/reference/less_micro.npz"
 pytestmark = pytest.mark.skipif(not RECORDED.exists(), reason="the peer's recorded numbers are not here")
@@ -57,7 +57,7 @@ def of_peer(arrays, path, leaf):
 def batch_of(recorded, split):
     labels = recorded[f"{split}_labels"]
     tokens = recorded[f"{split}_input_ids"]
-    return batch_of_arrays(tokens, labels[:, 1:] != -100)
+    return tiny_model.batch_of(jnp.asarray(tokens, jnp.int32), mask=jnp.asarray(labels[:, 1:] != -100, jnp.float32))
 
 
 def test_exact_scores():

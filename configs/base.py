@@ -92,7 +92,7 @@ def get_config(arg: str = "") -> ConfigDict:
     data.hub_config = placeholder(str)
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record
-    # A hub id, a folder (or a run's), a tokenizer.json, "bytes", or "train:VOCAB" (byte-level BPE of the training text).
+    # Hub id, folder (or a run's), a tokenizer.json, "bytes", or "train:VOCAB" (byte-level BPE of the training text).
     data.tokenizer = "train:4096"
     data.eos_token = placeholder(str)  # None: the tokenizer's own
     data.seq_len = 512  # tokens a row

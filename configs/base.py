@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # The model. Shape fields have Hugging Face's names; None: that of name_or_path, or the architecture's default.
     config.model = model = ConfigDict()
-    model.name_or_path = placeholder(str)  # hub id or folder with a config.json; None: the shape below
+    model.name_or_path = placeholder(str)  # hub id, folder with a config.json, or run folder; None: as below
     model.from_scratch = True  # random weights; False: those of name_or_path (set data.tokenizer to its tokenizer)
     model.architecture = "qwen2"
     model.vocab_size = placeholder(int)  # None: the tokenizer's, rounded up to a multiple of 128
@@ -92,7 +92,7 @@ def get_config(arg: str = "") -> ConfigDict:
     data.hub_config = placeholder(str)
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record
-    # A hub id, a folder, a tokenizer.json, "bytes", or "train:VOCAB" (byte-level BPE trained on the training text).
+    # Hub id, folder (or a run's), a tokenizer.json, "bytes", or "train:VOCAB" (byte-level BPE of the training text).
     data.tokenizer = "train:4096"
     data.eos_token = placeholder(str)  # None: the tokenizer's own
     data.seq_len = 512  # tokens a row

@@ -5,10 +5,11 @@
     python -m dataflex_jax.export --import_from=HF_DIR_OR_HUB_ID --output=RUN_DIR
         [--config=RECIPE[:variant] ...]
 
---checkpoint is a run folder (its newest step) or one step's folder; HF_DIR then holds config.json,
-safetensors, the tokenizer and generation_config.json, which says where a response ends, as
-`transformers` and other tools read them. --import_from makes a run folder with the checkpoint of
-step 0, prepared for a recipe, by default configs/base.py. To train on from it:
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face or PEFT
+folder or hub id; the output then holds config.json, safetensors, the tokenizer and
+generation_config.json, which says where a response ends, as `transformers` and other tools read
+them. --import_from makes a run folder with the checkpoint of step 0, prepared for a recipe, by
+default configs/base.py. To train on from it:
 
     python -m dataflex_jax.train --config=RECIPE[:variant] --workdir=RUN_DIR
         --config.model.from_scratch=False --config.model.name_or_path=HF_DIR_OR_HUB_ID
@@ -36,12 +37,13 @@ from dataflex_jax.models import parts
 from dataflex_jax.models.hf import folders, peft, weights
 from dataflex_jax.training.checkpoint import FOLDER
 from dataflex_jax.training.imports import imported
-from dataflex_jax.training.weights import Opened, adapter_and_base, open_model
+from dataflex_jax.training.locate import CHECKPOINTS
+from dataflex_jax.training.weights import RANDOM, Opened, adapter_and_base, open_model
 
 logger = logging.getLogger(__name__)
 
 
-def export_checkpoint(source: str, output: Path, dtype: str | None = None) -> Opened:
+def export_checkpoint(source: str | Path, output: Path, dtype: str | None = None) -> Opened:
     """Writes a model as a Hugging Face folder, with adapters merged into their base.
 
     Args:
@@ -82,7 +84,7 @@ def _warn_of_other_rules(folder: Path) -> None:
         )
 
 
-def export_adapter(source: str, output: Path) -> Opened:
+def export_adapter(source: str | Path, output: Path) -> Opened:
     """Writes the adapters of a checkpoint as a PEFT folder. Of a run, the base itself is not read.
 
     Args:
@@ -100,13 +102,12 @@ def export_adapter(source: str, output: Path) -> Opened:
     others, adapters = parts.split(model.params, parts.is_adapter)
     if others:
         raise InputError(f"--checkpoint={source}: other parameters were trained too, such as {parts.paths(others)[0]}")
-    lora, base, named = model.config.lora, None, None
+    lora, base = model.config.lora, opened.base
     if opened.run is not None:
         lora = dataclasses.replace(lora, dropout=opened.config.lora.dropout)
-        base = opened.saved["base"]["weights"]
-        named = None if opened.config.model.from_scratch else opened.config.model.name_or_path
+    named = None if base["name"] == RANDOM else base["name"]
     with jax.set_mesh(opened.mesh):
-        peft.save_adapter(output, lora, adapters, named, base)
+        peft.save_adapter(output, lora, adapters, named, base["weights"])
     return opened
 
 
@@ -135,7 +136,7 @@ def import_pretrained(source: str, config: ConfigDict, run_folder: Path) -> None
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "What to export: a run folder, or one step's folder in it.")
+    flags.DEFINE_string("checkpoint", None, f"What to export: {CHECKPOINTS}.")
     flags.DEFINE_string("import_from", None, "What to import: a Hugging Face folder or hub id.")
     flags.DEFINE_string("output", None, "The folder to write: Hugging Face's of an export, a run's of an import.")
     flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of an export's tensors; default: the checkpoint's.")

@@ -126,10 +126,11 @@ def test_any_run_goes_on_from_an_import(root, exported, tmp_path, mixer, fields)
 def test_an_imported_run_keeps_the_template_that_it_is_tuned_with(exported, tmp_path):
     questions = tiny_chat.write_questions(tmp_path / "questions")
     import_pretrained(str(exported), recipe(questions), tmp_path / "run")
-    config = tiny_chat.config(questions, train_step=1, data__template="qwen", data__tokenizer=str(exported))
+    config = tiny_chat.config(questions, train_step=1, data__template="alpaca", data__tokenizer=str(exported))
+    config.data.update(cutoff_len=512, buckets=(512,))
     config.model.update(name_or_path=str(exported), from_scratch=False)
     train_and_evaluate(config, tmp_path / "run")
-    assert "<|im_start|>" in open_model(tmp_path / "run").tokenizer.chat_template
+    assert "### Instruction:" in open_model(tmp_path / "run").tokenizer.chat_template
 
 
 def test_an_imported_run_needs_its_source_no_more(root, exported, tmp_path):

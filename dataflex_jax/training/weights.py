@@ -34,6 +34,7 @@ from dataflex_jax.training.locate import RunStep, locate, run_at, tokenizer_of
 from dataflex_jax.training.state import initial_keys
 
 Trained = Callable[[str], bool] | None
+RANDOM = "random weights"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Opened:
         model: on the mesh.
         mesh: the devices.
         tokenizer_source: where its tokenizer is, as a value of `config.data.tokenizer`.
+        base: `Base.identity` of what was not trained; None where all was.
         run: the run's checkpoint that it comes from; None: a Hugging Face checkpoint.
         config: of that run.
         saved: the JSON part of that checkpoint.
@@ -55,6 +57,7 @@ class Opened:
     model: Model
     mesh: Mesh
     tokenizer_source: str
+    base: dict[str, str] | None = None
     run: RunStep | None = None
     config: ConfigDict | None = None
     saved: dict[str, Any] | None = None
@@ -140,13 +143,16 @@ def _open_run(source: str, run: RunStep, mesh: Mesh, *, optimizer: bool, frozen:
             made = optim.adamw(config.optim, optim.learning_rate(config.optim, config.train_step))
             shapes["opt_state"] = jax.eval_shape(made.init, shapes["params"])
         read = checkpoints.read_parts(run.step, **layout.placed(mesh, shapes))
-    base = open_base(Origin.of(config), model.config, trained, mesh) if frozen else None
+    origin, identity = Origin.of(config), saved.get("base")
+    base = open_base(origin, model.config, trained, mesh) if frozen else None
     resume.check_base(saved, base and base.identity())
+    if identity is not None:
+        identity = identity | {"name": origin.weights or RANDOM}  # where it is by now
     adam = None
     if optimizer:
         adam = AdamState(read["opt_state"], config.optim.b1, config.optim.b2, config.optim.eps)
     model = model.having(read["params"], base and base.params)
-    return Opened(source, model, mesh, tokenizer_of(source), run, config, saved, adam)
+    return Opened(source, model, mesh, tokenizer_of(source), identity, run, config, saved, adam)
 
 
 def _open_pretrained(source: str, mesh: Mesh, option: str, how: How) -> Opened:
@@ -157,7 +163,8 @@ def _open_pretrained(source: str, mesh: Mesh, option: str, how: How) -> Opened:
     trained = trained_of(config, how.trainable)
     base = open_base(origin, config, trained, mesh)
     params = starting_params(origin, config, layout.placed(mesh, _trained_shapes(config, trained)), base)
-    return Opened(source, Model.shape(config).having(params, base and base.params), mesh, tokenizer_of(source, option))
+    model = Model.shape(config).having(params, base and base.params)
+    return Opened(source, model, mesh, tokenizer_of(source, option), base and base.identity())
 
 
 def adapter_and_base(
@@ -259,7 +266,7 @@ class Base(NamedTuple):
 
     Attributes:
         params: on the mesh.
-        name: where they come from, or "random weights".
+        name: where they come from, or `RANDOM`.
         weights: their dtype and fingerprint; the seed where they are random, as devices round these differently.
     """
 
@@ -292,7 +299,7 @@ def open_base(origin: Origin, model: ModelConfig, trained: Trained, mesh: Mesh) 
     key = jax.random.key(origin.seed)
     abstract = layout.placed(mesh, jax.eval_shape(draw, key))
     if origin.weights is None:
-        return Base(jax.jit(draw, out_shardings=shardings(abstract))(key), "random weights", f"seed {origin.seed}")
+        return Base(jax.jit(draw, out_shardings=shardings(abstract))(key), RANDOM, f"seed {origin.seed}")
     params = _read_weights(origin, plain, abstract)
     return Base(params, origin.weights, f"{dtype} {parts.fingerprint(params)}")
 

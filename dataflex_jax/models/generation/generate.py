@@ -138,9 +138,7 @@ def generate(
         seeds_B,
         stop_tokens,
         int(pad_id),
-        temperature,
-        top_k,
-        top_p,
+        (temperature, top_k, top_p),
         max_new_tokens=int(max_new_tokens),
         candidates=None if top_k is None else min(vocab_size, 1 << (top_k - 1).bit_length()),
     )
@@ -228,18 +226,7 @@ class _State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "candidates"))
 def _generate(
-    model,
-    prompts_BxP,
-    prompt_lengths_B,
-    seeds_B,
-    stop_tokens,
-    pad_id,
-    temperature,
-    top_k,
-    top_p,
-    *,
-    max_new_tokens,
-    candidates,
+    model, prompts_BxP, prompt_lengths_B, seeds_B, stop_tokens, pad_id, samplers, *, max_new_tokens, candidates
 ):
     cfg, graphdef = model.config, model.graphdef
     params = _in_compute_dtype(model.whole(), jnp.dtype(cfg.dtype))
@@ -255,7 +242,7 @@ def _generate(
     def append(state: _State, hidden: Float[Array, "B 1 D"]) -> _State:
         """The state with the token that `hidden` predicts."""
         logits = next_token_logits(hidden, head)[:, 0]
-        chosen, log_probs = choose(logits, seeds_B, state.step, (temperature, top_k, top_p))
+        chosen, log_probs = choose(logits, seeds_B, state.step, samplers)
         done = state.generation
         generation = Generation(
             tokens=done.tokens.at[:, state.step].set(jnp.where(state.stopped, pad_id, chosen)),

@@ -3,9 +3,9 @@
     python -m dataflex_jax.evaluate --checkpoint=MODEL
         [--config=configs/odm.py:local --config.data.root=DIR ...]
 
---checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id.
-Without --config the data are those of the run; with it, the recipe's, in the model's tokens. Prints a
-table, and writes evaluation.json into the run folder.
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or
+hub id. Without --config the data are those of the run; with it, the recipe's, in the model's
+tokens. Prints a table, and writes evaluation.json into the run folder.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ def table(record: dict[str, Any]) -> str:
 def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
-    flags.DEFINE_string("checkpoint", None, f"{CHECKPOINTS.capitalize()}.")
+    flags.DEFINE_string("checkpoint", None, f"The model: {CHECKPOINTS}.")
 
 
 def main(argv: list[str]) -> None:

@@ -21,9 +21,12 @@ adapters alone in PEFT's format. --import_from takes such a folder too: its base
 fields that the new run's config.json has.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -34,7 +37,7 @@ from ml_collections import ConfigDict, config_flags
 from dataflex_jax import cli
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import parts
-from dataflex_jax.models.hf import folders, peft, weights
+from dataflex_jax.models.hf import peft, weights
 from dataflex_jax.training.checkpoint import FOLDER
 from dataflex_jax.training.imports import imported
 from dataflex_jax.training.locate import CHECKPOINTS
@@ -58,16 +61,22 @@ def export_checkpoint(source: str | Path, output: Path, dtype: str | None = None
     opened = open_model(source)
     with jax.set_mesh(opened.mesh):
         model = opened.model.without_adapters(dtype or opened.model.config.param_dtype)
-        weights.save_pretrained(output, model.config, model.whole(), _tokenizer_folder(opened), dtype=dtype)
+        with _tokenizer_folder(opened) as tokenizer:
+            weights.save_pretrained(output, model.config, model.whole(), tokenizer, dtype=dtype)
     if jax.process_index() == 0:
         _warn_of_other_rules(output)
     return opened
 
 
-def _tokenizer_folder(opened: Opened) -> Path:
+@contextlib.contextmanager
+def _tokenizer_folder(opened: Opened) -> Iterator[Path]:
+    """A folder with nothing but the tokenizer's files."""
     if opened.run is not None:
-        return Path(opened.tokenizer_source)
-    return folders.local_folder(opened.tokenizer_source, ["tokenizer*", "*.jinja"], "--checkpoint")
+        yield Path(opened.tokenizer_source)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        opened.tokenizer.save(folder)
+        yield Path(folder)
 
 
 def _warn_of_other_rules(folder: Path) -> None:

@@ -3,10 +3,11 @@
     python -m dataflex_jax.generate --checkpoint=MODEL --prompt="Once upon a time" [--prompt=...]
         [--chat] [--max_new_tokens=128] [--temperature=0.8] [--top_k=50] [--top_p=0.95] [--seed=0]
 
---checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id.
-Prints each prompt with its continuation; greedy unless --temperature is given. With --chat each
-prompt is a user's question, put into the model's chat template. A continuation ends with the text,
-or with the turn where the model was tuned on conversations. The model is split over all devices.
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or
+hub id. Prints each prompt with its continuation; greedy unless --temperature is given. With --chat
+each prompt is a user's question, put into the model's chat template. A continuation ends with the
+text, or with the turn where the model was tuned on conversations. The model is split over all
+devices.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def continuations(opened: Opened, prompts: Sequence[str], *, chat: bool = False,
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, f"{CHECKPOINTS.capitalize()}.")
+    flags.DEFINE_string("checkpoint", None, f"The model: {CHECKPOINTS}.")
     flags.DEFINE_multi_string("prompt", None, "The text to continue; may be given several times.")
     flags.DEFINE_bool("chat", False, "The prompts are questions, to be put into the run's chat template.")
     flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most, unless the text ends before.")

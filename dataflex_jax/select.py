@@ -4,11 +4,11 @@
         --output=selected.npz [--num=1000] [--records=selected.jsonl]
 
 The configuration says the selector, the candidates (data) and the target set (targets);
---checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or hub id.
-Several, with commas between, are LESS's sum over checkpoints, weighted by --checkpoint_weights or else
-by their learning rates; other selectors take the last one. The file has ids and scores (the best
-first), their domains, the numbers of their records, and all_scores. --records writes the chosen
-records themselves, JSONL or Parquet, for configs/sft.py to train on.
+--checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or
+hub id. Several, with commas between, are LESS's sum over checkpoints, weighted by
+--checkpoint_weights or else by their learning rates; other selectors take the last one. The file
+has ids and scores (the best first), their domains, the numbers of their records, and all_scores.
+--records writes the chosen records themselves, JSONL or Parquet, for configs/sft.py to train on.
 """
 
 from collections.abc import Sequence
@@ -165,7 +165,7 @@ def _numbers(values: Sequence[str], count: int) -> list[float] | None:
 def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "The recipe whose selector, data and targets to use.")
-    flags.DEFINE_list("checkpoint", [], f"{CHECKPOINTS.capitalize()}; several with commas between.")
+    flags.DEFINE_list("checkpoint", [], f"The model: {CHECKPOINTS}; several with commas between.")
     flags.DEFINE_list("checkpoint_weights", [], "Their weights; by default their learning rates.")
     flags.DEFINE_string("output", None, "An .npz file.")
     flags.DEFINE_integer("num", None, "How many examples; by default 5 % of the pool.", lower_bound=1)

@@ -170,6 +170,21 @@ def test_an_export_is_onto_the_devices_there_are(trained, exported, tmp_path):
         np.testing.assert_array_equal(tensor, whole[name].astype(tensor.dtype))
 
 
+def test_a_pretrained_model_is_exported_in_another_dtype(exported, tmp_path):
+    """Of the folder that it comes from only the tokenizer is copied."""
+    source = shutil.copytree(exported, tmp_path / "source")
+    (source / "model-00001-of-00002.safetensors").write_text("of another checkpoint")
+    export_checkpoint(source, tmp_path / "half", "bfloat16")
+    half, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path / "half", exported))
+    assert half.keys() == whole.keys()
+    for name, tensor in half.items():
+        assert tensor.dtype == "bfloat16"
+        np.testing.assert_array_equal(tensor, whole[name].astype(tensor.dtype))
+    assert {file.name for file in (tmp_path / "half").iterdir()} == {file.name for file in exported.iterdir()}
+    before, after = (tokenizers.Tokenizer.from_file(str(f / "tokenizer.json")) for f in (exported, tmp_path / "half"))
+    assert before.encode("0123 aei").ids == after.encode("0123 aei").ids
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

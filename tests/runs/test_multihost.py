@@ -21,10 +21,10 @@ from dataflex_jax.data.rows import DocumentRows
 from tests.helpers import tiny
 
 log = open(os.environ["LOG"], "w", buffering=1)
-workdir = next(arg.partition("=")[2] for arg in sys.argv if arg.startswith("--workdir="))
+inside = next(arg.partition("=")[2] for arg in sys.argv if arg.startswith("--workdir=")) + "/"
 
 def at_event(event, arguments):
-    if event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(workdir) and arguments[1] != "r":
+    if event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(inside) and arguments[1] != "r":
         log.write(f"write {{arguments[0]}}\\n")
 
 read = DocumentRows.row

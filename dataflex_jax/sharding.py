@@ -62,7 +62,7 @@ def param_shardings(mesh: Mesh, tree: PyTree, rules: Rules) -> PyTree:
     """
 
     def place(path, leaf):
-        return NamedSharding(mesh, _divisible(_spec(_name(path), leaf.ndim, rules), leaf.shape, mesh.shape))
+        return NamedSharding(mesh, _divisible(_spec(leaf_name(path), leaf.ndim, rules), leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -121,7 +121,7 @@ def gather_weights(params: PyTree, dtype: jnp.dtype, prefix: str, rules: Rules) 
     def gather(path, leaf):
         if leaf.ndim < 2:
             return leaf
-        return gather_weight(leaf, dtype, tuple(_spec(f"{prefix}/{_name(path)}", leaf.ndim + 1, rules))[1:])
+        return gather_weight(leaf, dtype, tuple(_spec(f"{prefix}/{leaf_name(path)}", leaf.ndim + 1, rules))[1:])
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
@@ -176,7 +176,8 @@ def reduce_grad(grad: Float[Array, "..."], dim: int, axis: str | None) -> Float[
     return jax.lax.psum(jax.lax.psum_scatter(grad, axis, scatter_dimension=dim, tiled=True), "data")
 
 
-def _name(path) -> str:
+def leaf_name(path: jax.tree_util.KeyPath) -> str:
+    """A leaf's path in its tree, joined with "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -59,9 +59,13 @@ class Model:
         """The model with random weights, all of them trained; see `decoder.create`."""
         return cls(config, *decoder.create(config, key))
 
-    def having(self, params: PyTree, frozen: PyTree | None = None) -> "Model":
-        """The same model with other parameters."""
+    def having(self, params: PyTree | None, frozen: PyTree | None = None) -> "Model":
+        """The same model with other parameters, all of them."""
         return dataclasses.replace(self, params=params, frozen=frozen)
+
+    def with_params(self, params: PyTree) -> "Model":
+        """The same model with other trained parameters beside the same frozen ones."""
+        return dataclasses.replace(self, params=params)
 
     def training(self, trained: Callable[[str], bool]) -> "Model":
         """The same model, of whose parameters those are trained whose paths `trained` accepts."""

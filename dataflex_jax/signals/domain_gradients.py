@@ -1,6 +1,5 @@
 """Inner products of the gradients of whole domains' mean losses."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -67,7 +66,7 @@ def domain_gram(
     """
 
     def mean_loss(params: jax.Array, batch: Batch) -> Float[Array, ""]:
-        losses = dataclasses.replace(model, params=params).token_losses(batch).losses
+        losses = model.with_params(params).token_losses(batch).losses
         return jnp.sum(batch.mask * losses) / jnp.sum(batch.mask)
 
     gradient = jax.grad(mean_loss)

@@ -91,7 +91,7 @@ def directional_derivatives(model: Model, batch: Batch, direction: PyTree) -> Fl
     rows = batch.rows_alone()
 
     def losses(params):
-        return jax.vmap(row_loss)(model.having(params, model.frozen).token_losses(rows).losses, rows)
+        return jax.vmap(row_loss)(model.with_params(params).token_losses(rows).losses, rows)
 
     values, gradient = jax.vjp(losses, model.params)
     _, transposed = jax.vjp(lambda weights: gradient(weights)[0], jnp.zeros_like(values))

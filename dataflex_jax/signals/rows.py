@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.models import layout
 from dataflex_jax.models.loss import TILE_TOKENS
-from dataflex_jax.sharding import BATCH_AXES
+from dataflex_jax.sharding import BATCH_AXES, leaf_name
 
 PyTree = Any
 Select = Callable[[str], bool]
@@ -58,13 +58,9 @@ def tile_tokens(rows: int) -> int:
 
 def named_leaves(tree: PyTree) -> dict[str, Array]:
     """The leaves by "/"-joined path, in their order."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def map_named(fn: Callable[[str, Array], Array], tree: PyTree) -> PyTree:
     """`fn` of every leaf's "/"-joined path and the leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(_name(path), leaf), tree)
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(leaf_name(path), leaf), tree)

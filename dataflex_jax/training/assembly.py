@@ -142,7 +142,7 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     return Job(
         policies=policies,
         step=_jitted_step(experiment, reference, place.mesh),
-        model=lambda params: learner.model.having(params, learner.frozen),
+        model=learner.model.with_params,
         updates=Updates(policies, selection, signals.of),
         evaluators=evaluators(context),
         draws=draws,
@@ -163,7 +163,7 @@ def _signals(experiment: Experiment, place: Place, sweeper: Sweeper) -> RunSigna
         target_set = open_targets(config, inputs.domains, inputs.tokenizer_source)
         targets = target_set, source(target_set.pool, place.mesh)
     candidates = source(inputs.pool, place.mesh)
-    return RunSignals(config, learner.model, learner.frozen, learner.learning_rate, sweeper, candidates, targets)
+    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets)
 
 
 def _log_settings(experiment: Experiment) -> LogSettings:
@@ -185,7 +185,7 @@ def _log_settings(experiment: Experiment) -> LogSettings:
 def _jitted_step(experiment: Experiment, reference: Model | None, mesh: Mesh) -> Callable:
     config, _, policies, learner, _ = experiment
     step = TrainStep(
-        learner.model,
+        learner.start.model,
         learner.start.optimizer,
         learner.learning_rate,
         policies.mixer,

@@ -1,26 +1,39 @@
-"""Checkpoints: one Orbax composite a step.
-
-`state` is the TrainState, `run` says in JSON where the data stands, `selection` holds what a selector or an order
-remembers (NumPy arrays), where there is one.
-"""
+"""Checkpoints: one Orbax composite a step, of the parts of `Contents`."""
 
 import contextlib
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import filelock
 import jax
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.training.state import PyTree, TrainState
+from dataflex_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+
+
+class Contents(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        state: all that a step changes.
+        run: in JSON what the run is and where its data stand, see `resume.to_json`.
+        selection: what a selector or an order remembers, NumPy arrays; empty without either.
+    """
+
+    state: TrainState
+    run: dict[str, Any]
+    selection: Mapping[str, Any] = MappingProxyType({})
 
 
 class Checkpoints:
@@ -64,15 +77,15 @@ class Checkpoints:
         """The newest complete checkpoint's step."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, run: dict[str, Any], selection: dict[str, Any] | None = None) -> None:
+    def save(self, step: int, contents: Contents) -> None:
         """Starts writing; returns once the arrays are copied from the devices, so that the state may be donated.
 
         Raises:
             TrainingError: this or the previous save failed.
         """
-        items = {"state": ocp.args.StandardSave(state), "run": ocp.args.JsonSave(run)}
-        if selection:
-            items["selection"] = ocp.args.PyTreeSave(selection)
+        items = {"state": ocp.args.StandardSave(contents.state), "run": ocp.args.JsonSave(contents.run)}
+        if contents.selection:
+            items["selection"] = ocp.args.PyTreeSave(contents.selection)
         self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
 
     def wait(self) -> None:

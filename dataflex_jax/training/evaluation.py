@@ -89,18 +89,22 @@ def register_evaluator(name: str) -> Callable[[MakeEvaluator], MakeEvaluator]:
     return add
 
 
-def evaluators(context: EvaluationContext) -> tuple[Evaluator, ...]:
-    """Those that `config.evaluators` names.
+def check_evaluators(config: ConfigDict) -> None:
+    """Refuses `config.evaluators` before anything is read.
 
     Raises:
         InputError: an unknown name.
     """
-    for name in context.config.evaluators:
+    for name in config.evaluators:
         if name not in _EVALUATORS:
             raise InputError(
                 f"config.evaluators: unknown evaluator {name!r}; known: {', '.join(sorted(_EVALUATORS))} "
                 "(config.plugins adds your own)"
             )
+
+
+def evaluators(context: EvaluationContext) -> tuple[Evaluator, ...]:
+    """Those that `config.evaluators` names; `check_evaluators` has found them known."""
     return tuple(_EVALUATORS[name](context) for name in context.config.evaluators)
 
 

@@ -12,7 +12,7 @@ from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import optim, resume, run_config
-from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.checkpoint import Checkpoints, Contents
 from dataflex_jax.training.ledger import Position
 from dataflex_jax.training.resume import Identity
 from dataflex_jax.training.state import Start
@@ -49,4 +49,4 @@ def imported(config: ConfigDict, run_folder: Path) -> None:
         if jax.process_index() == 0:
             tokenizer.save(run_folder / "tokenizer")
             run_config.write(config, run_folder / "config.json")
-        checkpoints.save(0, state, resume.to_json(identity, position))
+        checkpoints.save(0, Contents(state, resume.to_json(identity, position)))

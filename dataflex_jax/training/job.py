@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.loader import Loader
@@ -16,7 +16,7 @@ from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.evaluation import Evaluator
 from dataflex_jax.training.ledger import Publishing
 from dataflex_jax.training.resume import Identity
-from dataflex_jax.training.state import PyTree, TrainState
+from dataflex_jax.training.state import TrainState
 
 
 class Cadence(NamedTuple):
@@ -32,7 +32,7 @@ class Job(NamedTuple):
     Attributes:
         policies: at work.
         step: the jitted train step, `(state, batch) -> (state, metrics)`, state donated.
-        model: parameters -> the model.
+        model: trained parameters -> the model.
         updates: what policies decide between two steps.
         evaluators: what is evaluated on the way.
         draws: where rows come from.

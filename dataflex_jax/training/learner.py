@@ -5,14 +5,14 @@ from typing import NamedTuple
 import jax
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.training import optim
-from dataflex_jax.training.state import PyTree, Start, TrainState
+from dataflex_jax.training.state import Start, TrainState
 from dataflex_jax.training.weights import Base, Origin, open_base, resolved_model, starting_params, trained_of
 
 
@@ -33,8 +33,8 @@ class Learner(NamedTuple):
 
     @property
     def model(self) -> Model:
-        """Its shape."""
-        return self.start.model
+        """Without the trained parameters."""
+        return self.start.model.having(None, self.frozen)
 
     @property
     def frozen(self) -> PyTree | None:

@@ -20,6 +20,7 @@ from dataflex_jax.data.sampler import Plan
 from dataflex_jax.errors import TrainingError, is_disk_full
 from dataflex_jax.reporting.run_log import RunLog, Standing
 from dataflex_jax.training import ledger, resume
+from dataflex_jax.training.checkpoint import Contents
 from dataflex_jax.training.domain_weights import WEIGHTS_FILE, write_weights
 from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.ledger import Done, Position
@@ -175,7 +176,8 @@ class Running:
         """Starts writing a checkpoint, and what later runs may sample with, where the mixer has such a thing."""
         job = self.job
         arrays = job.selection.arrays() if job.selection else {}
-        job.checkpoints.save(self.step, self.state, resume.to_json(job.identity, self.position), arrays)
+        run = resume.to_json(job.identity, self.position)
+        job.checkpoints.save(self.step, Contents(self.state, run, arrays))
         self.saved = self.step
         if job.average is not None and jax.process_index() == 0:
             weights = np.asarray(job.average(jax.device_get(self.state.mixer)), np.float64)

@@ -23,6 +23,7 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Reference
 from dataflex_jax.signals.sweep import Source, Sweeper
 from dataflex_jax.training.loss_store import LossStore
+from dataflex_jax.training.resume import is_imported
 from dataflex_jax.training.weights import How, open_model
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def open_reference(
             f"--config.data.tokenizer={opened.tokenizer_source}"
         )
     names = [domain.name for domain in domains]
-    if opened.saved is not None and list(opened.saved["stores"]) != names:
+    if opened.saved is not None and not is_imported(opened.saved) and list(opened.saved["stores"]) != names:
         raise InputError(f"{named}: trained on the domains {list(opened.saved['stores'])}, not on {names}")
     return opened.model.having(opened.model.whole())
 

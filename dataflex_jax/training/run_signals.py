@@ -13,7 +13,7 @@ from dataflex_jax.signals.moments import AdamState
 from dataflex_jax.signals.registry import Subject
 from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Source, Sweeper
-from dataflex_jax.training.state import PyTree, TrainState
+from dataflex_jax.training.state import TrainState
 
 
 class RunSignals(NamedTuple):
@@ -21,8 +21,7 @@ class RunSignals(NamedTuple):
 
     Attributes:
         config: of the run.
-        model: its shape.
-        frozen: parameters beside the trained ones, or None.
+        model: without the trained parameters.
         learning_rate: the schedule.
         sweeper: runs the sweeps.
         candidates: the training rows.
@@ -31,7 +30,6 @@ class RunSignals(NamedTuple):
 
     config: ConfigDict
     model: Model
-    frozen: PyTree | None
     learning_rate: optax.Schedule
     sweeper: Sweeper
     candidates: Source
@@ -40,7 +38,7 @@ class RunSignals(NamedTuple):
     def of(self, state: TrainState, step: int) -> ModelSignals:
         """The signals of the model that `state` holds once `step` steps are done."""
         optim, data = self.config.optim, self.config.data
-        model = self.model.having(state.params, self.frozen)
+        model = self.model.with_params(state.params)
         subject = Subject(model, AdamState(state.opt_state, optim.b1, optim.b2, optim.eps))
 
         def gradients():

@@ -20,6 +20,7 @@ from dataflex_jax.training import loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
+from dataflex_jax.training.evaluation import check_evaluators
 from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.learner import fresh_state, make_learner
 from dataflex_jax.training.ledger import Position
@@ -54,6 +55,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
     active_policies(config)  # refuses what it can before any data is read
+    check_evaluators(config)
 
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         latest = checkpoints.latest()

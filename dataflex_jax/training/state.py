@@ -1,19 +1,17 @@
 """The state of a run: all that a step changes, and what it begins as."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.models import layout
 from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import shardings
-
-PyTree = Any
 
 
 class TrainState(NamedTuple):

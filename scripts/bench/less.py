@@ -184,7 +184,7 @@ def main(argv: list[str]) -> None:
     model = Model.random(cfg, jax.random.key(0)).training(parts.is_adapter)
     # Away from B = 0, where half of the gradients vanish.
     adapters = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(1), x.shape), model.params)
-    model = model.having(adapters, model.frozen)
+    model = model.with_params(adapters)
     rows, wanted = random_rows(_CANDIDATES.value, 4096, 0), random_rows(_TARGETS.value, 4096, 1, languages=1)
 
     config = base.get_config()

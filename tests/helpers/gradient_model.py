@@ -36,7 +36,7 @@ def build(cfg):
     if cfg.lora is None:
         return model
     adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), model.params)
-    return model.having(adapters, model.frozen)
+    return model.with_params(adapters)
 
 
 def batch_of(rows=4, length=12, seed=0):
@@ -68,7 +68,7 @@ def materialised(model, batch):
     """Every trained parameter's per-example gradients [B, ...], by path."""
 
     def loss(params, row):
-        losses = model.having(params, model.frozen).token_losses(jax.tree.map(lambda x: x[None], row)).losses[0]
+        losses = model.with_params(params).token_losses(jax.tree.map(lambda x: x[None], row)).losses[0]
         return (row.mask * losses).sum() / jnp.maximum(row.mask.sum(), 1)
 
     return named_leaves(jax.vmap(jax.grad(loss), in_axes=(None, 0))(model.params, batch))

@@ -48,7 +48,7 @@ def build(cfg: ModelConfig | None = None) -> Model:
     model = created(cfg or adapted())
     rng = np.random.default_rng(0)
     adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.15, x.shape), x.dtype), model.params)
-    return model.having(adapters, model.frozen)
+    return model.with_params(adapters)
 
 
 def random_tokens(rows: int = 4, length: int = 12, seed: int = 0) -> jax.Array:
@@ -76,9 +76,7 @@ def mean_loss(model: Model, tokens: jax.Array, **hooks) -> jax.Array:
 
 def value_and_gradient(model: Model, tokens: jax.Array, **hooks) -> tuple[jax.Array, dict]:
     """Of `mean_loss`, with respect to the trained parameters."""
-    return jax.value_and_grad(lambda params: mean_loss(model.having(params, model.frozen), tokens, **hooks))(
-        model.params
-    )
+    return jax.value_and_grad(lambda params: mean_loss(model.with_params(params), tokens, **hooks))(model.params)
 
 
 def assert_close(actual, expected, atol: float = 1e-5, rtol: float = 0) -> None:

@@ -47,7 +47,7 @@ def build(**fields):
 @jax.value_and_grad
 def loss_and_gradient(params, model, batch):
     """Of the trained parameters, as the train step computes it."""
-    model = model.having(params, model.frozen)
+    model = model.with_params(params)
     return jnp.mean(model.token_losses(batch, Hooks(frozen_head=model.head_is_frozen)).losses)
 
 

@@ -154,7 +154,7 @@ def test_gradients_of_rows_are_those_of_the_chosen_parameters(root, tmp_path, pa
     model, rows = open_model(tmp_path).model, batch()
 
     def losses(params):
-        return jax.vmap(row_loss)(model.having(params, model.frozen).token_losses(rows).losses, rows)
+        return jax.vmap(row_loss)(model.with_params(params).token_losses(rows).losses, rows)
 
     of_rows = jax.jacrev(losses)(model.params)
     wanted = [leaf for path, leaf in parts.leaves(of_rows) if patterns != ATTENTION or path.endswith("kernel")]

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.checkpoint import Checkpoints, Contents
 from dataflex_jax.training.locate import locate
 from dataflex_jax.training.state import TrainState
 from tests.helpers.command import contents, saved_steps
@@ -43,11 +43,11 @@ def abstract(devices: int = 8) -> TrainState:
 def save(folder, *steps, keep=None) -> None:
     with Checkpoints(folder, keep) as checkpoints:
         for step in steps:
-            checkpoints.save(step, state(step), {"step": step, "third": 1 / 3, "pending": [[5, {"a": 0.1}]]})
+            checkpoints.save(step, Contents(state(step), {"step": step, "third": 1 / 3, "pending": [[5, {"a": 0.1}]]}))
 
 
 def save_and_wait(checkpoints: Checkpoints, step: int, run: dict) -> None:
-    checkpoints.save(step, state(step), run)
+    checkpoints.save(step, Contents(state(step), run))
     checkpoints.wait()
 
 
@@ -79,14 +79,14 @@ def test_what_has_read_parts_may_save(tmp_path):
     save(tmp_path, 1)
     with Checkpoints(tmp_path) as checkpoints:
         params = checkpoints.read_parts(1, params=abstract().params)["params"]
-        checkpoints.save(2, state(2)._replace(params=params), {})
+        checkpoints.save(2, Contents(state(2)._replace(params=params), {}))
     assert saved_steps(tmp_path) == [1, 2]
 
 
 def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         given = state(1)
-        checkpoints.save(1, given, {})
+        checkpoints.save(1, Contents(given, {}))
         jax.tree.map(lambda leaf: leaf.delete(), given)
         assert checkpoints.latest() in (None, 1)
     assert_equal(Checkpoints(tmp_path, writable=False).read_state(1, abstract()), state(1))
@@ -159,10 +159,10 @@ def test_the_last_one_of_all_cannot_be_gone_back_from(tmp_path):
 
 def test_a_save_that_fails_names_the_last_good_one_and_the_next_may_succeed(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state(1), {})
+        checkpoints.save(1, Contents(state(1), {}))
         with pytest.raises(TrainingError, match=rf"failed \(.*\); last good checkpoint: {tmp_path}/checkpoints/1$"):
             save_and_wait(checkpoints, 2, {"not JSON": object()})
-        checkpoints.save(3, state(3), {})
+        checkpoints.save(3, Contents(state(3), {}))
     assert saved_steps(tmp_path) == [1, 3]
     assert_equal(Checkpoints(tmp_path, writable=False).read_state(3, abstract()), state(3))
 
@@ -170,14 +170,14 @@ def test_a_save_that_fails_names_the_last_good_one_and_the_next_may_succeed(tmp_
 def test_the_save_under_way_counts_as_the_last_good_one(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.last_good() == "no checkpoint is complete yet"
-        checkpoints.save(1, state(1), {})
+        checkpoints.save(1, Contents(state(1), {}))
         assert checkpoints.last_good() == f"last good checkpoint: {tmp_path}/checkpoints/1"
 
 
 def test_a_run_that_fails_completes_the_save_under_way(tmp_path):
     def fails():
         with Checkpoints(tmp_path) as checkpoints:
-            checkpoints.save(1, state(1), {})
+            checkpoints.save(1, Contents(state(1), {}))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

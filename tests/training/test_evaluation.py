@@ -105,7 +105,7 @@ def test_without_evaluators_nothing_is_evaluated(root, tmp_path):
 
 def test_an_unknown_evaluator_is_refused_in_one_line(root, tmp_path):
     with pytest.raises(InputError, match=r"^config.evaluators: unknown evaluator 'nope'; known: .*held_out.*") as e:
-        train_and_evaluate(policy_runs.config(root, evaluators=("held_out", "nope")), tmp_path)
+        train_and_evaluate(policy_runs.config(root / "not read yet", evaluators=("held_out", "nope")), tmp_path)
     assert "\n" not in str(e.value)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.export import export_checkpoint
+from dataflex_jax.training.imports import imported
 from tests.helpers import policy_runs, tiny
 from tests.helpers.command import assert_same_curves
 
@@ -43,6 +44,14 @@ def test_an_exported_reference_says_nothing_of_domains(root, reference, exported
     with pytest.raises(InputError, match=r"^reference = .*: trained on the domains \['code', .* not on \['digits', 'v"):
         proxy(tmp_path / "run", root, reference, **fields)
     assert proxy(tmp_path / "hf", root, exported, **fields)
+
+
+def test_an_imported_run_is_a_reference_before_it_is_trained(root, reference, exported, tmp_path):
+    fields = {"model__name_or_path": str(exported), "model__from_scratch": False, "data__tokenizer": str(exported)}
+    imported(policy_runs.config(root, **fields), tmp_path / "imported")
+    for name, source in (("run", reference), ("import", tmp_path / "imported")):
+        proxy(tmp_path / name, root, source)
+    assert_same_curves(tmp_path / "import", tmp_path / "run")
 
 
 def test_a_reference_that_is_none_is_named_once(root, reference, tmp_path):

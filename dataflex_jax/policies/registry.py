@@ -82,7 +82,7 @@ def load_plugins(modules: Iterable[str]) -> None:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise InputError(f"config.plugins: cannot import {module!r}: {error}") from error
+            raise InputError(f"cannot import {module!r}: {error}", option="plugins") from error
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -147,9 +147,10 @@ def build(
             hyperparameters[field] = value
         elif field not in ("name", *run_fields):
             raise InputError(
-                f"config.{option}.{field}: {kind} {name!r} has no such hyperparameter; accepted: "
+                f"{kind} {name!r} has no such hyperparameter; accepted: "
                 f"{', '.join((*accepted, *run_fields, *_SCHEDULE_FIELDS))} (to change the {kind}, choose it by "
-                f"variant: --config=configs/base.py:{kind}={name})"
+                f"variant: --config=configs/base.py:{kind}={name})",
+                option=f"{option}.{field}",
             )
     schedule = schedule._replace(**overrides)
     check_schedule(f"config.{option}.", schedule)

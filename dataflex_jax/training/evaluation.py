@@ -98,8 +98,8 @@ def evaluators(context: EvaluationContext) -> tuple[Evaluator, ...]:
     for name in context.config.evaluators:
         if name not in _EVALUATORS:
             raise InputError(
-                f"config.evaluators: unknown evaluator {name!r}; known: {', '.join(sorted(_EVALUATORS))} "
-                "(config.plugins adds your own)"
+                f"unknown evaluator {name!r}; known: {', '.join(sorted(_EVALUATORS))} (config.plugins adds your own)",
+                option="evaluators",
             )
     return tuple(_EVALUATORS[name](context) for name in context.config.evaluators)
 

@@ -5,11 +5,11 @@ import pytest
 from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import TARGETS, GradientNorms, Reference
-from dataflex_jax.policies.active import active_policies
+from dataflex_jax.policies.active import active_policies, weighter_sections
 from dataflex_jax.policies.schedule import Schedule
 
 RHO1 = {"weighter.reference": "runs/a"}
-NO_SCORES = 'order.scores = "selector": needs a config.selector that scores'
+NO_SCORES = "order.scores = 'selector': needs a config.selector that scores"
 DOREMI = {"mixer.reference": "runs/a"}
 
 
@@ -120,6 +120,21 @@ def test_the_reference_is_whose_policy_wants_one():
     assert policies("mixer=doremi", DOREMI).reference() == Reference("runs/a", "model")
     assert policies("weighter=rho1", RHO1).reference() == Reference("runs/a", "model")
     assert policies("mixer=doremi,weighter=rho1", DOREMI | RHO1).reference() == Reference("runs/a", "model")
+
+
+@pytest.mark.parametrize(
+    ("choices", "fields", "option"),
+    [
+        ("mixer=doremi,weighter=rho1", DOREMI | RHO1, "mixer.reference"),
+        ("mixer=odm,weighter=rho1", RHO1, "weighter.reference"),
+        ("weighter=loss+rho1", {"weighter.rho1.reference": "runs/a"}, "weighter.rho1.reference"),
+        ("mixer=odm,weighter=loss", {}, None),
+    ],
+)
+def test_the_option_of_the_reference_is_that_of_the_first_policy_with_one(choices, fields, option):
+    config = base.get_config(choices)
+    config.update_from_flattened_dict(fields)
+    assert active_policies(config).reference_option(weighter_sections(config)) == option
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ def test_nothing_named_is_the_static_mixer_alone():
     assert (plain.mixer.name, plain.mixer.schedule) == ("static", Schedule(3, 2, 5))
     assert (plain.selector, plain.order, plain.weighters) == (None, None, ())
     assert plain.by_domain
-    assert not plain.any_named
     assert not plain.mixes
     assert plain.names() == dict.fromkeys(["mixer.name", "selector.name", "order.name", "weighter.name"])
 
@@ -50,12 +49,6 @@ def test_each_policy_has_its_name_and_its_schedule():
         Schedule(0, 4, -1),
     ]
     assert several.mixes
-    assert several.any_named
-
-
-@pytest.mark.parametrize("choices", ["mixer=static", "selector=random", "order=shuffle", "weighter=loss"])
-def test_one_named_policy_is_something_that_decides(choices):
-    assert policies(choices).any_named
 
 
 def test_a_selector_that_never_chooses_is_none():
@@ -63,7 +56,6 @@ def test_a_selector_that_never_chooses_is_none():
     assert full.selector is None
     assert full.names()["selector.name"] is None
     assert full.by_domain
-    assert not full.any_named
 
 
 @pytest.mark.parametrize(

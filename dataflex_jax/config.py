@@ -15,8 +15,7 @@ from dataflex_jax.data.text.chat import BUILT_IN
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.policies.proportions import normalised
-from dataflex_jax.policies.registry import KINDS, check_schedule, checked, load_plugins
-from dataflex_jax.policies.schedule import Schedule
+from dataflex_jax.policies.registry import KINDS, checked, load_plugins
 
 
 class Check(NamedTuple):
@@ -213,7 +212,6 @@ def validate(config: ConfigDict, *, data_is_read: bool = True) -> None:
     if missing := sorted(CHECKS.keys() - values.keys()):
         raise InputError("missing; start the recipe from configs/base.py", option=missing[0])
     load_plugins(config.plugins)
-    check_schedule("config.", Schedule(config.warmup_step, config.update_step, config.update_times))
     data = config.data
     if data_is_read:
         sources.check(data)

@@ -192,7 +192,7 @@ def test_selecting_with_pretrained_models(trainer, results):
     np.testing.assert_allclose(scores(trainer, "hf"), scores(trainer, "run"), rtol=1e-5, atol=1e-6)
     assert np.abs(scores(trainer, "peft") - scores(trainer, "hf")).max() > 1e-3
     error = refused(results["select adam"])
-    assert error.startswith('config.selector.gradient_type = "adam": there is no Adam state')
+    assert error.startswith("there is no Adam state to precondition the gradients with: give a run's checkpoint")
 
 
 def test_checkpoints_of_several_kinds_need_weights(trainer, checkpoints, results):

@@ -233,7 +233,7 @@ def test_the_command_works_both_ways(command, trained, exported, tmp_path):
     [
         ([], "give one of --checkpoint=RUN_DIR (export) and --import_from=HF_DIR_OR_HUB_ID (import)"),
         (["--checkpoint=/no/such", "--output=x"], "--checkpoint=/no/such: neither a run folder"),
-        (["--import_from=/no/such", "--output=x"], "--import_from = '/no/such': no such folder"),
+        (["--import_from=/no/such", "--output=x"], "--import_from=/no/such: no such folder"),
         (["--checkpoint=x", "--output=x", "--dtype=int8"], "flag --dtype=int8"),
     ],
 )

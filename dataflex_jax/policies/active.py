@@ -1,6 +1,6 @@
 """The policies of a run, built from its configuration."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -66,6 +66,16 @@ class ActivePolicies(NamedTuple):
             )
         return next(iter(wanted), None)
 
+    def reference_option(self, weighter_sections: Iterable[str]) -> str | None:
+        """The option that names the reference model, of the first policy that wants one; None: none does.
+
+        Args:
+            weighter_sections: of the weighters, by dotted name without "config.".
+        """
+        policies = {"mixer": self.mixer, **dict(zip(weighter_sections, self.weighters, strict=True))}
+        wanting = (section for section, scheduled in policies.items() if scheduled.policy.reference is not None)
+        return next((f"{section}.reference" for section in wanting), None)
+
 
 def active_policies(config: ConfigDict) -> ActivePolicies:
     """Builds what `config.mixer`, `.selector`, `.order` and `.weighter` name.
@@ -89,8 +99,9 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
     if not by_domain:
         if config.data.proportions is not None:
             raise InputError(
-                "config.data.proportions: without a mixer a selector or an order has the pool as a whole; leave it "
-                "None, or name a mixer too, such as mixer=static"
+                "without a mixer a selector or an order has the pool as a whole; leave it None, or name a mixer too, "
+                "such as mixer=static",
+                option="data.proportions",
             )
         # The static mixer that stands in has nothing to publish to a sampler that draws from the pool as a whole.
         mixer = mixer._replace(schedule=mixer.schedule._replace(update_times=0))
@@ -111,8 +122,8 @@ def weighter_sections(config: ConfigDict) -> dict[str, ConfigDict]:
 
 def _check_order(section: ConfigDict, order: Order, selector: Scheduled[Selector] | None) -> None:
     if order.scores.kind == "selector" and selector is None:
-        raise InputError('config.order.scores = "selector": needs a config.selector that scores')
+        raise InputError("needs a config.selector that scores", option="order.scores", value="selector")
     given = [field for field in Schedule._fields if section.get(field) is not None]
     if given and (selector or not order.dynamic):
         when = "each of the selector's choices" if selector else "all rows, before the first step"
-        raise InputError(f"config.order.{given[0]}: not used, the order arranges {when}; leave it None")
+        raise InputError(f"not used, the order arranges {when}; leave it None", option=f"order.{given[0]}")

@@ -26,7 +26,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import mixers, orders, selectors, weighters
+from dataflex_jax.policies import mixers, options, orders, selectors, weighters
 from dataflex_jax.policies.schedule import Schedule, Scheduled
 
 _BUILTIN = {"mixer": mixers, "selector": selectors, "order": orders, "weighter": weighters}
@@ -82,7 +82,7 @@ def load_plugins(modules: Iterable[str]) -> None:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise InputError(f"config.plugins: cannot import {module!r}: {error}") from error
+            raise InputError(f"cannot import {module!r}: {error}", option="plugins") from error
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -101,8 +101,8 @@ def _factory(kind: str, name: str) -> Callable[..., Any]:
 def _field_default(parameter: inspect.Parameter) -> Any:
     if parameter.default is not None:
         return parameter.default
-    options = [t for t in typing.get_args(parameter.annotation) if t is not types.NoneType]
-    return config_dict.placeholder((typing.get_origin(options[0]) or options[0]) if len(options) == 1 else object)
+    accepted = [t for t in typing.get_args(parameter.annotation) if t is not types.NoneType]
+    return config_dict.placeholder((typing.get_origin(accepted[0]) or accepted[0]) if len(accepted) == 1 else object)
 
 
 def policy_config(kind: str, name: str) -> ml_collections.ConfigDict:
@@ -147,12 +147,13 @@ def build(
             hyperparameters[field] = value
         elif field not in ("name", *run_fields):
             raise InputError(
-                f"config.{option}.{field}: {kind} {name!r} has no such hyperparameter; accepted: "
+                f"{kind} {name!r} has no such hyperparameter; accepted: "
                 f"{', '.join((*accepted, *run_fields, *_SCHEDULE_FIELDS))} (to change the {kind}, choose it by "
-                f"variant: --config=configs/base.py:{kind}={name})"
+                f"variant: --config=configs/base.py:{kind}={name})",
+                option=f"{option}.{field}",
             )
     schedule = schedule._replace(**overrides)
-    check_schedule(f"config.{option}.", schedule)
+    checked(option, _check_schedule, schedule)
     return Scheduled(name, checked(option, factory, **hyperparameters), schedule)
 
 
@@ -171,15 +172,8 @@ def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) ->
         raise
 
 
-def check_schedule(prefix: str, schedule: Schedule) -> None:
-    """Refuses an impossible schedule.
-
-    Raises:
-        InputError: names the field (after `prefix`) and what is accepted.
-    """
-    if schedule.warmup_step < 0:
-        raise InputError(f"{prefix}warmup_step = {schedule.warmup_step}: must be >= 0")
-    if schedule.update_step < 1:
-        raise InputError(f"{prefix}update_step = {schedule.update_step}: must be >= 1")
-    if schedule.update_times < -1:
-        raise InputError(f"{prefix}update_times = {schedule.update_times}: must be >= 0, or -1 for no limit")
+def _check_schedule(schedule: Schedule) -> None:
+    options.at_least("warmup_step", schedule.warmup_step, 0)
+    options.at_least("update_step", schedule.update_step, 1)
+    times = schedule.update_times
+    options.require("update_times", times, times >= -1, ">= 0, or -1 for no limit")

@@ -21,6 +21,7 @@ Embed = Callable[[Float[Array, "B T D"], Float[Array, "B T"]], Float[Array, "B E
 
 
 METHODS = ("sketch", "rademacher", "kronecker", "none")
+EPS_MODES = ("outside", "inside")
 
 
 class Projection(NamedTuple):
@@ -41,7 +42,7 @@ class Preconditioner(NamedTuple):
     """How Adam's moments shape a row's gradient; see algorithm "less".
 
     Attributes:
-        eps_mode: "outside": `m / (sqrt(v) + eps)`; "inside": `m / sqrt(v + eps)`.
+        eps_mode: one of `EPS_MODES`; "outside": `m / (sqrt(v) + eps)`; "inside": `m / sqrt(v + eps)`.
         bias_correction: whether to divide the moments by `1 - b^t`.
     """
 

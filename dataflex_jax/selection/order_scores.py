@@ -38,31 +38,31 @@ def order_scores(
 
 
 def _field(source: ScoreSource, pool: Pool) -> Float[np.ndarray, " N"]:
-    field = f"config.order.scores = {str(source)!r}"
+    option = {"option": "order.scores", "value": str(source)}
     if pool.records() is None:
-        raise InputError(f"{field}: rows of documents are no records; instruction data are")
+        raise InputError("rows of documents are no records; instruction data are", **option)
     try:
         values = [value for domain in pool.domains for value in domain.store.values("train", source.name)]
-    except InputError as e:
-        raise InputError(f"{field}: {e}") from e
+    except InputError as error:
+        raise InputError(error, **option) from error
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(f"{field}: candidate {number} has {value!r}, not a number")
+            raise InputError(f"candidate {number} has {value!r}, not a number", **option)
     return np.array(values, np.float32)
 
 
 def _file(path: Path, num_rows: int) -> Float[np.ndarray, " N"]:
     if not path.is_file():
-        raise InputError(f"config.order.scores = {str(path)!r}: no such file; accepted: {_ACCEPTED}")
+        raise InputError(f"no such file; accepted: {_ACCEPTED}", option="order.scores", value=str(path))
     if path.suffix == ".npy":
         try:
             values = np.load(path, allow_pickle=False)
-        except (OSError, EOFError, ValueError) as e:
-            raise InputError(f"{path}: not an .npy file of numbers ({e})") from e
+        except (OSError, EOFError, ValueError) as error:
+            raise InputError(f"{path}: not an .npy file of numbers ({error})") from error
     elif path.suffix == ".jsonl":
         values = np.array([_score(path, i, record) for i, record in enumerate(_records(path), start=1)])
     else:
-        raise InputError(f"config.order.scores = {str(path)!r}: accepted: {_ACCEPTED}")
+        raise InputError(f"accepted: {_ACCEPTED}", option="order.scores", value=str(path))
     if values.shape != (num_rows,) or values.dtype.kind not in "fiu":
         raise InputError(
             f"{path}: {values.dtype} {list(values.shape)}; one number for each of {num_rows} candidates is expected"
@@ -75,8 +75,9 @@ def _records(path: Path) -> list[Any]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             records.append(json.loads(line))
-        except ValueError as e:
-            raise InputError(f"{path}:{number}: not valid JSON ({e}); one score a line is expected") from e
+        except ValueError as error:
+            reason = f"not valid JSON ({error}); one score a line is expected"
+            raise InputError(f"{path}:{number}: {reason}") from error
     return records
 
 

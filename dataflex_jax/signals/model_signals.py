@@ -42,7 +42,8 @@ def gradients(signal: Gradients) -> RowFunction:
         if signal.adam is not None:
             if subject.adam is None:
                 raise InputError(
-                    'config.selector.gradient_type = "adam": there is no Adam state; "sgd" takes the plain gradients'
+                    "there is no Adam state to precondition the gradients with: give a run's checkpoint, which has "
+                    'one, or take the plain gradients (gradient_type "sgd" of a selector)'
                 )
             moments = subject.adam.moments(signal.adam)
         found = features(subject.model, batch, moments)

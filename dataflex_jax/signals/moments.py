@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.policies.signals import Preconditioner
+from dataflex_jax.policies import options
+from dataflex_jax.policies.signals import EPS_MODES, Preconditioner
 
 PyTree = Any
-EPS_MODES = ("outside", "inside")
 
 
 @partial(
@@ -89,8 +89,7 @@ def adam_moments(
     Raises:
         ValueError: an unknown `eps_mode`; a state without moments (SGD), or with several of them.
     """
-    if eps_mode not in EPS_MODES:
-        raise ValueError(f"eps_mode = {eps_mode!r}: must be one of {', '.join(map(repr, EPS_MODES))}")
+    options.one_of("eps_mode", eps_mode, EPS_MODES)
     found = optax.tree_utils.tree_get_all_with_path(opt_state, "mu")
     owners = [path[-1].tuple_name for path, _ in found if isinstance(path[-1], optax.tree_utils.NamedTupleKey)]
     if len(owners) != 1:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dataflex_jax.models import layout
+from dataflex_jax.policies import options
 from dataflex_jax.policies.signals import METHODS, Projection
 
 _BLOCK = 1024  # coordinates whose dense map is in memory at once
@@ -36,10 +37,9 @@ def check(projection: Projection) -> None:
     Raises:
         ValueError: begins with the field's name.
     """
-    if projection.method not in METHODS:
-        raise ValueError(f"method = {projection.method!r}: must be one of {', '.join(map(repr, METHODS))}")
-    if isinstance(projection.dim, bool) or not isinstance(projection.dim, int) or projection.dim < 1:
-        raise ValueError(f"dim = {projection.dim!r}: must be a positive integer")
+    dim = projection.dim
+    options.one_of("method", projection.method, METHODS)
+    options.require("dim", dim, isinstance(dim, int) and not isinstance(dim, bool) and dim >= 1, "a positive integer")
 
 
 def project(

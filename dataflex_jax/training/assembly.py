@@ -20,7 +20,7 @@ from dataflex_jax.data.targets import open_targets
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.models.model import Model
-from dataflex_jax.policies.active import ActivePolicies
+from dataflex_jax.policies.active import ActivePolicies, weighter_sections
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.policies.signals import TARGETS
 from dataflex_jax.reporting.hardware import total_peak_flops
@@ -130,7 +130,14 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     signals = _signals(experiment, place, sweeper)
     how = dataclasses.replace(How.of(config), lora=None, trainable=None)
     reference, cached = reference_losses(
-        policies.reference(), inputs.domains, inputs.tokenizer, signals.candidates, sweeper, data.cache_dir, how
+        policies.reference(),
+        inputs.domains,
+        inputs.tokenizer,
+        signals.candidates,
+        sweeper,
+        data.cache_dir,
+        policies.reference_option(weighter_sections(config)),
+        how,
     )
     groups = pool.groups(by_domain=policies.by_domain)
     sampler = Sampler(config.seed, data.batch_size, data.draw)

@@ -98,8 +98,8 @@ def check_evaluators(config: ConfigDict) -> None:
     for name in config.evaluators:
         if name not in _EVALUATORS:
             raise InputError(
-                f"config.evaluators: unknown evaluator {name!r}; known: {', '.join(sorted(_EVALUATORS))} "
-                "(config.plugins adds your own)"
+                f"unknown evaluator {name!r}; known: {', '.join(sorted(_EVALUATORS))} (config.plugins adds your own)",
+                option="evaluators",
             )
 
 

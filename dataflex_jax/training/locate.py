@@ -37,7 +37,7 @@ def run_at(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
     with Checkpoints(path, writable=False) as checkpoints:
         step = checkpoints.latest()
     if step is None:
-        raise InputError(f"no complete checkpoint in {path / FOLDER}", option=_name(option), value=str(path))
+        raise InputError(f"no complete checkpoint in {path / FOLDER}", option=option, value=str(path))
     return RunStep(path, step)
 
 
@@ -54,7 +54,7 @@ def locate(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
         return None
     raise InputError(
         f"neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging Face folder or hub id",
-        option=_name(option),
+        option=option,
         value=str(path),
     )
 
@@ -79,7 +79,3 @@ def _is_model(folder: Path) -> bool:
         return "model_type" in json.loads((folder / folders.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
-
-
-def _name(option: str) -> str:
-    return option.removeprefix("config.")

@@ -38,6 +38,7 @@ def reference_losses(
     rows: Source,
     sweeper: Sweeper,
     cache_dir: str,
+    option: str | None,
     how: How | None = None,
 ) -> tuple[Model | None, dict[str, OfRow]]:
     """What a run with a reference needs: (the model, for the step to run; what the loader adds to each batch).
@@ -49,6 +50,7 @@ def reference_losses(
         rows: the training rows.
         sweeper: computes losses that are to be cached.
         cache_dir: has the stores of them.
+        option: what the user set to the reference, for messages.
         how: what becomes of a reference in Hugging Face's format.
 
     Raises:
@@ -56,35 +58,42 @@ def reference_losses(
     """
     if reference is None:
         return None, {}
-    model = open_reference(reference, domains, tokenizer, sweeper.mesh, how)
+    model = open_reference(reference, domains, tokenizer, sweeper.mesh, option, how)
     if reference.losses == "model":
         return model, {}
     return None, {"reference_losses": cached_losses(model, domains, rows, sweeper, cache_dir)}
 
 
 def open_reference(
-    reference: Reference, domains: Sequence[Domain], tokenizer: Tokenizer, mesh: Mesh, how: How | None = None
+    reference: Reference,
+    domains: Sequence[Domain],
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    option: str,
+    how: How | None = None,
 ) -> Model:
     """Reads the reference model, of a run or a Hugging Face checkpoint; none of its parameters is trained.
 
     Raises:
         InputError: it cannot be read, or was trained with another tokenizer or other domains.
     """
-    named = f"reference = {reference.path!r}"
     try:
-        opened = open_model(reference.path, mesh, option="reference", how=how)
+        opened = open_model(reference.path, mesh, option=option, how=how)
     except InputError as error:
-        if error.reason.startswith(named):
-            raise
-        raise InputError(f"{named}: {error.reason}") from error
+        # What else is at fault, such as the weights that the run of the reference started from, keeps its name.
+        reason = error.reason if error.option == option else error
+        raise InputError(reason, option=option, value=reference.path) from error
     if opened.tokenizer.fingerprint != tokenizer.fingerprint:
         raise InputError(
-            f"{named}: trained with another tokenizer; both need the same, e.g. "
-            f"--config.data.tokenizer={opened.tokenizer_source}"
+            "trained with another tokenizer; both need the same, e.g. "
+            f"--config.data.tokenizer={opened.tokenizer_source}",
+            option=option,
+            value=reference.path,
         )
     names = [domain.name for domain in domains]
     if opened.saved is not None and not is_imported(opened.saved) and list(opened.saved["stores"]) != names:
-        raise InputError(f"{named}: trained on the domains {list(opened.saved['stores'])}, not on {names}")
+        reason = f"trained on the domains {list(opened.saved['stores'])}, not on {names}"
+        raise InputError(reason, option=option, value=reference.path)
     return opened.model.having(opened.model.whole())
 
 

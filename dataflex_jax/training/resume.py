@@ -154,9 +154,8 @@ def check(saved: dict[str, Any], identity: Identity) -> None:
     for name in saved["fields"] if is_imported(saved) else saved["fields"] | identity.fields:
         before, now = saved["fields"].get(name), identity.fields.get(name)
         if before != now:
-            raise InputError(
-                f"config.{name} = {now!r}, but the checkpoint was trained with {before!r}; use a new --workdir"
-            )
+            reason = f"the checkpoint was trained with {before!r}; use a new --workdir"
+            raise InputError(reason, option=name, value=now)
     for name, key in saved["stores"].items():
         if identity.stores.get(name, key) != key:
             raise InputError(
@@ -179,8 +178,9 @@ def check_base(saved: dict[str, Any], base: dict[str, str] | None) -> None:
     before = saved.get("base")
     if before is not None and base is not None and before["weights"] != base["weights"]:
         raise InputError(
-            f"config.model.name_or_path: the checkpoint's adapters belong to another base, {before['name']} "
-            f"({before['weights']}), not to {base['name']} ({base['weights']}); use that one, or a new --workdir"
+            f"the checkpoint's adapters belong to another base, {before['name']} ({before['weights']}), not to "
+            f"{base['name']} ({base['weights']}); use that one, or a new --workdir",
+            option="model.name_or_path",
         )
 
 
@@ -209,8 +209,9 @@ def restore(
     names, saved_names = tuple(identity.stores), tuple(saved["stores"])
     if saved_names != names and any(identity.fields.get(f"{kind}.name") for kind in ("selector", "order")):
         raise InputError(
-            f"config.data.domains = {names}, but the checkpoint's are {saved_names}; with a selector or an order they "
-            "must stay, or use a new --workdir"
+            f"the checkpoint's are {saved_names}; with a selector or an order they must stay, or use a new --workdir",
+            option="data.domains",
+            value=names,
         )
     rows_seen = np.array([saved["rows_seen"].get(name, 0) for name in names], np.int64)
     position = Position(sampler.from_json(saved["sampler"], identity.groups()), saved["tokens_seen"], rows_seen)

@@ -199,7 +199,7 @@ def resolved_model(config: ConfigDict, vocab_size: int) -> ModelConfig:
     Raises:
         InputError: no such model, or one that is incomplete, unsupported or too small for the tokenizer.
     """
-    named, option = config.model.name_or_path, "config.model.name_or_path"
+    named, option = config.model.name_or_path, "model.name_or_path"
     shape = _hf_config(named, option) if named is not None and run_at(named, option) else None
     return dataclasses.replace(model_config(config.model, vocab_size, shape), lora=lora.lora_config(config.lora))
 
@@ -250,8 +250,8 @@ class Origin(NamedTuple):
     seed: int
     weights: str | None
     adapter: str | None
-    option: str = "config.model.name_or_path"
-    adapter_option: str = "config.lora.name_or_path"
+    option: str = "model.name_or_path"
+    adapter_option: str = "lora.name_or_path"
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Origin":
@@ -332,7 +332,8 @@ def starting_params(origin: Origin, model: ModelConfig, abstract: PyTree, base: 
     if not others:
         return adapters
     if origin.weights is None:
-        raise InputError(f"{origin.adapter_option} = {origin.adapter!r}: needs weights for what is trained beside it")
+        reason = "needs weights for what is trained beside it"
+        raise InputError(reason, option=origin.adapter_option, value=origin.adapter)
     return parts.combined(_read_weights(origin, dataclasses.replace(model, lora=None), others), adapters)
 
 
@@ -352,9 +353,8 @@ def _read_weights(origin: Origin, plain: ModelConfig, abstract: PyTree) -> PyTre
     for path, leaf in wanted.items():
         if path not in there or there[path].shape != leaf.shape:
             has = f"has {list(there[path].shape)} there" if path in there else "does not have it"
-            raise InputError(
-                f"{origin.option} = {origin.weights!r}: {path} is {list(leaf.shape)} in this run, and the model {has}"
-            )
+            reason = f"{path} is {list(leaf.shape)} in this run, and the model {has}"
+            raise InputError(reason, option=origin.option, value=origin.weights)
     cast = jax.jit(
         lambda tree: jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, abstract),
         out_shardings=shardings(abstract),

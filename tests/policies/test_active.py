@@ -5,11 +5,11 @@ import pytest
 from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import TARGETS, GradientNorms, Reference
-from dataflex_jax.policies.active import active_policies
+from dataflex_jax.policies.active import active_policies, weighter_sections
 from dataflex_jax.policies.schedule import Schedule
 
 RHO1 = {"weighter.reference": "runs/a"}
-NO_SCORES = 'order.scores = "selector": needs a config.selector that scores'
+NO_SCORES = "order.scores = 'selector': needs a config.selector that scores"
 DOREMI = {"mixer.reference": "runs/a"}
 
 
@@ -25,7 +25,6 @@ def test_nothing_named_is_the_static_mixer_alone():
     assert (plain.mixer.name, plain.mixer.schedule) == ("static", Schedule(3, 2, 5))
     assert (plain.selector, plain.order, plain.weighters) == (None, None, ())
     assert plain.by_domain
-    assert not plain.any_named
     assert not plain.mixes
     assert plain.names() == dict.fromkeys(["mixer.name", "selector.name", "order.name", "weighter.name"])
 
@@ -50,12 +49,6 @@ def test_each_policy_has_its_name_and_its_schedule():
         Schedule(0, 4, -1),
     ]
     assert several.mixes
-    assert several.any_named
-
-
-@pytest.mark.parametrize("choices", ["mixer=static", "selector=random", "order=shuffle", "weighter=loss"])
-def test_one_named_policy_is_something_that_decides(choices):
-    assert policies(choices).any_named
 
 
 def test_a_selector_that_never_chooses_is_none():
@@ -63,7 +56,6 @@ def test_a_selector_that_never_chooses_is_none():
     assert full.selector is None
     assert full.names()["selector.name"] is None
     assert full.by_domain
-    assert not full.any_named
 
 
 @pytest.mark.parametrize(
@@ -120,6 +112,21 @@ def test_the_reference_is_whose_policy_wants_one():
     assert policies("mixer=doremi", DOREMI).reference() == Reference("runs/a", "model")
     assert policies("weighter=rho1", RHO1).reference() == Reference("runs/a", "model")
     assert policies("mixer=doremi,weighter=rho1", DOREMI | RHO1).reference() == Reference("runs/a", "model")
+
+
+@pytest.mark.parametrize(
+    ("choices", "fields", "option"),
+    [
+        ("mixer=doremi,weighter=rho1", DOREMI | RHO1, "mixer.reference"),
+        ("mixer=odm,weighter=rho1", RHO1, "weighter.reference"),
+        ("weighter=loss+rho1", {"weighter.rho1.reference": "runs/a"}, "weighter.rho1.reference"),
+        ("mixer=odm,weighter=loss", {}, None),
+    ],
+)
+def test_the_option_of_the_reference_is_that_of_the_first_policy_with_one(choices, fields, option):
+    config = base.get_config(choices)
+    config.update_from_flattened_dict(fields)
+    assert active_policies(config).reference_option(weighter_sections(config)) == option
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,9 @@ def test_an_exported_adapter_is_imported_bit_for_bit(root, pretrained, run, adap
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"lora__rank": 2}, "config.lora.rank = 2, but the adapter .* has 4"),
+        ({"lora__rank": 2}, "config.lora.rank = 2: the adapter .* has 4"),
         ({"lora__rank": 0}, "config.lora.rank = 0: must be that of the adapter"),
-        ({"lora__target_modules": ("q_proj",)}, r"config.lora.target_modules = \('q_proj',\), but the adapter"),
+        ({"lora__target_modules": ("q_proj",)}, r"config.lora.target_modules = \('q_proj',\): the adapter"),
         ({"lora__name_or_path": "/no/such"}, "config.lora.name_or_path = '/no/such'"),
     ],
 )
@@ -185,14 +185,14 @@ def test_a_base_that_changed_in_its_place_is_noticed(root, pretrained, other_bas
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rank": 8}, "config.lora.rank = 8, but the checkpoint was trained with 4"),
-        ({"alpha": 3.0}, "config.lora.alpha = 3.0, but the checkpoint was trained with 8.0"),
-        ({"target_modules": ("q_proj",)}, r"config.lora.target_modules = \['q_proj'\], but the checkpoint"),
+        ({"rank": 8}, "config.lora.rank = 8: the checkpoint was trained with 4"),
+        ({"alpha": 3.0}, "config.lora.alpha = 3.0: the checkpoint was trained with 8.0"),
+        ({"target_modules": ("q_proj",)}, r"config.lora.target_modules = \['q_proj'\]: the checkpoint"),
         (
             {"base_dtype": "bfloat16"},
-            "config.lora.base_dtype = 'bfloat16', but the checkpoint was trained with 'float32'",
+            "config.lora.base_dtype = 'bfloat16': the checkpoint was trained with 'float32'",
         ),
-        ({"rank": 0}, "config.lora.rank = None, but the checkpoint was trained with 4"),
+        ({"rank": 0}, "config.lora.rank = None: the checkpoint was trained with 4"),
         ({"target_modules": ("qproj",)}, r"config.lora.target_modules = \('qproj',\): must be .*'q_proj'.*'all'"),
         ({"dropout": 1.0}, "config.lora.dropout = 1.0: must be a number >= 0 and < 1"),
         ({"rank": -1}, "config.lora.rank = -1: must be an integer >= 0"),

@@ -127,7 +127,7 @@ class Opened:
         self.rows = source(self.pool, self.mesh)
         with jax.set_mesh(self.mesh):
             wanted = Reference(str(run_folder), "cached")
-            self.model = references.open_reference(wanted, self.domains, tokenizer, self.mesh)
+            self.model = references.open_reference(wanted, self.domains, tokenizer, self.mesh, "mixer.reference")
 
     def cached(self, poll=lambda: None):
         """The losses by row, computing what is missing; `poll` is called before each batch of 8 rows."""

@@ -134,7 +134,7 @@ def test_with_a_selector_the_window_is_arranged(root, difficulty, tmp_path, monk
         ("field:nope", None, "config.order.scores = 'field:nope': domain 'capitals', .* no field 'nope'"),
         ("field:kind", None, "config.order.scores = 'field:kind': candidate 0 has '[ab]', not a number"),
         ("perplexity", None, 'config.order.scores = \'perplexity\': no such file; accepted: "loss", "selector",'),
-        ("selector", None, 'config.order.scores = "selector": needs a config.selector that scores'),
+        ("selector", None, "config.order.scores = 'selector': needs a config.selector that scores"),
         ("scores.txt", b"1\n", 'scores.txt\': accepted: "loss"'),
         ("scores.npy", b"garbage", "scores.npy: not an .npy file of numbers"),
         ("scores.jsonl", b'{"score": 1}\n2\n', r"scores.jsonl: float64 \[2\]; one number for each of \d+ candidates"),

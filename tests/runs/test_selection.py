@@ -188,5 +188,5 @@ def test_what_cannot_be_run_is_refused_by_name(roots, tmp_path, options, message
 
 def test_another_selector_belongs_to_another_run(roots, tmp_path):
     train_and_evaluate(config_of(roots, "questions", selector="random", train_step=3), tmp_path)
-    with pytest.raises(InputError, match=r"config\.selector\.name = 'loss', but the checkpoint .* with 'random'"):
+    with pytest.raises(InputError, match=r"config\.selector\.name = 'loss': the checkpoint .* with 'random'"):
         train_and_evaluate(config_of(roots, "questions", selector="loss"), tmp_path)

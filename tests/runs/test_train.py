@@ -137,7 +137,7 @@ def test_odm_keeps_what_it_learned_when_a_domain_is_added(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("model__hidden_size", 64, "config.model.hidden_size = 64, but the checkpoint was trained with 32"),
+        ("model__hidden_size", 64, "config.model.hidden_size = 64: the checkpoint was trained with 32"),
         ("seed", 1, "config.seed = 1"),
         ("data__seq_len", 16, "config.data.seq_len = 16"),
         ("mixer", None, "config.mixer.name"),

@@ -91,8 +91,7 @@ def test_other_patterns_are_refused_by_name(root, run, now):
     with pytest.raises(InputError) as e:
         train_and_evaluate(config(root, model__trainable=now, train_step=6), run)
     assert str(e.value) == (
-        f"config.model.trainable = {shown!r}, but the checkpoint was trained with {list(ATTENTION)!r}; "
-        "use a new --workdir"
+        f"config.model.trainable = {shown!r}: the checkpoint was trained with {list(ATTENTION)!r}; use a new --workdir"
     )
 
 

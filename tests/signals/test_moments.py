@@ -23,5 +23,5 @@ def test_moments_are_found_in_a_chain_and_asked_for_where_there_are_none():
         adam_moments(optax.sgd(0.1, momentum=0.9).init(params), **BETAS)
     with pytest.raises(ValueError, match=r"^opt_state: has more than one Adam state"):
         adam_moments((state, state), **BETAS)
-    with pytest.raises(ValueError, match=r"^eps_mode = 'under': must be one of 'outside', 'inside'"):
+    with pytest.raises(ValueError, match=r"^eps_mode = 'under': must be one of outside, inside"):
         adam_moments(state, **BETAS, eps_mode="under")

@@ -147,7 +147,7 @@ def test_kronecker_widths(dim, widths):
 @pytest.mark.parametrize(
     ("projection", "message"),
     [
-        (Projection("sketchy"), r"^method = 'sketchy': must be one of 'sketch', 'rademacher', 'kronecker', 'none'$"),
+        (Projection("sketchy"), r"^method = 'sketchy': must be one of sketch, rademacher, kronecker, none$"),
         (Projection(dim=0), r"^dim = 0: must be a positive integer$"),
         (Projection(dim=1.5), r"^dim = 1.5: "),
     ],

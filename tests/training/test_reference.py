@@ -41,7 +41,9 @@ def test_an_exported_reference_is_the_run(root, reference, exported, tmp_path, l
 
 def test_an_exported_reference_says_nothing_of_domains(root, reference, exported, tmp_path):
     fields = {"data__domains": ("digits", "vowels")}
-    with pytest.raises(InputError, match=r"^reference = .*: trained on the domains \['code', .* not on \['digits', 'v"):
+    with pytest.raises(
+        InputError, match=r"^config.mixer.reference = .*: trained on the domains \['code', .* not on \['digits', 'v"
+    ):
         proxy(tmp_path / "run", root, reference, **fields)
     assert proxy(tmp_path / "hf", root, exported, **fields)
 
@@ -58,10 +60,12 @@ def test_a_reference_that_is_none_is_named_once(root, reference, tmp_path):
     for path, reason in (("/no/such", "neither a run folder"), ("no/such", "no such folder, and not to be had from")):
         with pytest.raises(InputError) as e:
             proxy(tmp_path / "none", root, reference, mixer__reference=path)
-        assert str(e.value).startswith(f"reference = {path!r}: {reason}")
+        assert str(e.value).startswith(f"config.mixer.reference = {path!r}: {reason}")
         assert "\n" not in str(e.value)
 
 
 def test_another_tokenizer_is_refused(root, exported, tmp_path):
-    with pytest.raises(InputError, match=rf"^reference = '{exported}': trained with another tokenizer; .*={exported}$"):
+    with pytest.raises(
+        InputError, match=rf"^config.mixer.reference = '{exported}': trained with another tokenizer; .*={exported}$"
+    ):
         proxy(tmp_path, root, exported, data__tokenizer="train:300")

@@ -161,7 +161,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path, content):
     with pytest.raises(InputError, match=expected):
         open_model(tmp_path)
     with pytest.raises(InputError, match=rf"^config.model.name_or_path = '{tmp_path}': neither"):
-        locate(tmp_path, "config.model.name_or_path")
+        locate(tmp_path, "model.name_or_path")
 
 
 def test_a_path_that_is_not_there_is_no_hub_id(tmp_path):

@@ -32,8 +32,10 @@ def local_folder(name_or_path: str, patterns: Sequence[str], option: str) -> Pat
         return Path(huggingface_hub.snapshot_download(name_or_path, allow_patterns=list(patterns)))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
-            f"{option} = {name_or_path!r}: no such folder, and not to be had from the hub or its cache; a folder with "
-            f"{CONFIG} or a hub id is accepted ({one_line(error, 160)})"
+            f"no such folder, and not to be had from the hub or its cache; a folder with {CONFIG} or a hub id is "
+            f"accepted ({one_line(error, 160)})",
+            option=option,
+            value=name_or_path,
         ) from error
 
 

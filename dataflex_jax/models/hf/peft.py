@@ -155,7 +155,8 @@ def load_adapter(
     for field in ("rank", "alpha", "use_rslora", "target_modules"):
         ours, theirs = getattr(model.lora, field), getattr(found, field)
         if ours != theirs:
-            raise InputError(f"config.lora.{field} = {ours!r}, but the adapter {name_or_path} has {theirs!r}")
+            reason = f"the adapter {name_or_path} has {theirs!r}"
+            raise InputError(reason, option=f"lora.{field}", value=ours)
     file = folders.local_folder(name_or_path, (CONFIG, WEIGHTS), option) / WEIGHTS
     _check_tensors(file, model)
     with safe_open(file, framework="numpy") as opened:

@@ -47,7 +47,7 @@ def model_config(model: ConfigDict, vocab_size: int, shape: Mapping[str, Any] | 
     given = {name: value for name, value in model.items() if name not in _ELSEWHERE and value is not None}
     if model.name_or_path is not None:
         if shape is None:
-            folder = folders.local_folder(model.name_or_path, [folders.CONFIG], "config.model.name_or_path")
+            folder = folders.local_folder(model.name_or_path, [folders.CONFIG], "model.name_or_path")
             shape = folders.read_config(folder)
         shape = hf.in_our_names(shape)
         if not model.from_scratch:

@@ -79,7 +79,7 @@ def hf_tensors(params: PyTree) -> list[HFTensor]:
 
 
 def load_params(
-    name_or_path: str, abstract: PyTree, option: str = "config.model.name_or_path", *, part: bool = False
+    name_or_path: str, abstract: PyTree, option: str = "model.name_or_path", *, part: bool = False
 ) -> PyTree[Array]:
     """The weights of a checkpoint as parameters of a `decoder`, each read straight to its shards.
 

@@ -10,10 +10,9 @@ from jaxtyping import Array, Float
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import options
-from dataflex_jax.policies.signals import METHODS, Gradients, Preconditioner, Projection, Signals
+from dataflex_jax.policies.signals import EPS_MODES, METHODS, Gradients, Preconditioner, Projection, Signals
 
 GRADIENT_TYPES = ("adam", "sgd")
-EPS_MODES = ("outside", "inside")
 TARGET_AGGREGATIONS = ("mean_of_cos", "cos_of_mean")
 GROUP_AGGREGATIONS = ("max", "mean")
 

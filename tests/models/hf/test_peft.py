@@ -55,7 +55,7 @@ def saved(tmp_path):
 
 
 def load(folder, cfg, **base):
-    return peft.load_adapter(str(folder), cfg, "config.lora.name_or_path", **base)
+    return peft.load_adapter(str(folder), cfg, "lora.name_or_path", **base)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -165,8 +165,8 @@ def edited_tensors(folder, edit):
         ({"some_new_variant": {"a": 1}}, "some_new_variant="),
         ({"r": "8"}, "rank is '8'"),
         ({"r": 0}, "rank=0"),
-        ({"r": 4}, "config.lora.rank = 3, but the adapter .* has 4"),
-        ({"lora_alpha": 6}, "config.lora.alpha = 5.0, but the adapter .* has 6.0"),
+        ({"r": 4}, "config.lora.rank = 3: the adapter .* has 4"),
+        ({"lora_alpha": 6}, "config.lora.alpha = 5.0: the adapter .* has 6.0"),
     ],
 )
 def test_a_configuration_that_computes_something_else_is_refused(saved, fields, message):

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,16 +11,16 @@ from safetensors.numpy import load_file
 
 from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.export import export_checkpoint, import_pretrained
 from dataflex_jax.models.hf import folders
 from dataflex_jax.models.hf.resolve import model_config
 from dataflex_jax.policies import registry
 from dataflex_jax.training import run_config
-from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.exporting import export_checkpoint
+from dataflex_jax.training.imports import import_pretrained
 from dataflex_jax.training.setup import train_and_evaluate
 from dataflex_jax.training.weights import open_model
 from tests.helpers import tiny, tiny_chat
-from tests.helpers.command import PROJECT, Trainer, assert_same_curves, the_error
+from tests.helpers.command import assert_same_curves
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +148,7 @@ def test_an_imported_run_needs_its_source_no_more(root, exported, tmp_path):
 
 def test_a_tokenizer_of_another_family_is_warned_of(trained, tmp_path, caplog):
     export_checkpoint(trained, tmp_path / "hf")
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "dataflex_jax.export"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "dataflex_jax.training.exporting"]
     assert re.search(
         r"by the rules of Qwen2Tokenizer; load it with .*PreTrainedTokenizerFast\.from_pretrained", warning
     )
@@ -201,43 +199,3 @@ def test_weights_that_do_not_fit_are_refused_by_name(root, exported, tmp_path, f
     with pytest.raises(InputError, match=message) as e:
         train_and_evaluate(config, tmp_path)
     assert "\n" not in str(e.value)
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """python -m dataflex_jax.export in a process of its own."""
-    trainer = Trainer(tmp_path_factory.mktemp("command"))
-
-    def run(*arguments):
-        command = [sys.executable, "-m", "dataflex_jax.export", *map(str, arguments)]
-        return subprocess.run(command, cwd=PROJECT, env=trainer.environment(1, {}), capture_output=True, text=True)
-
-    run.recipe = trainer.recipe
-    return run
-
-
-def test_the_command_works_both_ways(command, trained, exported, tmp_path):
-    result = command(f"--checkpoint={trained}", f"--output={tmp_path / 'hf'}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"Step 4 of {trained} is now a Hugging Face checkpoint in {tmp_path / 'hf'}.\n"
-    model = (exported / "model.safetensors").read_bytes()
-    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == model
-    result = command(f"--import_from={tmp_path / 'hf'}", f"--output={tmp_path / 'run'}", f"--config={command.recipe}")
-    assert result.returncode == 0, result.stderr
-    with Checkpoints(tmp_path / "run", writable=False) as checkpoints:
-        assert checkpoints.latest() == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give one of --checkpoint=RUN_DIR (export) and --import_from=HF_DIR_OR_HUB_ID (import)"),
-        (["--checkpoint=/no/such", "--output=x"], "--checkpoint=/no/such: neither a run folder"),
-        (["--import_from=/no/such", "--output=x"], "--import_from = '/no/such': no such folder"),
-        (["--checkpoint=x", "--output=x", "--dtype=int8"], "flag --dtype=int8"),
-    ],
-)
-def test_the_command_refuses_in_one_line(command, arguments, message):
-    result = command(*arguments)
-    assert result.returncode == 2
-    assert message in the_error(result)

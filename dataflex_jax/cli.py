@@ -193,9 +193,12 @@ def _how_to_set(section: str, value: str) -> str:
 
 
 def _found_recipe(value: str) -> str:
-    """Recipes are looked for in the working directory, then among the package's."""
+    """Recipes are looked for in the working directory, then, those in configs/, among the package's."""
     path, colon, variant = value.partition(":")
-    for found in (Path(path), _RECIPES.parent / path):
+    places = [Path(path)]
+    if Path(path).parts[:1] == ("configs",):
+        places.append(_RECIPES.parent / path)
+    for found in places:
         if found.is_file():
             return f"{found}{colon}{variant}"
     raise InputError(f"--config={path}: no such file; recipes are in {_RECIPES}")

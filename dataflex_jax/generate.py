@@ -50,7 +50,7 @@ def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_string("checkpoint", None, f"The model: {CHECKPOINTS}.")
     flags.DEFINE_multi_string("prompt", None, "The text to continue; may be given several times.")
-    flags.DEFINE_bool("chat", False, "The prompts are questions, to be put into the run's chat template.")
+    flags.DEFINE_bool("chat", False, "The prompts are questions, to be put into the model's chat template.")
     flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most, unless the text ends before.")
     flags.DEFINE_float("temperature", 0.0, "0: greedy; else the logits are divided by it.")
     flags.DEFINE_integer("top_k", None, "Draw from this many most likely tokens; default: from all.")

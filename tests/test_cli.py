@@ -201,7 +201,8 @@ def test_a_run_folder_that_cannot_be(refused_fast, tmp_path):
 
 
 def test_a_recipe_that_does_not_exist(refused_fast):
-    for path in ("configs/nope.py", PROJECT / "configs"):
+    # The package has a train.py, which is no recipe.
+    for path in ("configs/nope.py", PROJECT / "configs", "train.py"):
         assert refused_fast(config=path) == f"--config={path}: no such file; recipes are in {PROJECT / 'configs'}"
 
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from dataflex_jax.data.text.tokenizer import load_tokenizer
-from dataflex_jax.export import export_checkpoint
 from dataflex_jax.generate import continuations
+from dataflex_jax.training.exporting import export_checkpoint
 from dataflex_jax.training.setup import train_and_evaluate
 from dataflex_jax.training.weights import open_model
 from tests.helpers import command, tiny

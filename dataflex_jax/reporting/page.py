@@ -12,6 +12,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import replace_file
 from dataflex_jax.reporting.evaluation_plots import evaluator_figure, held_out_by_domain_figure
 from dataflex_jax.reporting.evaluations import HELD_OUT, splits
 from dataflex_jax.reporting.plot_style import DARK, LIGHT, Theme, line_styles
@@ -82,8 +83,7 @@ def write_report(run_folders: Sequence[str | os.PathLike[str]], output: str | os
     )
     output = Path(output)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page, encoding="utf-8")
+        replace_file(output, page.encode())
     except OSError as error:
         raise InputError(f"--output={output}: cannot be written ({error.strerror}); a file path is expected") from error
     return output

@@ -1,6 +1,5 @@
 """A run folder's final summary, and all that it says read back for plots and the report."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import read_jsonl, replace_file, to_json
+from dataflex_jax.files import read_jsonl, read_object, replace_json, to_jsonable
 
 
 def write_summary(run_folder: str | os.PathLike[str], values: Mapping[str, Any]) -> Path:
@@ -20,12 +19,11 @@ def write_summary(run_folder: str | os.PathLike[str], values: Mapping[str, Any])
         TrainingError: a NaN or infinity outside `NULLABLE`; names the field.
     """
     path = Path(run_folder) / "summary.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        text = to_json(values, indent=2)
+        written = to_jsonable(values)
     except TrainingError as error:
         raise TrainingError(f"{path.name}: {error}") from error
-    replace_file(path, (text + "\n").encode())
+    replace_json(path, written, indent=2, ensure_ascii=False)
     return path
 
 
@@ -80,12 +78,4 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); one object is expected") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON {type(value).__name__}; one object is expected")
-    return value
+    return read_object(path) if path.is_file() else {}

@@ -1,5 +1,6 @@
 """The source records of chosen rows, as a file that a later run trains on."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow.parquet
 
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import replace_file
 
 
 def check_records(pool: Pool) -> None:
@@ -48,15 +50,17 @@ def write_records(path: Path, records: Iterator[dict[str, Any]]) -> None:
         InputError: neither .jsonl nor .parquet.
     """
     check_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         rows = list(records)
         fields = dict.fromkeys(field for row in rows for field in row)
         # A table has the fields of its first row otherwise.
         complete = [{field: row.get(field) for field in fields} for row in rows]
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(complete), path)
+        file = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(complete), file)
+        replace_file(path, file.getvalue())
     else:
-        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        replace_file(path, "".join(lines).encode())
 
 
 def check_path(path: Path) -> None:

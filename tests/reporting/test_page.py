@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from html.parser import HTMLParser
 
 import pytest
@@ -203,6 +204,21 @@ def test_a_run_that_has_only_begun(tmp_path):
     (folder / "config.json").write_text("{}")
     page = report(tmp_path, folder)
     assert "img" not in page.tags
+
+
+def test_a_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder, output = write_run(tmp_path / "run"), tmp_path / "pages" / "report.html"
+    output.parent.mkdir()
+    output.write_text("before")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_report([folder], output)
+    assert output.read_text() == "before"
+    assert os.listdir(output.parent) == ["report.html"]
 
 
 def test_bad_input_is_one_line(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.export import export_adapter, export_checkpoint, import_pretrained
 from dataflex_jax.models.hf import peft
 from dataflex_jax.training import run_config
 from dataflex_jax.training.checkpoint import FOLDER
+from dataflex_jax.training.exporting import export_adapter, export_checkpoint
+from dataflex_jax.training.imports import import_pretrained
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny
 from tests.helpers.command import assert_same_curves

@@ -7,14 +7,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dataflex_jax import select
 from dataflex_jax.errors import InputError
-from dataflex_jax.export import export_checkpoint
 from dataflex_jax.models import parts
 from dataflex_jax.policies.signals import Projection
 from dataflex_jax.signals.gradients import gradient_features
 from dataflex_jax.signals.rows import row_loss
 from dataflex_jax.training.checkpoint import FOLDER
+from dataflex_jax.training.exporting import export_checkpoint
+from dataflex_jax.training.selecting import select
 from dataflex_jax.training.setup import prepared, train_and_evaluate
 from dataflex_jax.training.weights import open_model
 from tests.helpers import policy_runs, tiny, tiny_chat
@@ -169,6 +169,6 @@ def test_less_chooses_by_the_chosen_parameters(tmp_path):
     made = tiny_chat.config(questions, **fields, warmup_step=2, model__trainable=ATTENTION)
     train_and_evaluate(made, tmp_path / "run")
     chosen_while_training = tiny_chat.selections(tmp_path / "run")[2]
-    _, chosen = select.select(made, [str(tmp_path / "run" / FOLDER / "2")], None, 16)
+    _, chosen = select(made, [str(tmp_path / "run" / FOLDER / "2")], None, 16)
     np.testing.assert_allclose(chosen.all_scores, chosen_while_training["all_scores"], rtol=1e-5, atol=1e-6)
     assert np.ptp(chosen.all_scores) > 1e-3

@@ -3,7 +3,7 @@
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.export import export_checkpoint
+from dataflex_jax.training.exporting import export_checkpoint
 from dataflex_jax.training.imports import imported
 from tests.helpers import policy_runs, tiny
 from tests.helpers.command import assert_same_curves

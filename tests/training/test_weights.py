@@ -8,8 +8,8 @@ import pytest
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.export import export_adapter, export_checkpoint
 from dataflex_jax.training.checkpoint import FOLDER
+from dataflex_jax.training.exporting import export_adapter, export_checkpoint
 from dataflex_jax.training.locate import locate, run_at, tokenizer_of
 from dataflex_jax.training.setup import prepared, train_and_evaluate
 from dataflex_jax.training.weights import How, open_model

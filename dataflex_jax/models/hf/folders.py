@@ -1,6 +1,5 @@
 """Folders of checkpoints in Hugging Face's format: where they are, and the JSON files in them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import one_line
+from dataflex_jax.files import one_line, read_object
 
 CONFIG = "config.json"
 
@@ -45,7 +44,7 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is no JSON object.
     """
-    return read_json(folder / name)
+    return read_object(folder / name)
 
 
 def make_empty(folder: Path) -> None:
@@ -60,23 +59,3 @@ def make_empty(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be made as a folder ({error.strerror}); choose another") from error
     if held := next(folder.iterdir(), None):
         raise InputError(f"{folder}: holds {held.name!r} already; choose a new or an empty folder")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({one_line(error)})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold a JSON object")
-    return value
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes an object as a JSON file."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -5,7 +5,6 @@ itself is not needed.
 """
 
 import functools
-import json
 import logging
 import re
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import one_line
+from dataflex_jax.files import one_line, replace_file, replace_json
 from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.hf import folders
 from dataflex_jax.models.layout import ADAPTERS, LORA_MODULES, row
@@ -98,8 +97,8 @@ def save_adapter(
     metadata = {"format": "pt"} | ({"base_weights": base_weights} if base_weights else {})
     folders.make_empty(folder)
     try:
-        (folder / WEIGHTS).write_bytes(save(tensors, metadata))
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        replace_file(folder / WEIGHTS, save(tensors, metadata))
+        replace_json(folder / CONFIG, config, indent=2)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror}); what is there is incomplete") from error
 

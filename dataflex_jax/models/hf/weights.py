@@ -25,11 +25,11 @@ from jaxtyping import Array, PyTree
 from safetensors import SafetensorError, safe_open
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import one_line
+from dataflex_jax.files import one_line, read_object, replace_json
 from dataflex_jax.models import layout
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.hf.config import to_hf
-from dataflex_jax.models.hf.folders import CONFIG, local_folder, make_empty, read_json, write_json
+from dataflex_jax.models.hf.folders import CONFIG, local_folder, make_empty
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +155,11 @@ def save_pretrained(
         if len(shards) > 1:
             files = {tensor.name: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
             size = sum(tensor.size for tensors in shards for tensor in tensors) * dtype.itemsize
-            write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
+            replace_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files}, indent=2)
         for file in tokenizer_folder.iterdir():
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-        write_json(folder / CONFIG, contents)
+        replace_json(folder / CONFIG, contents, indent=2)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror}); what is there is incomplete") from error
 
@@ -194,7 +194,7 @@ def _stored_tensors(folder: Path) -> dict[str, _Stored]:
         return _header(folder / WEIGHTS, "")
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; other formats of weights are not read")
-    places = read_json(folder / INDEX).get("weight_map")
+    places = read_object(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise InputError(f"{folder / INDEX}: has no weight_map from tensor names to file names")
     first = {file: name for name, file in reversed(places.items())}
@@ -348,7 +348,7 @@ def _special_tokens(tokenizer_folder: Path) -> dict[str, int | None]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the tokenizer is exported with the model")
     backend = tokenizers.Tokenizer.from_file(str(path))
-    declared = read_json(tokenizer_folder / "tokenizer_config.json")
+    declared = read_object(tokenizer_folder / "tokenizer_config.json")
     ids = {}
     for kind in ("bos", "eos"):
         token = declared.get(f"{kind}_token")

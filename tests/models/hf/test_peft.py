@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
 
 import jax
@@ -71,6 +72,17 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path, dtype):
     jax.tree.map(np.testing.assert_array_equal, loaded, adapters)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(dtype)}
     assert peft.read_lora_config(str(tmp_path), "--adapter", "bfloat16") == (config, None)
+
+
+def test_a_save_that_is_cut_off_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    cfg = model_of()
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        peft.save_adapter(tmp_path, cfg.lora, random_adapters(cfg), None)
+    assert os.listdir(tmp_path) == []
 
 
 def test_names_and_shapes_are_pefts(saved):

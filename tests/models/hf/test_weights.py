@@ -272,7 +272,7 @@ def test_a_bad_file_is_refused_by_its_name_and_the_tensors(save, kind):
         ),
         (lambda shard, _: shard.write_bytes(b"version https://git-lfs"), r"{shard}: cut short or damaged"),
         (lambda shard, _: save_file({}, shard), rf"{{shard}}: has no tensor '{UP}', which .*index\.json places there"),
-        (lambda _, index: index.write_text("{"), r"index\.json: cannot be read as JSON"),
+        (lambda _, index: index.write_text("{"), r"index\.json: not valid JSON"),
         (lambda _, index: index.write_text("{}"), r"index\.json: has no weight_map"),
         (
             lambda _, index: index.write_text(index.read_text().replace(f'"{UP}"', '"model.other.weight"')),

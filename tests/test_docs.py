@@ -1,8 +1,8 @@
-"""docs/writing_a_policy.md works as it stands: its code, and its commands with fewer steps and a smaller model."""
+"""docs/writing_a_policy.md works as it stands: its code, and its commands with fewer steps and less of everything."""
 
 import numpy as np
 
-from tests.helpers import pages, tiny
+from tests.helpers import pages, tiny, tiny_chat
 
 SHORT = (
     "--config.train_step=5",
@@ -15,9 +15,9 @@ SHORT = (
     "--config.model.hidden_size=32",
     "--config.model.intermediate_size=64",
     "--config.model.num_hidden_layers=1",
-    "--config.data.domains=('purposes','topics')",
+    "--config.data.source=local",
+    "--config.data.template=mistral",
     "--config.data.tokenizer=bytes",
-    "--config.data.valid_fraction=0.8",
     "--config.data.batch_size=8",
 )
 
@@ -27,7 +27,8 @@ def test_the_commands_of_the_page_run_with_its_code(tmp_path):
         path = tmp_path / block.split("\n", 1)[0].removeprefix("# ")
         path.parent.mkdir(exist_ok=True)
         path.write_text(block)
-    mixed, selected = pages.trained("writing_a_policy.md", tmp_path, *SHORT)
+    questions = tiny_chat.write_questions(tmp_path / "questions")
+    mixed, selected = pages.trained("writing_a_policy.md", tmp_path, *SHORT, f"--config.data.root={questions}")
     lines = tiny.records(mixed, "policy.jsonl")
     weights = np.array([list(line["sampling_weights"].values()) for line in lines])
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)

@@ -7,8 +7,8 @@ and can be overridden on the command line:
     python -m dataflex_jax.train --config=configs/base.py:selector=less,weighter=loss --config.weighter.r=0.5 ...
 
 The kinds are mixer, selector, order and weighter. Several weighters, `weighter=loss+adapt`, are multiplied, and each
-has its own fields: --config.weighter.loss.r=0.5. `plugins=my_package.my_mixer` (several with +) imports modules that
-register policies of your own first.
+has its own fields: --config.weighter.loss.r=0.5. `plugins=my_package.my_mixer` (several with +) first imports
+modules that register policies, signals, sources, evaluators or model families of your own.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.warmup_step = 0  # optimizer steps on the initial policy
     config.update_step = 1  # optimizer steps between updates
     config.update_times = -1  # number of updates; -1: until the end
-    config.plugins = ()  # modules that register policies of your own
+    config.plugins = ()  # modules that register policies, signals, sources, evaluators, model families of your own
     config.mixer = placeholder(ConfigDict)  # from which domain the next rows come; None: data.proportions throughout
     config.selector = placeholder(ConfigDict)  # which examples come next; None: all
     config.order = placeholder(ConfigDict)  # in which order they come; None: shuffled
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     model.initializer_range = placeholder(float)
     model.dtype = "bfloat16"  # of the forward and backward pass; norms, softmax and losses are float32
     model.param_dtype = "float32"  # of the master weights and the optimizer state
-    model.remat = "full"  # what the backward pass recomputes, by name; see dataflex_jax/models/decoder.py
+    model.remat = "full"  # what the backward pass recomputes, by name; see ModelConfig in dataflex_jax/models/config.py
     model.attention = "auto"  # "auto", "xla" or "cudnn"
     # Patterns of the parameters that are trained, such as ("layers/attention/*", "lm_head/*"); the others stay as they
     # are. None: all; with adapters, these alone.
@@ -133,7 +133,7 @@ def get_config(arg: str = "") -> ConfigDict:
     targets.group_field = placeholder(str)  # record field that names an example's group; None: its domain is its group
     targets.group_rows = placeholder(int)  # at most this many rows a group; None: all
 
-    # Passes over the whole pool, for selectors.
+    # Passes over many rows: for what selectors, orders, mixers and weighters ask, and a reference's cached losses.
     config.sweep = sweep = ConfigDict()
     sweep.batch_rows = placeholder(int)  # rows a batch, over all devices; None: what fits into the devices' memory
 

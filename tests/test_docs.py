@@ -1,37 +1,39 @@
-"""The code of docs/writing_a_policy.md works as it stands there."""
-
-import re
-import sys
-from pathlib import Path
+"""docs/writing_a_policy.md works as it stands: its code, and its commands with fewer steps and less of everything."""
 
 import numpy as np
-import pytest
 
-from dataflex_jax.train import train_and_evaluate
-from tests.helpers import tiny
+from tests.helpers import pages, tiny, tiny_chat
 
-PAGE = Path(__file__).parents[1] / "docs/writing_a_policy.md"
+SHORT = (
+    "--config.train_step=5",
+    "--config.warmup_step=2",
+    "--config.update_step=2",
+    "--config.update_times=1",
+    "--config.tensorboard=False",
+    "--config.log_every=1",
+    "--config.eval_rows=4",
+    "--config.model.hidden_size=32",
+    "--config.model.intermediate_size=64",
+    "--config.model.num_hidden_layers=1",
+    "--config.data.source=local",
+    "--config.data.template=mistral",
+    "--config.data.tokenizer=bytes",
+    "--config.data.batch_size=8",
+)
 
 
-@pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    """A module with all of the page's code."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (tmp_path / "from_the_docs.py").write_text("\n".join(blocks))
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "from_the_docs"
-    sys.modules.pop("from_the_docs", None)
-
-
-def test_the_policies_of_the_page_train_together(plugin, tmp_path):
-    root = tiny.write_domains(tmp_path / "domains")
-    policies = f"progress,selector=hardest,weighter=clip_loss,plugins={plugin}"
-    config = tiny.config(root, policies, train_step=5, selector__save_all_scores=True)
-    train_and_evaluate(config, tmp_path / "run")
-    lines = tiny.records(tmp_path / "run", "metrics.jsonl")
+def test_the_commands_of_the_page_run_with_its_code(tmp_path):
+    for block in pages.code("writing_a_policy.md"):
+        path = tmp_path / block.split("\n", 1)[0].removeprefix("# ")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(block)
+    questions = tiny_chat.write_questions(tmp_path / "questions")
+    mixed, selected = pages.trained("writing_a_policy.md", tmp_path, *SHORT, f"--config.data.root={questions}")
+    lines = tiny.records(mixed, "policy.jsonl")
+    weights = np.array([list(line["sampling_weights"].values()) for line in lines])
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+    assert (weights[-1] != weights[0]).any()
+    lines = tiny.records(selected, "metrics.jsonl")
     np.testing.assert_allclose([line["example_weight_mean"] for line in lines], 1, rtol=1e-5)
-    chosen = np.load(tmp_path / "run/selections/step_00000002.npz")
-    for domain in np.unique(chosen["domains"]):
-        scores = chosen["scores"][chosen["domains"] == domain]
-        assert (np.diff(scores) <= 0).all()
-        assert scores[0] == chosen["all_scores"][chosen["ids"][chosen["domains"] == domain]].max()
+    chosen = np.load(selected / "selections/step_00000002.npz")
+    assert (np.diff(chosen["scores"]) <= 0).all()

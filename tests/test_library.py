@@ -1,6 +1,8 @@
 """The library's face: every docstring's example runs, and what it gives is what the parts give."""
 
+import dataclasses
 import doctest
+import inspect
 import os
 import pkgutil
 import re
@@ -11,23 +13,37 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import dataflex_jax as df
 from dataflex_jax import library
+from dataflex_jax.models.hf.weights import save_pretrained
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`df.example()` as Hugging Face would have it."""
+    folder, (model, tokenizer) = tmp_path_factory.mktemp("example"), df.example()
+    tokenizer.save(folder / "tokenizer")
+    save_pretrained(folder / "model", model.config, model.params, folder / "tokenizer")
+    return folder / "model"
 
 
 def examples():
+    """Of every function, and of the classes that are called rather than returned or filled in."""
     found = doctest.DocTestFinder(recurse=False).find
+    names = {"dataclasses": dataclasses, "df": df, "jax": jax, "jnp": jnp, "np": np, "optax": optax}
     for name in df.__all__:
         member = getattr(library, name)
-        if getattr(member, "__module__", None) == library.__name__:
-            yield from found(member, name, globs={"df": df, "jax": jax, "jnp": jnp, "np": np})
+        if inspect.isfunction(member) or member is df.TrainStep:
+            yield from found(member, name, globs=names)
 
 
 @pytest.mark.parametrize("example", [pytest.param(e, id=e.name) for e in examples()])
-def test_example(example):
+def test_example(example, folder):
     assert example.examples, f"{example.name} has no example"
+    example.globs["folder"] = folder
     said = []
     doctest.DocTestRunner(verbose=False).run(example, out=said.append)
     assert not said, "".join(said)

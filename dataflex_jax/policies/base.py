@@ -9,14 +9,12 @@ group of options, is a frozen dataclass.
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.policies.signals import Embed, Signals
-
-PyTree = Any
 
 
 class Observation(NamedTuple):
@@ -57,7 +55,7 @@ class Reference(NamedTuple):
     """A trained model whose token losses a policy compares with.
 
     Attributes:
-        path: a run folder, or the folder of one step in it.
+        path: a run folder, the folder of one step in it, or a Hugging Face folder or hub id.
         losses: "model": computed in the step; "cached": read from a store that is computed once.
     """
 

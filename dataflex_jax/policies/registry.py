@@ -72,7 +72,7 @@ def _load_installed() -> None:
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Imports the modules that register policies of the user's own.
+    """Imports the modules that register policies, signals, sources, evaluators or model families of the user's own.
 
     Raises:
         InputError: a module that cannot be found, by name.

@@ -9,12 +9,10 @@ dataflex_jax/signals knows how each kind is computed, and a plugin registers kin
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Array, Float, Int
-
-PyTree = Any
+from jaxtyping import Array, Float, Int, PyTree
 
 # (last hidden states [B, T, D], 1 where an input is no padding [B, T]) -> [B, E]
 Embed = Callable[[Float[Array, "B T D"], Float[Array, "B T"]], Float[Array, "B E"]]

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from dataflex_jax.files import JsonlWriter
 from dataflex_jax.reporting.progress import Progress, Throughput
 from dataflex_jax.reporting.trackers import MetricsLogger
-
-PyTree = Any
 
 _OF_WEIGHTERS = ("example_weight_min", "example_weight_max", "example_weight_mean", "effective_sample_size")
 

@@ -21,9 +21,10 @@ from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.layout import LAYERS, gather_weights
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies.signals import Projection
 from dataflex_jax.signals import products
 from dataflex_jax.signals.moments import Moments, preconditioned
-from dataflex_jax.signals.projections import Projection, check, project
+from dataflex_jax.signals.projections import check, project
 from dataflex_jax.signals.rows import (
     ExampleLoss,
     Select,

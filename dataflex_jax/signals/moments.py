@@ -2,17 +2,14 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dataflex_jax.policies import options
 from dataflex_jax.policies.signals import EPS_MODES, Preconditioner
-
-PyTree = Any
 
 
 @partial(

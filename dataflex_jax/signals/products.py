@@ -17,8 +17,9 @@ from dataflex_jax.data.batch import Batch
 from dataflex_jax.models import layout
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies.signals import Projection
 from dataflex_jax.sharding import BATCH_AXES, constrain
-from dataflex_jax.signals.projections import Projection, kronecker_signs
+from dataflex_jax.signals.projections import kronecker_signs
 from dataflex_jax.signals.rows import ExampleLoss
 
 

@@ -23,12 +23,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.model import Model
 from dataflex_jax.signals.moments import AdamState
-
-PyTree = Any
 
 
 @jax.tree_util.register_dataclass
@@ -55,6 +54,16 @@ def register_signal(kind: type) -> Callable[[Callable[[Any], RowFunction]], Call
 
     Raises:
         ValueError: another one is registered.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Inputs:
+    ...     "The number of inputs of each row."
+    >>> @df.register_signal(Inputs)
+    ... def inputs(signal):
+    ...     return lambda subject, batch, operand: batch.lengths
+    >>> model, tokenizer = df.example()
+    >>> df.sweep(model, df.rows(["Ada", "Grace"], tokenizer), Inputs()).tolist()
+    [3, 5]
     """
 
     def add(make: Callable[[Any], RowFunction]) -> Callable[[Any], RowFunction]:

@@ -2,18 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.policies.signals import DomainGradients
 from dataflex_jax.signals import model_signals  # noqa: F401 - registers the signals
 from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.sweep import Source, Sweeper
-
-PyTree = Any
 
 
 class Rows:

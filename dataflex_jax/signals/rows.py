@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.models import layout
 from dataflex_jax.models.loss import TILE_TOKENS
 from dataflex_jax.sharding import BATCH_AXES, leaf_name
 
-PyTree = Any
 Select = Callable[[str], bool]
 # (token losses, the row) -> its loss
 ExampleLoss = Callable[[Float[Array, " T"], Batch], Float[Array, ""]]

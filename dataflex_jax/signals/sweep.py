@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Int64
+from jaxtyping import Int64, PyTree
 from tqdm import tqdm
 
 from dataflex_jax.data.batch import Batch
@@ -23,7 +23,6 @@ from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import bucket_of
 from dataflex_jax.sharding import replicated
 
-PyTree = Any
 RowFunction = Callable[[PyTree, Batch], PyTree]
 
 _GIB = 2**30

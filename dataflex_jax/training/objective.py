@@ -7,17 +7,16 @@ the loss depends neither on the batch size nor on the number of microbatches or 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.policies.base import Mixer, RowObservation, Weighter
 from dataflex_jax.policies.schedule import Scheduled
 
-PyTree = Any
 Weighters = tuple[Scheduled[Weighter], ...]
 _TINY = 1e-30
 

@@ -4,12 +4,12 @@ B rows in the global batch, T tokens a row, K domains; see `data.batch.Batch`.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.decoder import Hooks
@@ -19,8 +19,6 @@ from dataflex_jax.policies.schedule import Scheduled
 from dataflex_jax.training import objective
 from dataflex_jax.training.objective import Forward, Weighters, Weights
 from dataflex_jax.training.state import NOTHING_FIXED, Fixed, TrainState
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +36,15 @@ class TrainStep:
         weigh_microbatches: with microbatches, policies that weight the loss see one microbatch at a time (and a mixer's
             weights are the last step's). Otherwise a forward pass over all microbatches comes first, about a third of
             a step more.
+
+    >>> model, tokenizer = df.example()
+    >>> rate, mixer = optax.constant_schedule(0.01), df.mixer("static")
+    >>> shape, optimizer = df.Model.shape(model.config), optax.adamw(rate)
+    >>> state = df.Start(shape, None, optimizer, mixer.policy.init(jnp.ones(1))).state(jax.random.key(0))
+    >>> step = jax.jit(df.TrainStep(shape, optimizer, rate, mixer), donate_argnums=0)
+    >>> state, metrics = step(state, df.batch(df.rows(["Ada", "Grace"], tokenizer), drawn_with=[1.0]))
+    >>> int(state.step), int(metrics["tokens"])
+    (1, 8)
     """
 
     model: Model

@@ -122,6 +122,10 @@ def open_model(
 
     Raises:
         InputError: it cannot be read, or what it was trained on is missing or has changed since.
+
+    >>> opened = df.open_model(folder)  # or "Qwen/Qwen2.5-0.5B"
+    >>> opened.model.config.hidden_size, opened.tokenizer.encode_batch(["abc"])
+    (32, [[97, 98, 99]])
     """
     mesh = make_mesh({"fsdp": -1}) if mesh is None else mesh
     with jax.set_mesh(mesh):

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import PyTree
 
 from dataflex_jax.data import sampler as sampling
 from dataflex_jax.data.sampler import SamplerState
 from dataflex_jax.training import loop
 from dataflex_jax.training.job import Cadence, Job
 from dataflex_jax.training.ledger import Position
-from dataflex_jax.training.state import PyTree, TrainState
+from dataflex_jax.training.state import TrainState
 
 
 class Contestant(NamedTuple):

@@ -27,9 +27,9 @@ from dataflex_jax.configs import base
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies.signals import Projection
 from dataflex_jax.signals.gradients import gradient_features
 from dataflex_jax.signals.moments import adam_moments
-from dataflex_jax.signals.projections import Projection
 from dataflex_jax.training import run_config
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds that are counted.", lower_bound=1)

@@ -22,6 +22,7 @@ import numpy as np
 import results
 from absl import flags
 from blocks import Block, Clocked, Contestant, run_block
+from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax import cli
@@ -29,7 +30,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.reporting.progress import Throughput
 from dataflex_jax.training import run_config, setup
-from dataflex_jax.training.state import PyTree, TrainState
+from dataflex_jax.training.state import TrainState
 
 config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/odm.py.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each kind.", lower_bound=1)

@@ -15,9 +15,9 @@ from dataflex_jax.models.config import REMAT_POLICIES, LoraConfig, ModelConfig
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.layout import param_shardings
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies.signals import Projection
 from dataflex_jax.sharding import batch_sharding, make_mesh
 from dataflex_jax.signals.gradients import gradient_features, gradient_norms
-from dataflex_jax.signals.projections import Projection
 from tests.helpers.tiny_model import batch_of
 
 CONFIG = {

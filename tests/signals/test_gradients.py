@@ -13,9 +13,9 @@ import pytest
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.config import REMAT_POLICIES
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies.signals import Projection
 from dataflex_jax.signals.gradients import directional_derivatives, gradient_features, gradient_norms
 from dataflex_jax.signals.moments import adam_moments
-from dataflex_jax.signals.projections import Projection
 from dataflex_jax.signals.rows import named_leaves
 from tests.helpers.gradient_model import (
     ADAPTED,

@@ -9,9 +9,9 @@ import pytest
 
 from dataflex_jax.data.batch import on_devices
 from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.policies.signals import Projection
 from dataflex_jax.sharding import batch_sharding, make_mesh
 from dataflex_jax.signals.gradients import directional_derivatives, gradient_features, gradient_norms
-from dataflex_jax.signals.projections import Projection
 from tests.helpers.gradient_model import ADAPTED, MODEL, assert_same, batch_of, build, random_moments
 from tests.test_sharding import MESHES, collectives
 

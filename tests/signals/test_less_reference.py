@@ -11,9 +11,9 @@ import pytest
 from dataflex_jax.models import layout, parts
 from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies.signals import Projection
 from dataflex_jax.signals.gradients import gradient_features
 from dataflex_jax.signals.moments import Moments
-from dataflex_jax.signals.projections import Projection
 from dataflex_jax.signals.rows import map_named
 from tests.helpers import tiny_model
 

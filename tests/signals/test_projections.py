@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.signals.projections import Projection, _chunks, check, kronecker_signs, kronecker_widths, project
+from dataflex_jax.policies.signals import Projection
+from dataflex_jax.signals.projections import _chunks, check, kronecker_signs, kronecker_widths, project
 
 QUERY = "layers/attention/q_proj/kernel"
 

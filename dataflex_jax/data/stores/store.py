@@ -115,7 +115,6 @@ class Store:
         train: training split.
         valid: held-out split, never trained on; may be empty.
         skipped_records: bad records passed over (data.on_bad_record="skip"), those without a domain included.
-        dropped_examples: those without a target within data.cutoff_len.
         stream: what it was built from.
     """
 
@@ -125,7 +124,6 @@ class Store:
     train: Split
     valid: Split
     skipped_records: int
-    dropped_examples: int
     stream: Stream = dataclasses.field(repr=False, compare=False)
 
     @classmethod
@@ -138,7 +136,7 @@ class Store:
             Split(str(folder / split), dtypes, **{f"num_{what}": meta[split][what] for what in counts})
             for split in SPLITS
         )
-        return cls(name, key, str(folder), *splits, skipped_records(meta), meta["untargeted_examples"], stream)
+        return cls(name, key, str(folder), *splits, skipped_records(meta), stream)
 
     @property
     def has_records(self) -> bool:

@@ -73,7 +73,7 @@ def doremi(
     * "paper": `sum_i alpha_i * (token-mean loss of domain i)` over the domains in the batch.
 
     Args:
-        reference: the reference model: a run folder or the folder of one step in it.
+        reference: the reference model: a run folder, the folder of one step in it, or a Hugging Face folder or hub id.
         reference_losses: "model": computed in each step; "cached": read from a store that is computed once.
         eta: step size of the exponentiated gradient, > 0.
         c: share of the uniform distribution in alpha, in [0, 1].

@@ -20,7 +20,7 @@ def rho1(*, keep: float = 0.6, reference: str | None = None, reference_losses: s
 
     Args:
         keep: share of the tokens that are kept, in (0, 1].
-        reference: the reference model: a run folder or the folder of one step in it.
+        reference: the reference model: a run folder, the folder of one step in it, or a Hugging Face folder or hub id.
         reference_losses: "model": computed in each step; "cached": read from a store that is computed once.
 
     Raises:

@@ -33,7 +33,7 @@ def refused(root, folder, mixer=None, weighter=None, **fields):
 @pytest.mark.parametrize(("kind", "name"), [("mixer", "doremi"), ("weighter", "rho1")])
 def test_a_reference_must_be_a_run(root, tmp_path, kind, name):
     message = refused(root, tmp_path, **{kind: name})
-    assert message == f"config.{kind}.reference = None: must be the run folder of the reference model"
+    assert message == f"config.{kind}.reference = None: must be a run folder or a Hugging Face model"
     for path in (tmp_path / "nowhere", root):
         message = refused(root, tmp_path, **{kind: name}, **{f"{kind}__reference": str(path)})
         assert message.startswith(f"reference = {str(path)!r}: neither a run folder")
@@ -93,9 +93,9 @@ def test_the_command_ends_with_code_2(tmp_path):
     cases = {
         "weighter=lost": "unknown weighter 'lost'; known: adapt, joint_update_aware, loss, none, rho1",
         "weighter=loss+loss": "weighter=loss+loss: 'loss' twice; once is enough",
-        "weighter=rho1": "config.weighter.reference = None: must be the run folder of the reference model",
-        "mixer=doremi": "config.mixer.reference = None: must be the run folder of the reference model",
-        "weighter=loss+rho1": "config.weighter.rho1.reference = None: must be the run folder of the reference model",
+        "weighter=rho1": "config.weighter.reference = None: must be a run folder or a Hugging Face model",
+        "mixer=doremi": "config.mixer.reference = None: must be a run folder or a Hugging Face model",
+        "weighter=loss+rho1": "config.weighter.rho1.reference = None: must be a run folder or a Hugging Face model",
     }
     try:
         for variant, message in cases.items():

@@ -13,5 +13,5 @@ def reference_model(reference: str | None, reference_losses: str) -> Reference:
         ValueError: no reference, or a way to its losses that there is not.
     """
     options.one_of("reference_losses", reference_losses, LOSSES)
-    options.require("reference", reference, bool(reference), "the run folder of the reference model")
+    options.require("reference", reference, bool(reference), "a run folder or a Hugging Face model")
     return Reference(reference, reference_losses)

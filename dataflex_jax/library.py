@@ -47,7 +47,7 @@ from dataflex_jax.policies.signals import (
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.moments import AdamState
 from dataflex_jax.signals.registry import Subject, register_signal
-from dataflex_jax.signals.row_sets import Rows
+from dataflex_jax.signals.row_sets import SweptRows
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training.state import Start, TrainState
 from dataflex_jax.training.step import TrainStep
@@ -237,7 +237,9 @@ def sweep(model: Model, rows: ListedRows, signal: Hashable, *, adam: AdamState |
     with jax.set_mesh(mesh):
         pool = rows.pool()
         ids = np.arange(rows.num_rows)
-        row_set = Rows(Subject(model, adam), _sweeper(mesh), source(pool, mesh), ids, np.zeros_like(ids), (), "rows")
+        row_set = SweptRows(
+            Subject(model, adam), _sweeper(mesh), source(pool, mesh), ids, np.zeros_like(ids), (), "rows"
+        )
         return row_set.sweep(signal, operand=operand)
 
 

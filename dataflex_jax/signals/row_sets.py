@@ -13,7 +13,7 @@ from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.sweep import Source, Sweeper
 
 
-class Rows:
+class SweptRows:
     """A row set; see `policies.signals.RowSet`.
 
     Args:
@@ -73,7 +73,7 @@ class ModelSignals:
         if targets is not None:
             target_set, source = targets
             groups = (target_set.groups, target_set.names)
-            self.targets = Rows(subject, sweeper, source, target_set.ids, *groups, "targets")
+            self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets")
 
     @property
     def checkpoints(self) -> Sequence[tuple[float, "ModelSignals"]]:
@@ -81,12 +81,12 @@ class ModelSignals:
         return ((1.0, self),)
 
     @property
-    def domains(self) -> tuple[Rows, ...]:
+    def domains(self) -> tuple[SweptRows, ...]:
         """The training rows domain by domain."""
         bounds = itertools.pairwise(self._pool.offsets.tolist())
         names = (domain.name for domain in self._pool.domains)
         return tuple(self._candidates(*bound, name) for bound, name in zip(bounds, names, strict=True))
 
-    def _candidates(self, start: int, stop: int, what: str) -> Rows:
+    def _candidates(self, start: int, stop: int, what: str) -> SweptRows:
         ids, names = np.arange(start, stop), [domain.name for domain in self._pool.domains]
-        return Rows(*self._asked, ids, self._pool.domain_of(ids), names, what)
+        return SweptRows(*self._asked, ids, self._pool.domain_of(ids), names, what)

@@ -23,7 +23,7 @@ from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import bucket_of
 from dataflex_jax.sharding import replicated
 
-RowFunction = Callable[[PyTree, Batch], PyTree]
+SweepFunction = Callable[[PyTree, Batch], PyTree]
 
 _GIB = 2**30
 _HOST_MEMORY = _GIB  # where the backend does not say what it has
@@ -65,13 +65,13 @@ class Sweeper:
     ):
         self.mesh, self._rows, self._memory, self._poll = mesh, rows, memory, poll
         self._shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._jitted: dict[RowFunction, Any] = {}
+        self._jitted: dict[SweepFunction, Any] = {}
         self._compiled: dict[tuple, Any] = {}
         self._tokens: dict[tuple, int] = {}
 
     def run(
         self,
-        function: RowFunction,
+        function: SweepFunction,
         operands: PyTree,
         rows: Source,
         ids: Int64[np.ndarray, " n"],

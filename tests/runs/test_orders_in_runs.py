@@ -10,7 +10,7 @@ from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import Losses
-from dataflex_jax.signals.row_sets import Rows
+from dataflex_jax.signals.row_sets import SweptRows
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
 
@@ -95,7 +95,7 @@ def test_a_shuffle_is_a_permutation_and_another_one_where_it_is_dynamic(
 
 def test_a_dynamic_order_scores_anew_what_comes_next(root, coming, tmp_path, monkeypatch):
     """Which rows are trained on does not change, also not once its updates are over."""
-    asked, original = [], Rows.sweep
+    asked, original = [], SweptRows.sweep
 
     def sweep(rows, signal, ids=None, operand=None):
         assert signal == Losses()
@@ -103,7 +103,7 @@ def test_a_dynamic_order_scores_anew_what_comes_next(root, coming, tmp_path, mon
         asked.append((np.array(ids), values))
         return values
 
-    monkeypatch.setattr(Rows, "sweep", sweep)
+    monkeypatch.setattr(SweptRows, "sweep", sweep)
     options = {"order": "sorting", "order__dynamic": True}
     run = tiny_chat.trained(tiny_chat.config(root, **options), tmp_path / "run", monkeypatch)
     assert [(line["step"], line["policy"], line["selected"]) for line in run.decisions()] == [

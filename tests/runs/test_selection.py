@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.signals.row_sets import Rows
+from dataflex_jax.signals.row_sets import SweptRows
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
 
@@ -139,7 +139,7 @@ def test_more_wanted_than_there_are_is_said_once(roots, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("selector", ["less", "loss"])
 def test_rows_that_are_not_finite_are_counted_and_never_chosen(roots, tmp_path, monkeypatch, caplog, selector):
-    bad, sweep = np.arange(0, 60, 3), Rows.sweep
+    bad, sweep = np.arange(0, 60, 3), SweptRows.sweep
 
     def poisoned(rows, signal, ids=None, operand=None):
         values = sweep(rows, signal, ids, operand)
@@ -147,7 +147,7 @@ def test_rows_that_are_not_finite_are_counted_and_never_chosen(roots, tmp_path, 
             values[bad[::2]], values[bad[1::2]] = np.nan, np.inf
         return values
 
-    monkeypatch.setattr(Rows, "sweep", poisoned)
+    monkeypatch.setattr(SweptRows, "sweep", poisoned)
     config = config_of(roots, "questions", selector=selector, selector__save_all_scores=True)
     with caplog.at_level(logging.WARNING, "dataflex_jax"):
         run = tiny_chat.trained(config, tmp_path, monkeypatch)
@@ -160,7 +160,7 @@ def test_rows_that_are_not_finite_are_counted_and_never_chosen(roots, tmp_path, 
 
 
 def test_a_pool_without_a_finite_row_ends_the_run_in_one_line(roots, tmp_path, monkeypatch):
-    monkeypatch.setattr(Rows, "sweep", lambda self, *_: np.full(self.num_rows, np.nan, np.float32))
+    monkeypatch.setattr(SweptRows, "sweep", lambda self, *_: np.full(self.num_rows, np.nan, np.float32))
     with pytest.raises(TrainingError, match="pool: no candidate has a finite loss or gradient") as caught:
         train_and_evaluate(config_of(roots, "questions", selector="loss"), tmp_path)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.selectors.delta_loss import in_window
-from dataflex_jax.signals.row_sets import Rows
+from dataflex_jax.signals.row_sets import SweptRows
 from dataflex_jax.training import optim, selecting
 from dataflex_jax.training.selecting import learning_rates, select
 from tests.helpers import select_run, tiny, tiny_chat
@@ -61,8 +61,8 @@ def test_learning_rates_of_checkpoints(root, run):
 
 
 def test_other_selectors_take_the_last_checkpoint_and_the_first_as_baseline(root, run, monkeypatch):
-    losses, original = [], Rows.sweep
-    monkeypatch.setattr(Rows, "sweep", lambda *args: losses.append(original(*args)) or losses[-1])
+    losses, original = [], SweptRows.sweep
+    monkeypatch.setattr(SweptRows, "sweep", lambda *args: losses.append(original(*args)) or losses[-1])
     config = tiny_chat.config(root, selector="delta_loss", selector__window_size=0.5)
     _, chosen = select(config, at(run, 2, 5), None, 8)
     first, last = losses

@@ -13,10 +13,5 @@ def reference_model(reference: str | None, reference_losses: str) -> Reference:
         ValueError: no reference, or a way to its losses that there is not.
     """
     options.one_of("reference_losses", reference_losses, LOSSES)
-    options.require(
-        "reference",
-        reference,
-        bool(reference),
-        "the reference model: a run folder or a step of it, a Hugging Face folder or hub id",
-    )
+    options.require("reference", reference, bool(reference), "a run folder or a Hugging Face model")
     return Reference(reference, reference_losses)

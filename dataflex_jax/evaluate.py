@@ -1,13 +1,15 @@
-"""Held-out loss of a checkpoint, per domain.
+"""Held-out loss of a checkpoint, per domain, and whatever else `config.evaluators` names.
 
     python -m dataflex_jax.evaluate --checkpoint=MODEL
         [--config=configs/odm.py:local --config.data.root=DIR ...]
 
 --checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or
 hub id. Without --config the data are those of the run; with it, the recipe's, in the model's
-tokens. Prints a table, and writes evaluation.json into the run folder.
+tokens and with its evaluators. Prints a table an evaluator, and writes evaluation.json into the
+run folder.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,36 +21,66 @@ from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import check_rows
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import replace_file, to_json
+from dataflex_jax.files import replace_json, to_jsonable
+from dataflex_jax.reporting.evaluations import HELD_OUT
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import run_config
-from dataflex_jax.training.evaluation import EvaluationContext, held_out
+from dataflex_jax.training.evaluation import Evaluation, EvaluationContext, evaluators, held_out
 from dataflex_jax.training.locate import CHECKPOINTS, locate, tokenizer_of
 from dataflex_jax.training.weights import How, Opened, open_model
 
 
-def evaluate(opened: Opened, config: ConfigDict) -> dict[str, Any]:
-    """Held-out losses as in eval.jsonl.
+def evaluate(opened: Opened, config: ConfigDict) -> list[Evaluation]:
+    """What the evaluators of `config` measure, as in eval.jsonl; where it names none, the held-out loss.
 
     Args:
         opened: whose model; its parameters are on the mesh of `config`.
-        config: whose data and eval_rows to use, in the model's tokens.
+        config: whose data, evaluators and eval_rows to use, in the model's tokens.
 
     Raises:
-        InputError: data that cannot be read, or a mesh that does not fit the devices.
+        InputError: data that cannot be read, a mesh that does not fit the devices, or an unknown evaluator.
     """
     with jax.set_mesh(opened.mesh):
         domains, tokenizer = open_domains(config.data)
-        return held_out(EvaluationContext(config, domains, tokenizer, opened.mesh)).run(opened.model)
+        context = EvaluationContext(config, domains, tokenizer, opened.mesh)
+        return [evaluator.run(opened.model) for evaluator in evaluators(context) or (held_out(context),)]
 
 
-def table(record: dict[str, Any]) -> str:
+def table(record: Evaluation) -> str:
     """The record as aligned text."""
+    if record["split"] != HELD_OUT:
+        return _table_of_any(record)
     lines = [f"{'domain':16} {'nll':>8} {'perplexity':>11} {'bits/byte':>10} {'tokens':>10}"]
-    for name, figures in {**record["domains"], "overall": record["overall"]}.items():
+    for name, figures in _groups(record).items():
         nll, perplexity, bits, tokens = (figures[k] for k in ("nll", "perplexity", "bits_per_byte", "tokens"))
         lines.append(f"{name:16} {nll:8.4f} {perplexity:11.3f} {bits:10.4f} {tokens:10d}")
     return "\n".join(lines)
+
+
+def _table_of_any(record: Evaluation) -> str:
+    groups = _groups(to_jsonable(record))
+    widths = {metric: max(len(metric), 10) for figures in groups.values() for metric in figures}
+    lines = [" ".join([f"{'':16}", *(f"{metric:>{width}}" for metric, width in widths.items())])]
+    for name, figures in groups.items():
+        cells = (f"{_number(figures.get(metric)):>{width}}" for metric, width in widths.items())
+        lines.append(" ".join([f"{name:16}", *cells]))
+    return "\n".join(lines)
+
+
+def _groups(record: Evaluation) -> dict[str, dict[str, Any]]:
+    """The figures of each domain and overall, those that there are."""
+    return record["domains"] | ({"overall": record["overall"]} if record["overall"] else {})
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _as_written(records: Sequence[Evaluation]) -> dict[str, Any]:
+    """The held-out record, and beside its fields, where there are others, these."""
+    by_split = {record["split"]: record for record in records}
+    held_out_record = by_split.pop(HELD_OUT, {})
+    return held_out_record | ({"evaluators": by_split} if by_split else {})
 
 
 def define_flags() -> None:
@@ -71,14 +103,16 @@ def main(argv: list[str]) -> None:
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size // config.data.grad_accumulation, 1)
-    record = evaluate(open_model(options.checkpoint, mesh, how=How.of(config)), config)
-    if not record["domains"]:
+    records = evaluate(open_model(options.checkpoint, mesh, how=How.of(config)), config)
+    if [(record["split"], record["domains"]) for record in records] == [(HELD_OUT, {})]:
         raise InputError("no domain has held-out text: raise config.data.valid_fraction, or add NAME.valid.jsonl files")
     named = f"Step {run.step} of {run.folder}" if run else options.checkpoint
-    print(f"{named}, held out:\n{table(record)}")
+    for record in records:
+        print(f"{named}, {'held out' if record['split'] == HELD_OUT else record['split']}:\n{table(record)}")
     if run is not None:
         path = run.folder / "evaluation.json"
-        replace_file(path, (to_json({"step": run.step, **record}, indent=2) + "\n").encode())
+        written = to_jsonable({"step": run.step, **_as_written(records)})
+        replace_json(path, written, indent=2, ensure_ascii=False)
         print(f"Written to {path}.")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from dataflex_jax import evaluate
-from dataflex_jax.export import export_adapter, export_checkpoint
 from dataflex_jax.generate import continuations
 from dataflex_jax.models.hf import peft
 from dataflex_jax.sharding import make_mesh
+from dataflex_jax.training import run_config
+from dataflex_jax.training.exporting import export_adapter, export_checkpoint
 from dataflex_jax.training.setup import train_and_evaluate
 from dataflex_jax.training.weights import How, open_model
 from tests.helpers import tiny
@@ -141,6 +143,29 @@ def test_evaluating_a_pretrained_model_needs_a_recipe_for_the_data(checkpoints, 
     assert refused(results["evaluate hf without data"]).startswith("--config is missing: a Hugging Face checkpoint has")
     assert refused(results["evaluate nothing"]).startswith("--checkpoint is missing: a run folder, the folder of one")
     assert "neither a run folder" in refused(results["evaluate no checkpoint"])
+
+
+def test_where_no_evaluator_is_named_it_is_the_held_out_loss(checkpoints):
+    opened = open_model(checkpoints.run, make_mesh({}, jax.devices()[:1]))
+    config = run_config.read(Path(checkpoints.run))
+    expected = evaluate.evaluate(opened, config)
+    assert [record["split"] for record in expected] == ["valid"]
+    config.evaluators = ()
+    assert evaluate.evaluate(opened, config) == expected
+
+
+def test_the_table_of_an_evaluator_has_every_metric_of_it():
+    record = {
+        "split": "quiz",
+        "domains": {"algebra": {"accuracy": np.float32(0.5), "samples": 10}, "law": {"samples": 1234567}},
+        "overall": {"a_metric_with_a_long_name": 1 / 3},
+    }
+    assert evaluate.table(record).splitlines() == [
+        "                   accuracy    samples a_metric_with_a_long_name",
+        "algebra                 0.5         10                          ",
+        "law                            1234567                          ",
+        "overall                                                 0.333333",
+    ]
 
 
 def test_evaluating_adapters_is_evaluating_the_adapted_model(results):

@@ -1,9 +1,11 @@
 """What a finished run leaves: summary.json, the plots, the report, and a few lines that say where they are."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dataflex_jax.files import read_jsonl
-from dataflex_jax.reporting.evaluations import evaluations
+from dataflex_jax.reporting.evaluations import HELD_OUT, evaluations, splits
 from dataflex_jax.reporting.hardware import peak_memory_bytes
 from dataflex_jax.reporting.page import write_report
 from dataflex_jax.reporting.plots import plot_run
@@ -22,7 +24,9 @@ def write_results(
         tokens_per_second: over the last steps; None where unknown.
         mfu: over the last steps; None where unknown.
     """
-    held_out = [{}, *evaluations(RunRecords.load(run_folder))][-1]
+    run = RunRecords.load(run_folder)
+    evaluated = {split: _figures(evaluations(run, split)[-1]) for split in splits([run])}
+    held_out = evaluated.pop(HELD_OUT, _figures({}))
     last = read_jsonl(run_folder / "metrics.jsonl")[-1]
     memory = peak_memory_bytes()
     write_summary(
@@ -31,7 +35,8 @@ def write_results(
             "steps": steps,
             "tokens_seen": tokens_seen,
             "loss": last["loss"],
-            "held_out": {"overall": held_out.get("overall"), "domains": held_out.get("domains", {})},
+            "held_out": held_out,
+            **({"evaluators": evaluated} if evaluated else {}),
             "domain_epochs": last["domain_epochs"],
             "tokens_per_second": tokens_per_second,
             "mfu": mfu,
@@ -40,8 +45,12 @@ def write_results(
     )
     plots = plot_run(run_folder)
     report = write_report([run_folder], run_folder / "report.html")
-    if held_out.get("overall"):
+    if held_out["overall"]:
         print(f"Held-out loss {held_out['overall']['nll']:.4f} nats/token after {steps} steps.")
     print(f"Results: {run_folder}/summary.json, metrics.jsonl, policy.jsonl, eval.jsonl, checkpoints/")
     print(f"Plots:   {', '.join(str(plot) for plot in plots)}")
     print(f"Report:  {report}")
+
+
+def _figures(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"overall": record.get("overall"), "domains": record.get("domains", {})}

@@ -83,4 +83,5 @@ def evaluated(source: Path, data: ConfigDict | None = None) -> dict[str, dict]:
         data: whose data and mesh to use; None: the run's.
     """
     data = data or run_config.read(locate(source).folder)
-    return evaluate(open_model(source, make_mesh(data.mesh), how=How.of(data)), data)["domains"]
+    (record,) = evaluate(open_model(source, make_mesh(data.mesh), how=How.of(data)), data)
+    return record["domains"]

@@ -1,11 +1,16 @@
 """A user's own module brings a source, a signal, a selector that asks for it and an evaluator; a run uses all."""
 
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from dataflex_jax import evaluate
 from dataflex_jax.data.batch import collated
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
@@ -18,7 +23,7 @@ from dataflex_jax.training import evaluation
 from dataflex_jax.training.setup import train_and_evaluate
 from dataflex_jax.training.weights import open_model
 from tests.helpers import tiny, tiny_chat
-from tests.helpers.command import assert_same_curves
+from tests.helpers.command import PROJECT, assert_same_curves
 from tests.runs.test_resume import interrupted_at
 
 PLUGIN = '''
@@ -185,6 +190,25 @@ def test_the_evaluator_runs_at_its_own_steps_beside_the_held_out_loss(run, domai
             worst[domain.name] = {"worst_nll": pytest.approx((mask * losses).max(), rel=1e-5)}
         assert line["domains"] == worst
         assert line["overall"]["worst_nll"] == max(found["worst_nll"] for found in line["domains"].values())
+
+
+def test_the_command_evaluates_it_too(plugin, run):
+    folders = (str(PROJECT), str(Path(sys.modules[plugin].__file__).parent))
+    result = subprocess.run(
+        [sys.executable, "-m", "dataflex_jax.evaluate", f"--checkpoint={run.folder}"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    held_out, worst = tiny.records(run.folder, "eval.jsonl")[-2:]
+    del worst["step"]
+    assert json.loads((run.folder / "evaluation.json").read_text()) == held_out | {"evaluators": {"worst": worst}}
+    step = f"Step 6 of {run.folder}"
+    assert result.stdout.startswith(f"{step}, held out:\n{evaluate.table(held_out)}\n{step}, worst:\n")
+    groups = worst["domains"] | {"overall": worst["overall"]}
+    numbers = [[name, f"{figures['worst_nll']:.6g}"] for name, figures in groups.items()]
+    assert [line.split() for line in result.stdout.splitlines()[-5:-1]] == [["worst_nll"], *numbers]
 
 
 def test_it_goes_on_as_if_never_interrupted(plugin, run, tmp_path):

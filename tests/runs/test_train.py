@@ -155,7 +155,7 @@ def test_resuming_something_else_is_refused_by_name(whole, root, field, value, n
 
 def test_a_checkpoint_evaluates_as_the_run_did(whole):
     config, path = run_config.read(whole), whole / "checkpoints" / "8"
-    record = evaluate(open_model(path, make_mesh(config.mesh)), config)
+    (record,) = evaluate(open_model(path, make_mesh(config.mesh)), config)
     assert {"step": 8, **record} == tiny.records(whole, "eval.jsonl")[1]
     assert (locate(path), locate(whole)) == (RunStep(whole, 8), RunStep(whole, 12))
     for path in (whole / "checkpoints", whole / "checkpoints" / "7", whole.parent):

@@ -1,6 +1,7 @@
 """docs/writing_a_policy.md works as it stands: its code, and its commands with fewer steps and less of everything."""
 
 import numpy as np
+import pytest
 
 from tests.helpers import pages, tiny, tiny_chat
 
@@ -22,6 +23,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run_with_its_code(tmp_path):
     for block in pages.code("writing_a_policy.md"):
         path = tmp_path / block.split("\n", 1)[0].removeprefix("# ")

@@ -125,6 +125,7 @@ def refused(result):
     return the_error(result).removeprefix("error: ")
 
 
+@pytest.mark.slow
 def test_evaluating_a_run_prints_and_writes_what_it_evaluated(trainer, checkpoints, results):
     folder = trainer.folder / "again"
     record = tiny.records(trainer.folder / "run", "eval.jsonl")[-1]
@@ -135,6 +136,7 @@ def test_evaluating_a_run_prints_and_writes_what_it_evaluated(trainer, checkpoin
     assert figures(results["evaluate one step"]) == figures(result)
 
 
+@pytest.mark.slow
 def test_evaluating_a_pretrained_model_needs_a_recipe_for_the_data(checkpoints, results):
     result = results["evaluate hf"]
     assert figures(result) == figures(results["evaluate the run"])
@@ -168,11 +170,13 @@ def test_the_table_of_an_evaluator_has_every_metric_of_it():
     ]
 
 
+@pytest.mark.slow
 def test_evaluating_adapters_is_evaluating_the_adapted_model(results):
     assert figures(results["evaluate peft"]) == figures(results["evaluate adapted"])
     assert figures(results["evaluate peft"]) != figures(results["evaluate hf"])
 
 
+@pytest.mark.slow
 def test_generating_from_a_pretrained_model(checkpoints, results):
     run, hf, adapted = (results[f"generate {each}"] for each in ("run", "hf", "peft"))
     assert run.returncode == hf.returncode == adapted.returncode == 0, hf.stderr + adapted.stderr
@@ -183,6 +187,7 @@ def test_generating_from_a_pretrained_model(checkpoints, results):
         assert result.stdout == f"012{expected}\n\n"
 
 
+@pytest.mark.slow
 def test_exporting_a_pretrained_model(trainer, checkpoints, results):
     result = results["export peft's adapter"]
     assert result.returncode == 0, result.stderr
@@ -210,6 +215,7 @@ def scores(trainer, name):
     return dict(np.load(trainer.folder / "outputs" / f"{name}.npz"))["all_scores"]
 
 
+@pytest.mark.slow
 def test_selecting_with_pretrained_models(trainer, results):
     for name in ("run", "hf", "peft", "weighted"):
         result = results[f"select {name}"]
@@ -220,6 +226,7 @@ def test_selecting_with_pretrained_models(trainer, results):
     assert error.startswith("there is no Adam state to precondition the gradients with: give a run's checkpoint")
 
 
+@pytest.mark.slow
 def test_checkpoints_of_several_kinds_need_weights(trainer, checkpoints, results):
     expected = f"--checkpoint_weights is missing: {checkpoints.hf} is no run's checkpoint and has no learning rate"
     assert refused(results["select mixed"]) == expected

@@ -58,6 +58,7 @@ def test_the_face_is_lazy_and_complete():
         _ = df.no_such_thing
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_first():
     """In a fork each: no module needs another one to be imported before it."""
     modules = [module.name for module in pkgutil.walk_packages(df.__path__, "dataflex_jax.")]

@@ -125,7 +125,7 @@ def test_a_plugins_family_has_the_decoders_maths(tmp_path, monkeypatch):
     hidden = {}
     for name, model in (("plugged", cfg), ("qwen2", twin)):
         graphdef, params = decoder.create(model, jax.random.key(0))
-        hidden[name] = decoder.hidden_states(graphdef, params, tokens)
+        hidden[name], _ = decoder.hidden_states(graphdef, params, tokens)
     np.testing.assert_array_equal(hidden["plugged"], hidden["qwen2"])
     assert "model.layers.1.self_attn.k_proj.bias" in {tensor.name for tensor in hf_tensors(params)}
 

@@ -27,7 +27,7 @@ def test_every_policy_builds_from_its_default_section_but_for_the_reference(kind
     for name in registry.names(kind):
         section = registry.policy_config(kind, name)
         if "reference" in section:
-            with pytest.raises(InputError, match=rf"config\.{kind}\.reference = None: must be the run folder"):
+            with pytest.raises(InputError, match=rf"config\.{kind}\.reference = None: must be a run folder"):
                 registry.build(kind, section, EVERY_STEP)
             section.reference = "runs/reference"
         scheduled = registry.build(kind, section, EVERY_STEP)

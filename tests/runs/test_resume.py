@@ -102,8 +102,8 @@ IDENTITY = resume.Identity(FIELDS, {"a": "key a", "b": "key b"}, {"a": 0.5, "b":
     ("now", "message"),
     [
         ({"fields": FIELDS | {"seed": 2}}, "config.seed = 2: the checkpoint was trained with 1"),
-        ({"fields": FIELDS | {"mixer.name": None}}, "config.mixer.name = None, but .* with 'odm'"),
-        ({"fields": FIELDS | {"model.new": 3}}, "config.model.new = 3, but .* with None"),
+        ({"fields": FIELDS | {"mixer.name": None}}, "config.mixer.name = None: .* with 'odm'"),
+        ({"fields": FIELDS | {"model.new": 3}}, "config.model.new = 3: .* with None"),
         ({"stores": {"a": "key a", "b": "other"}}, "domain 'b': its text, tokenizer or held-out split is not what"),
     ],
 )

@@ -172,7 +172,7 @@ def test_the_peers_recorded_weights():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "^reference = None: must be the run folder"),
+        ({}, "^reference = None: must be a run folder"),
         ({"reference": "a", "eta": 0.0}, "^eta = 0.0: must be > 0"),
         ({"reference": "a", "c": 1.1}, "^c = 1.1: must be in"),
         ({"reference": "a", "initial": "natural"}, "^initial = 'natural': must be one of uniform, sampling"),

@@ -51,7 +51,7 @@ def test_the_reference_is_asked_for_by_path_and_way():
     [
         ({"keep": 0.0, "reference": "runs/a"}, "^keep = 0.0: must be in"),
         ({"keep": 1.5, "reference": "runs/a"}, "^keep = 1.5: must be in"),
-        ({}, "^reference = None: must be the run folder"),
+        ({}, "^reference = None: must be a run folder"),
         (
             {"reference": "runs/a", "reference_losses": "disk"},
             "^reference_losses = 'disk': must be one of model, cached",

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree
@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from dataflex_jax.data import sampler as sampling
 from dataflex_jax.data.sampler import SamplerState
 from dataflex_jax.training import loop
+from dataflex_jax.training.checkpoint import Contents
 from dataflex_jax.training.job import Cadence, Job
 from dataflex_jax.training.ledger import Position
 from dataflex_jax.training.state import TrainState
@@ -36,8 +37,9 @@ class Block(NamedTuple):
 class Kept:
     """Stands in for a run's checkpoints: keeps the last state in memory."""
 
-    def save(self, step: int, state: TrainState, run: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        self.state, self.sampler = state, sampling.from_json(run["sampler"], tuple(run["sampler"]["cursors"]))
+    def save(self, step: int, contents: Contents) -> None:
+        sampler = contents.run["sampler"]
+        self.state, self.sampler = contents.state, sampling.from_json(sampler, tuple(sampler["cursors"]))
 
     def wait(self) -> None:
         pass

@@ -1,5 +1,7 @@
 """The train step against plain NumPy and optax on the same model: statistics, accumulation, loss weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,6 @@ import optax
 import pytest
 
 from dataflex_jax.data.batch import Batch
-from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Mixer
 from dataflex_jax.policies.mixers.odm import odm
@@ -15,20 +16,9 @@ from dataflex_jax.policies.mixers.static import static
 from dataflex_jax.policies.schedule import Schedule, Scheduled
 from dataflex_jax.training.state import Start, TrainState
 from dataflex_jax.training.step import TrainStep, domain_statistics
+from tests.helpers import tiny_model
 
-MODEL = ModelConfig(
-    architecture="qwen2",
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    tie_word_embeddings=True,
-    initializer_range=0.2,
-    dtype="float32",
-    remat="none",
-)
+MODEL = dataclasses.replace(tiny_model.MODEL, num_key_value_heads=1)
 NUM_DOMAINS = 3
 SGD = optax.sgd(0.1)
 SHAPE = Model.shape(MODEL)

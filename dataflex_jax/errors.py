@@ -40,3 +40,9 @@ class TrainingError(Exception):
 def is_disk_full(error: OSError) -> bool:
     """Whether there was no room to write: a full disk, a quota, a limit on the size of files."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """The text of an error on one line, shortened to `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.foreign import parse_json
 
 # Fields that have no value when a domain had no rows or the hardware's peak is unknown.
 NULLABLE = frozenset({"domain_loss", "domain_excess", "excess", "mfu"})
@@ -104,23 +106,6 @@ def replace_json(path: str | os.PathLike[str], value: Any, **options: Any) -> No
     replace_file(path, (json.dumps(value, **options) + "\n").encode())
 
 
-def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
-    try:
-        value = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); a JSON file is expected") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({one_line(error)}); one object is expected") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON {type(value).__name__}; one object is expected")
-    return value
-
-
 def digest(value: Any) -> str:
     """32 hex digits that stand for a JSON value, whatever the order of its objects' fields."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -140,7 +125,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise InputError(f"{path}:{number}: not valid JSON ({error}); one object a line is expected") from error
         if not isinstance(record, dict):
@@ -233,7 +218,13 @@ def _complete_length(file: Any) -> int:
     return 0
 
 
-def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """The text of an error on one line, shortened to `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def expanded(path: str | os.PathLike[str]) -> str:
+    """A path with `~` and environment variables in the place of which their values stand.
+
+    Raises:
+        InputError: a variable that is not set, or a `~name` of nobody here.
+    """
+    found = os.path.expandvars(os.path.expanduser(path))
+    if unknown := re.search(r"\$(\w+|\{[^}]*\})|^~[^/]*", found):
+        raise InputError(f"{os.fspath(path)}: {unknown[0]} stands for nothing here; give the path itself")
+    return found

@@ -9,7 +9,8 @@ import pytest
 
 from dataflex_jax import files as records
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import JsonlWriter, digest, read_jsonl, read_object, replace_file, replace_json
+from dataflex_jax.files import JsonlWriter, digest, read_jsonl, replace_file, replace_json
+from dataflex_jax.foreign import read_object
 
 
 def test_floats_read_back_exactly(tmp_path):

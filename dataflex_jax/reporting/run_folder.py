@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import read_jsonl, read_object, replace_json, to_jsonable
+from dataflex_jax.files import read_jsonl, replace_json, to_jsonable
+from dataflex_jax.foreign import read_object
 
 
 def write_summary(run_folder: str | os.PathLike[str], values: Mapping[str, Any]) -> Path:

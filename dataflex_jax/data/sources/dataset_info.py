@@ -19,7 +19,7 @@ from dataflex_jax.data.sources.instruct import ConversationReader
 from dataflex_jax.data.sources.parts import Part, file_parts
 from dataflex_jax.data.sources.streams import Stream, wanted_domains
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import read_object
+from dataflex_jax.foreign import read_object
 
 NAME = "dataset_info.json"
 _KEYS = ("file_name", "hf_hub_url", "formatting", "subset", "split", "folder", "columns", "tags")

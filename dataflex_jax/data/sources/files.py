@@ -18,8 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataflex_jax.errors import InputError
-from dataflex_jax.files import one_line
+from dataflex_jax.errors import InputError, one_line
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 INSTRUCTION_FORMATS = (".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")

@@ -11,8 +11,7 @@ from dataflex_jax.data.sources.files import Record
 from dataflex_jax.data.sources.formattings import formatting
 from dataflex_jax.data.sources.parts import HELD_OUT_NAMES
 from dataflex_jax.data.sources.streams import Stream, field_domains, wanted_domains
-from dataflex_jax.errors import InputError
-from dataflex_jax.files import one_line
+from dataflex_jax.errors import InputError, one_line
 
 _DATASET_ROWS = 1000
 

@@ -23,8 +23,7 @@ from jaxtyping import Bool, Int32
 
 from dataflex_jax.data.sources.instruct import Conversation, Message
 from dataflex_jax.data.text.tokenizer import Tokenizer, is_made
-from dataflex_jax.errors import InputError
-from dataflex_jax.files import one_line
+from dataflex_jax.errors import InputError, one_line
 
 BUILT_IN = {  # name: the control tokens that it needs
     "qwen": ("<|im_start|>", "<|im_end|>"),

@@ -20,8 +20,8 @@ import tokenizers
 from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from dataflex_jax.errors import InputError
-from dataflex_jax.files import one_line, replace_file, replace_json
+from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.files import replace_file, replace_json
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
 
-from dataflex_jax.errors import InputError
-from dataflex_jax.files import one_line, read_object
+from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.foreign import read_object
 
 CONFIG = "config.json"
 

@@ -18,8 +18,8 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import one_line, replace_file, replace_json
+from dataflex_jax.errors import InputError, TrainingError, one_line
+from dataflex_jax.files import replace_file, replace_json
 from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.hf import folders
 from dataflex_jax.models.layout import ADAPTERS, LORA_MODULES, row

@@ -24,8 +24,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 from safetensors import SafetensorError, safe_open
 
-from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import one_line, read_object, replace_json
+from dataflex_jax.errors import InputError, TrainingError, one_line
+from dataflex_jax.files import replace_json
+from dataflex_jax.foreign import read_object
 from dataflex_jax.models import layout
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.hf.config import to_hf

@@ -8,8 +8,7 @@ import zstandard
 
 from dataflex_jax.data.sources import files as records_module
 from dataflex_jax.data.sources.files import read_records, split_format
-from dataflex_jax.errors import InputError
-from dataflex_jax.files import one_line
+from dataflex_jax.errors import InputError, one_line
 
 RECORDS = [{"text": f"document {i}", "n": i} for i in range(3000)]
 JSONL = b"".join(json.dumps(record).encode() + b"\n" for record in RECORDS)

@@ -86,7 +86,7 @@ def _as_written(records: Sequence[Evaluation]) -> dict[str, Any]:
 def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
-    flags.DEFINE_string("checkpoint", None, f"The model: {CHECKPOINTS}.")
+    cli.define_path("checkpoint", None, f"The model: {CHECKPOINTS}.")
 
 
 def main(argv: list[str]) -> None:

@@ -40,11 +40,11 @@ def _numbers(values: Sequence[str], count: int) -> list[float] | None:
 def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "The recipe whose selector, data and targets to use.")
-    flags.DEFINE_list("checkpoint", [], f"The model: {CHECKPOINTS}; several with commas between.")
+    cli.define_paths("checkpoint", f"The model: {CHECKPOINTS}; several with commas between.")
     flags.DEFINE_list("checkpoint_weights", [], "Their weights; by default their learning rates.")
-    flags.DEFINE_string("output", None, "An .npz file.")
+    cli.define_path("output", None, "An .npz file.")
     flags.DEFINE_integer("num", None, "How many examples; by default 5 % of the pool.", lower_bound=1)
-    flags.DEFINE_string("records", None, "A .jsonl or .parquet file for the chosen records.")
+    cli.define_path("records", None, "A .jsonl or .parquet file for the chosen records.")
 
 
 def main(argv: list[str]) -> None:

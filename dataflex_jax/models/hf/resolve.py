@@ -27,6 +27,9 @@ _SIZES = (
     "head_dim",
     "tie_word_embeddings",
 )
+# What a model from scratch has where its shape is not given: trained on a CPU within minutes.
+SMALL = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+SMALL_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 VOCAB_MULTIPLE = 128  # a round vocabulary splits over devices and suits the matrix units
 
 
@@ -53,7 +56,9 @@ def model_config(model: ConfigDict, vocab_size: int, shape: Mapping[str, Any] | 
         if not model.from_scratch:
             given = _without_sizes(given, shape)
     else:
-        shape = {"model_type": model.architecture, "vocab_size": _rounded(vocab_size)}
+        shape = {"model_type": model.architecture, "vocab_size": _rounded(vocab_size), **SMALL}
+        if model.num_attention_heads is None:
+            shape |= SMALL_HEADS
     # Both ways: a required field must be there to be read, and config.json may hold rope_theta under another name.
     config = hf.from_hf(shape | given, **given, **{name: model[name] for name in _OURS})
     if vocab_size > config.vocab_size:

@@ -49,9 +49,9 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
 
 
 def shown(value: Any, limit: int = 200) -> str:
-    """A value as messages show it: its `repr`, shortened to `limit` characters."""
+    """A value as messages show it: its `repr` on one line, shortened to `limit` characters."""
     try:
-        text = repr(value)
+        text = repr(value).replace("\n", " ")
     except ValueError:  # Python writes no integers of thousands of digits
         text = f"{type(value).__name__} of thousands of digits"
     return text if len(text) <= limit else text[: limit - 3] + "..."

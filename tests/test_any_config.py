@@ -35,7 +35,9 @@ def started(config):
 def test_two_thousand_random_configurations_are_accepted_or_refused_in_one_line():
     outcomes = collections.Counter()
 
-    @settings(max_examples=2000, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=2000, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     @given(any_config.choices())
     def starts(choice):
         try:

@@ -88,7 +88,7 @@ def select(
         records: whether `chosen_records` will be asked for.
 
     Raises:
-        InputError: a selector that scores nothing, input that cannot be read, or records that no one file can hold.
+        InputError: a selector that scores nothing, input that cannot be read, or rows that have no records.
     """
     config.data.tokenizer = tokenizer_of(sources[0])
     configuration.validate(config)

@@ -17,9 +17,10 @@ from dataflex_jax.policies.active import weighter_sections
 NUMBERS = [0, 1, 2, 3, 7, 16, 128, -1, 2**31 - 1, 2**31, -(2**31) - 1, 2**63, 10**300, 0.0, 0.3, 0.5, 1.0, 2.5, -0.5]
 NUMBERS += [1e-300, 1e300, math.nan, math.inf, -math.inf, True, False, 1j, np.float32(0.5), np.int64(3), np.bool_(True)]
 TEXTS = ["", " ", "\0", "\ud800", "é" * 300, "~nobody/x", "$HOME/x", "$NOPE/x"]
-TEXTS += "a None 0 ../x ~ ~/x .. x.json x.npy x.jsonl field: field:topic json json.decoder a/b train:1 uniform".split()
-TEXTS += "natural linear cosine constant adam sgd sketch none mean last high official cached model sampling".split()
-TEXTS += "alpaca mmlu local hub dataset_info builtin".split()
+_WORDS = "a None 0 ../x ~ ~/x .. x.json x.npy x.jsonl field: field:topic json json.decoder a/b train:1 uniform"
+_WORDS += " natural linear cosine constant adam sgd sketch none mean last high official cached model sampling"
+_WORDS += " alpaca mmlu local hub dataset_info builtin"
+TEXTS += _WORDS.split()
 TUPLES = [(), ("a",), ("a", "a"), ("a", "b"), ("",), (1,), (1, 2), (2, 1), (0.5, 0.5), (0.2, 0.3, 0.5), (0.0, 0.0, 0.0)]
 TUPLES += [("a", 1), (None,), (True, False), ((),), (math.nan, 1.0), (1e300, 1.0), (2**40, 1), ("held_out",), ([], [])]
 TUPLES += [(("a", 0.5), ("b", 0.25), ("c", 0.25)), (("a", 0.5), ("a", 0.5)), (("a", "b"),), [1, 2], ["a"], [], [[1]]]

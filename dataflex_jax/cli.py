@@ -4,13 +4,13 @@ Exit codes: 0 done, 2 bad configuration or input, 1 anything else.
 """
 
 import ast
-import functools
 import logging
 import os
 import re
 import sys
 import textwrap
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,8 +50,7 @@ def run(
     _silence_what_is_reported_elsewhere()
     if define_flags is not None:
         define_flags()
-    parse = functools.partial(_parse, main=main, unknown_flags=unknown_flags)
-    app.run(lambda argv: _reporting(main, argv), flags_parser=lambda argv: _reporting(parse, argv))
+    app.run(lambda argv: _reporting(main, argv), flags_parser=lambda argv: _reporting(parse, argv, main, unknown_flags))
 
 
 def define_path(name: str, default: str | None, text: str) -> flags.FlagHolder:
@@ -148,6 +147,8 @@ def chosen_config(default: str | None = None) -> ConfigDict:
         raise InputError("--config is missing, e.g. --config=configs/odm.py")
     for name, value in config_flags.get_override_values(flag).items():
         kind, _, field = name.partition(".")
+        if value is None and not field and flag.value.get_type(name) is types.NoneType:
+            raise InputError(f"--config.{name}: cannot be None")  # it had a value, and may have been a section
         if field == "name":
             raise InputError(
                 f"--config.{name}={value}: another {kind} has other fields; choose it by variant, "
@@ -234,7 +235,17 @@ def _exit(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def _parse(argv: list[str], main: Callable, unknown_flags: str) -> list[str]:
+def parse(argv: list[str], main: Callable, unknown_flags: str = "") -> list[str]:
+    """Parses the flags of `sys.argv`; with --help, prints it and exits.
+
+    Args:
+        argv: `sys.argv`; returned are the arguments that are no flags, after the program's name.
+        main: the command.
+        unknown_flags: what to say to who gives one that there is not.
+
+    Raises:
+        InputError: a flag that there is not, or a value that it does not take.
+    """
     if not {"--help", "--helpshort", "-help", "-h", "-?"}.isdisjoint(argv[1:]):
         print(_help(main))
         sys.exit(0)

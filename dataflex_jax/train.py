@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dataflex_jax import cli
-from dataflex_jax import config as configuration
+from dataflex_jax.files import expanded
 from dataflex_jax.reporting.summary import write_results
 from dataflex_jax.training.setup import train_and_evaluate
 
@@ -35,10 +35,9 @@ def main(argv: list[str]) -> None:
     options, config = flags.FLAGS, cli.chosen_config()
     run_folder = Path(options.workdir or cli.default_run_folder())
     cli.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
-    configuration.validate(config)
     if jax.config.jax_compilation_cache_dir is None:
         # So that a restart compiles nothing.
-        jax.config.update("jax_compilation_cache_dir", str(Path(config.data.cache_dir) / "compilations"))
+        jax.config.update("jax_compilation_cache_dir", str(Path(expanded(config.data.cache_dir)) / "compilations"))
     outcome = train_and_evaluate(config, run_folder)
     if outcome.preempted and outcome.step == 0:
         print("Stopped on request before the first step; the same command begins anew.")

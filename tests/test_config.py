@@ -70,7 +70,7 @@ def test_a_value_out_of_its_range_is_refused_with_what_is_accepted(name, value, 
     [
         ({"data.batch_size": 10, "data.grad_accumulation": 4}, "batch_size = 10: must be a multiple of .* = 4"),
         ({"data.source": "local"}, "^config.data.root: needed for source 'local' .the folder with the data files.$"),
-        ({"data.domain_field": "set"}, "^config.data.domain_field: not with source 'builtin': .*; leave it None$"),
+        ({"data.domain_field": "set"}, "^config.data.domain_field: not with source 'builtin': .*; set it to None$"),
         ({"targets.source": "hub"}, "^config.targets.root: needed for source 'hub'"),
         ({"targets.source": "web"}, "^config.targets.source = 'web': must be one of 'builtin', 'local', "),
         (

@@ -3,7 +3,7 @@
 python -m dataflex_jax.train --config=configs/odm.py                                  # quickstart: a CPU, minutes
 python -m dataflex_jax.train --config=configs/odm.py:local --config.data.root=DIR     # a domain a JSONL file
 python -m dataflex_jax.train --config=configs/odm.py:slimpajama-6b                    # Qwen2.5-1.5B on GPUs
-python -m dataflex_jax.train --config=configs/odm.py:slimpajama-30b
+python -m dataflex_jax.train --config=configs/odm.py:slimpajama-30b --config.data.root=DIR
 """
 
 from dataflex_jax.configs import scales

@@ -1,52 +1,17 @@
 """Values of fields and paths on the command line, read as the commands read them."""
 
-import sys
-
 import pytest
-from absl import flags
 
-from dataflex_jax import cli, evaluate, export, generate, report, select, train
 from dataflex_jax import config as configuration
+from dataflex_jax import evaluate, export, generate, report, select, train
 from dataflex_jax.errors import InputError
+from tests.helpers.command_line import chosen, parsed
 
 LOCAL = ("--config=configs/odm.py:local", "--config.data.root=DIR")
 
 
-@pytest.fixture
-def parsed(monkeypatch):
-    """A function that parses a command line; returns the values of its flags."""
-    defined = set(flags.FLAGS)
-
-    def parse(*arguments, command=train):
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        forget()
-        command.define_flags()
-        cli.parse(sys.argv, command.main)
-        return flags.FLAGS
-
-    def forget():
-        for name in set(flags.FLAGS) - defined:
-            delattr(flags.FLAGS, name)
-
-    yield parse
-    forget()
-
-
-@pytest.fixture
-def chosen(parsed):
-    """A function that parses a command line of `train`; returns the configuration, validated."""
-
-    def choose(*arguments):
-        parsed(*arguments)
-        config = cli.chosen_config()
-        configuration.validate(config)
-        return config
-
-    return choose
-
-
 @pytest.mark.parametrize("nothing", ["", "None", "null"])
-def test_nothing_is_none_for_every_optional_field(chosen, nothing):
+def test_nothing_is_none_for_every_optional_field(nothing):
     given = {"data.domains": "a", "data.template": "qwen", "data.buckets": "64,4096", "lora.alpha": "3", "order": None}
     given |= {"model.vocab_size": "512", "model.tie_word_embeddings": "true", "mixer.min_exploration_rate": "0.1"}
     set_ = [f"--config.{name}={value}" for name, value in given.items() if value]
@@ -56,7 +21,7 @@ def test_nothing_is_none_for_every_optional_field(chosen, nothing):
         assert [values[name] is None for name, value in given.items() if value] == [is_none] * (len(given) - 1)
 
 
-def test_a_policy_of_a_recipe_can_be_left_out(chosen):
+def test_a_policy_of_a_recipe_can_be_left_out():
     assert chosen(*LOCAL, "--config.mixer=None").mixer is None
 
 
@@ -72,17 +37,17 @@ def test_a_policy_of_a_recipe_can_be_left_out(chosen):
         ("layers/attention/*,lm_head/*", ("layers/attention/*", "lm_head/*")),
     ],
 )
-def test_names_may_be_written_with_commas_between(chosen, text, value):
+def test_names_may_be_written_with_commas_between(text, value):
     assert chosen(*LOCAL, f"--config.data.domains={text}").data.domains == value
 
 
-def test_numbers_may_be_written_with_commas_between(chosen):
+def test_numbers_may_be_written_with_commas_between():
     config = chosen(*LOCAL, "--config.data.buckets=64,4096", "--config.data.proportions=1,0.5")
     assert (config.data.buckets, config.data.proportions) == ((64, 4096), (1, 0.5))
 
 
 @pytest.mark.parametrize("field", ["data.proportions", "mixer.initial_proportions"])
-def test_proportions_by_name(chosen, field):
+def test_proportions_by_name(field):
     section, name = field.split(".")
     config = chosen(*LOCAL, f'--config.{field}={{"a.en": 0.7, "b": 0.3}}')
     assert config[section][name] == (("a.en", 0.7), ("b", 0.3))
@@ -90,7 +55,7 @@ def test_proportions_by_name(chosen, field):
         chosen(*LOCAL, '--config.data.proportions={"a": "b"}')
 
 
-def test_formatting_of_a_recipe_s_targets_can_be_unset(chosen):
+def test_formatting_of_a_recipe_s_targets_can_be_unset():
     arguments = ("--config=configs/less.py:lora", "--config.data.root=DIR", "--config.targets.root=DIR")
     arguments += ("--config.targets.source=dataset_info",)
     with pytest.raises(InputError, match=r"config.targets.formatting: not with source .* set it to None"):
@@ -98,7 +63,7 @@ def test_formatting_of_a_recipe_s_targets_can_be_unset(chosen):
     assert chosen(*arguments, "--config.targets.formatting=None").targets.source == "dataset_info"
 
 
-def test_every_field_with_a_path_is_expanded(chosen, monkeypatch):
+def test_every_field_with_a_path_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("DATA", "/data")
     paths = {name: "~/x.json" for name in configuration.PATHS}
@@ -130,21 +95,24 @@ def test_every_field_with_a_path_is_expanded(chosen, monkeypatch):
         (report, ["output"]),
     ],
 )
-def test_every_flag_with_a_path_is_expanded(parsed, monkeypatch, command, names):
+def test_every_flag_with_a_path_is_expanded(monkeypatch, command, names):
     monkeypatch.setenv("HOME", "/home/me")
-    found = parsed(*(f"--{name}=~/x" for name in names), command=command)
-    assert [found[name].value for name in names] == ["/home/me/x"] * len(names)
-    with pytest.raises(InputError, match=f"--{names[0]}=.NOPE/x: .*NOPE stands for nothing here"):
-        parsed(f"--{names[0]}=$NOPE/x", command=command)
+    with parsed(*(f"--{name}=~/x" for name in names), command=command) as found:
+        assert [found[name].value for name in names] == ["/home/me/x"] * len(names)
+    refused = pytest.raises(InputError, match=f"--{names[0]}=.NOPE/x: .*NOPE stands for nothing here")
+    with refused, parsed(f"--{names[0]}=$NOPE/x", command=command):
+        pass
 
 
-def test_several_checkpoints_are_expanded(parsed, monkeypatch):
+def test_several_checkpoints_are_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert parsed("--checkpoint=~/a,b,org/c", command=select)["checkpoint"].value == ["/home/me/a", "b", "org/c"]
-    assert parsed(command=select)["checkpoint"].value == []
+    with parsed("--checkpoint=~/a,b,org/c", command=select) as found:
+        assert found["checkpoint"].value == ["/home/me/a", "b", "org/c"]
+    with parsed(command=select) as found:
+        assert found["checkpoint"].value == []
 
 
-def test_a_recipe_in_the_home_folder(chosen, monkeypatch, tmp_path):
+def test_a_recipe_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.py").write_text("from dataflex_jax.configs import odm\nget_config = odm.get_config\n")
     assert chosen("--config=~/mine.py:quickstart,order=folding").order.name == "folding"

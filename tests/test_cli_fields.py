@@ -2,8 +2,8 @@
 
 import pytest
 
+from dataflex_jax import cli, evaluate, export, generate, report, select, train
 from dataflex_jax import config as configuration
-from dataflex_jax import evaluate, export, generate, report, select, train
 from dataflex_jax.errors import InputError
 from tests.helpers.command_line import chosen, parsed
 
@@ -110,6 +110,14 @@ def test_several_checkpoints_are_expanded(monkeypatch):
         assert found["checkpoint"].value == ["/home/me/a", "b", "org/c"]
     with parsed(command=select) as found:
         assert found["checkpoint"].value == []
+
+
+def test_a_script_that_starts_others_says_where_their_options_stand():
+    def main(argv):
+        """Nothing."""
+
+    with pytest.raises(InputError, match=r"^Unknown command line flag 'config.seed'.*; they stand after --$"):
+        cli.parse(["script", "--config.seed=1"], main, "they stand after --")
 
 
 def test_a_recipe_in_the_home_folder(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ noticed, and adding a domain leaves the other stores alone. Stores of other keys
 examples.py say what lies in a store.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -28,7 +29,7 @@ from dataflex_jax.data.stores.hashes import FileHashes, progress_bar
 from dataflex_jax.data.stores.store import Store, read_meta, skipped_records
 from dataflex_jax.data.stores.writer import SPLITS, DomainWriter, partial_folder
 from dataflex_jax.data.text.tokenizer import Tokenizer, load_tokenizer
-from dataflex_jax.errors import InputError, TrainingError, is_disk_full
+from dataflex_jax.errors import InputError, TrainingError, is_disk_full, one_line
 from dataflex_jax.files import digest, replace_json
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 _FORMAT = 2
 _TOKENIZER_TRAINING_BYTES = 256 << 20
 _MAX_FOUND_DOMAINS = 1000
+_MOST_LINES = 20  # about domains, one each
 
 
 class _Wanted(NamedTuple):
@@ -114,7 +116,7 @@ def open_stores(
             for store in _wanted_stores(stream, content, tokenizer, encoder, data, cache_dir)
         ]
         _build_missing(wanted, encoder, data, progress)
-    _report(wanted)
+    _report(wanted, held_out=data.valid_fraction > 0)
     stores = (Store.load(store.name, store.key, store.path, encoder.columns, store.stream) for store in wanted)
     return tuple(stores), tokenizer
 
@@ -273,13 +275,17 @@ def _is_complete(folder: Path, encoder: Encoder, keep_skipped: bool) -> bool:
     return True
 
 
-def _report(wanted: Sequence[_Wanted]) -> None:
+def _report(wanted: Sequence[_Wanted], *, held_out: bool) -> None:
+    """Says what the stores hold; `held_out`: whether each domain is meant to have held-out documents."""
     ignored: dict[str, int] = {}
+    counts, without = collections.Counter(), []
+    log = logger.debug if len(wanted) > _MOST_LINES else logger.info
     for store in wanted:
         meta = read_meta(store.path)
         train, valid = (meta[split] for split in SPLITS)
         ignored |= meta["records_by_value"]
-        logger.info(
+        counts.update({(split, kind): meta[split][kind] for split in SPLITS for kind in ("documents", "tokens")})
+        log(
             "domain %s: train %s documents, %s tokens, %s bytes; held out %s documents, %s tokens",
             store.name,
             *(f"{train[kind]:,}" for kind in ("documents", "tokens", "bytes")),
@@ -300,7 +306,15 @@ def _report(wanted: Sequence[_Wanted]) -> None:
                 meta["held_out_duplicates"],
             )
         if not valid["documents"]:
-            logger.warning("domain %s: no held-out document; raise data.valid_fraction for evaluation", store.name)
+            without.append(store.name)
+    if len(wanted) > _MOST_LINES:
+        numbers = (f"{counts[split, kind]:,}" for split in SPLITS for kind in ("documents", "tokens"))
+        logger.info(
+            "%d domains: train %s documents, %s tokens; held out %s documents, %s tokens", len(wanted), *numbers
+        )
+    if without and held_out:
+        listed = one_line(", ".join(without))
+        logger.warning("domain %s: no held-out document; raise data.valid_fraction for evaluation", listed)
     names = {store.value for store in wanted}
     ignored = {value: count for value, count in ignored.items() if value not in names}
     if ignored:

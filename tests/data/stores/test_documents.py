@@ -268,10 +268,21 @@ def test_empty_held_out_split_warns_and_reads_as_empty(tmp_path, root, monkeypat
     monkeypatch.setattr(
         "dataflex_jax.data.stores.cache.logger.warning", lambda message, *values: warnings.append(message % values)
     )
-    (a, _), _ = open_quietly(config(tmp_path, valid_fraction=0.0))
-    assert warnings[0] == "domain a: no held-out document; raise data.valid_fraction for evaluation"
+    (a, _), _ = open_quietly(config(tmp_path, valid_fraction=1e-9))
+    assert warnings == ["domain a, b: no held-out document; raise data.valid_fraction for evaluation"]
     assert a.valid.num_rows(8) == 0
     assert (len(a.valid.tokens), list(a.valid.offsets)) == (0, [0])
+
+
+def test_many_domains_are_one_line_without_held_out_documents_that_nobody_wants(tmp_path, monkeypatch):
+    (tmp_path / "root").mkdir()
+    for number in range(30):
+        (tmp_path / "root" / f"n{number}.jsonl").write_text('{"text": "' + 40 * "x" + '"}\n')
+    lines = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(f"dataflex_jax.data.stores.cache.logger.{level}", lambda text, *of: lines.append(text % of))
+    open_quietly(config(tmp_path, valid_fraction=0.0, domains=None))
+    assert lines == ["30 domains: train 30 documents, 1,230 tokens; held out 0 documents, 0 tokens"]
 
 
 def test_damaged_store_is_built_again(tmp_path, root):

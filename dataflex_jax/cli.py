@@ -20,7 +20,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax.errors import InputError, TrainingError, is_disk_full
+from dataflex_jax.errors import InputError, TrainingError, is_disk_full, is_out_of_memory, one_line
 from dataflex_jax.files import expanded
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.preemption import StopRequested
@@ -228,6 +228,13 @@ def _reporting(call: Callable, *arguments):
             raise
         place = f": {error.filename}" if error.filename else ""
         _exit(1, f"{error.strerror}{place}; make room and run the same command again")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        how = "lower config.data.batch_size or raise config.data.grad_accumulation, split the model over more devices"
+        _exit(
+            1, f"out of memory ({one_line(error, 120)}); {how} (config.mesh), or take shorter rows or a smaller model"
+        )
 
 
 def _exit(code: int, message: str) -> NoReturn:

@@ -38,6 +38,7 @@ def config(tmp_path, **fields):
             "valid_fraction": 0.2,
             "cache_dir": str(tmp_path / "cache"),
             "on_bad_record": "raise",
+            "verify": "sampled",
         }
         | fields
     )
@@ -296,7 +297,7 @@ def test_full_disk_says_what_is_safe_and_the_rerun_goes_on(tmp_path, root, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dataflex_jax.data.stores.writer.os.fsync", full)
+        patch.setattr("dataflex_jax.data.stores.flat_files.os.fsync", full)
         with pytest.raises(TrainingError, match="no space left while building the rows store"):
             open_quietly(config(tmp_path))
     assert len(open_quietly(config(tmp_path))[0]) == 2

@@ -1,10 +1,13 @@
 """Reference losses on disk: computed once, and never taken from damaged files."""
 
+import concurrent.futures
 import json
 import logging
 import random
 import shutil
+import time
 
+import filelock
 import numpy as np
 import pytest
 
@@ -131,5 +134,19 @@ def test_a_read_only_store_is_used_where_it_is_complete(folder, tmp_path, monkey
     opened(tmp_path / "part", until=6)
     damage.make_read_only(monkeypatch)
     assert opened(folder)[1] == []
-    with pytest.raises(InputError, match=r"part': is not a writable folder: .* \(losses are missing\)"):
+    with pytest.raises(InputError, match=r"part is not a writable folder: .* \(losses are missing\)"):
         opened(tmp_path / "part")
+
+
+def test_of_two_runs_one_computes_and_the_other_waits_for_it(tmp_path, caplog):
+    opened(tmp_path / "store", until=6)
+    other = filelock.FileLock(tmp_path / "store" / ".lock", thread_local=False)
+    with other, caplog.at_level(logging.INFO), concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(opened, tmp_path / "store")
+        while not any("waiting for another process" in line for line in caplog.messages):
+            time.sleep(0.01)
+        opened(tmp_path / "elsewhere")
+        for path in (tmp_path / "elsewhere").iterdir():
+            shutil.copy(path, tmp_path / "store" / path.name)
+        other.release()
+        assert waiting.result()[1] == []

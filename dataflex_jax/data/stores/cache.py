@@ -90,7 +90,7 @@ def open_stores(
     cache_dir = Path(data.cache_dir).expanduser()
     with cache_lock(cache_dir, "the rows store") as lock:
         if not cache_dir.is_dir():
-            lock.take("there is no such folder yet")
+            lock.take("it is to be made")
         hashes = FileHashes(cache_dir / "fingerprints.json", lock, again=data.verify == "content", progress=progress)
         streams, contents = [], []
         for stream in open_source(data):

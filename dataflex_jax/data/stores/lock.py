@@ -56,12 +56,9 @@ class CacheLock:
         except OSError as error:
             if is_disk_full(error):
                 raise
-            raise self.refused(f"is not a writable folder: {error.strerror} ({why})") from error
+            reason = f"{self.folder} is not a writable folder: {error.strerror} ({why})"
+            raise InputError(reason, option="data.cache_dir") from error
         return True
-
-    def refused(self, reason: str) -> InputError:
-        """The fault of a folder that cannot be used."""
-        return InputError(reason, option="data.cache_dir", value=str(self.folder))
 
     def release(self) -> None:
         """Lets others in."""
@@ -91,6 +88,7 @@ def cache_lock(folder: Path, what: str) -> Iterator[CacheLock]:
             ) from error
         if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(folder):
             raise
-        raise lock.refused(f"cannot be used: {error.filename}: {error.strerror}") from error
+        reason = f"{error.filename} cannot be used: {error.strerror}"
+        raise InputError(reason, option="data.cache_dir") from error
     finally:
         lock.release()

@@ -225,7 +225,7 @@ def test_a_read_only_cache_that_lacks_something_is_one_line(tmp_path, root, monk
         ({}, f"{file}: has 8 bytes, not "),
         ({"tokenizer": "bytes"}, "there is no store of domain 'x' yet"),
         ({"tokenizer": "train:301"}, "the tokenizer is to be trained"),
-        ({"cache": "new"}, "there is no such folder yet"),
+        ({"cache": "new"}, "it is to be made"),
     ):
         with pytest.raises(InputError) as e:
             opened(tmp_path, **fields)

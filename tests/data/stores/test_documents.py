@@ -260,7 +260,7 @@ def test_bad_options(tmp_path, root, fields, message):
 
 def test_cache_dir_that_is_a_file(tmp_path, root):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"config.data.cache_dir = .*file': is not a writable folder"):
+    with pytest.raises(InputError, match=r"^config.data.cache_dir: .*/file is not a writable folder: File exists"):
         open_quietly(config(tmp_path, cache_dir=str(tmp_path / "file")))
 
 

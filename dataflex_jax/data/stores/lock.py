@@ -58,7 +58,13 @@ class CacheLock:
                 raise
             reason = f"{self.folder} is not a writable folder: {error.strerror} ({why})"
             raise InputError(reason, option="data.cache_dir") from error
+        self._look_again()
         return True
+
+    def _look_again(self) -> None:
+        # A network file system remembers for a while what was not there, until the folder is read.
+        for folder in (self.folder, *filter(Path.is_dir, self.folder.iterdir())):
+            os.listdir(folder)
 
     def release(self) -> None:
         """Lets others in."""

@@ -8,6 +8,7 @@ where each item starts and the last one ends. examples.py has further columns. `
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from dataflex_jax.data.stores import checksums
 from dataflex_jax.data.stores.writer import RECORD_COUNTS, SPLIT_COUNTS, SPLITS, Column
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import digest, read_sealed
+
+logger = logging.getLogger(__name__)
 
 PART_BITS = 32  # an example's id is its part's number, then in so many bits its record's
 
@@ -214,6 +217,8 @@ def store_fault(
             values = items if column.per_item else tokens
             sizes[f"{split}.{column.name}"] = values * np.dtype(column.dtype).itemsize
     kept = meta.get("checksums")
+    if kept is None and verify == "content":
+        logger.warning("%s: of an older version, without checksums; delete it to have it built with them", folder)
     if kept is not None and not checksums.are_checksums(kept, sizes):
         return f"{folder / 'meta.json'}: its checksums are not those of its files"
     return checksums.fault({name: folder / name for name in sizes}, sizes, kept, verify, progress=progress)

@@ -155,7 +155,7 @@ def without(path, *fields):
     path.write_text(json.dumps({name: value for name, value in content.items() if name not in fields}))
 
 
-def test_a_cache_of_an_older_version_is_used_as_it_is(tmp_path, root, monkeypatch):
+def test_a_cache_of_an_older_version_is_used_as_it_is(tmp_path, root, monkeypatch, caplog):
     before = opened(tmp_path)
     for file in (tmp_path / "cache" / "stores").glob("*/meta.json"):
         without(file, "digest", "checksums")
@@ -167,6 +167,10 @@ def test_a_cache_of_an_older_version_is_used_as_it_is(tmp_path, root, monkeypatc
     damage.make_read_only(monkeypatch)
     for verify in checksums.VERIFY:
         assert_same(opened(tmp_path, verify=verify), before)
+    assert [line for line in caplog.messages if "older" in line] == [
+        f"{file.parent}: of an older version, without checksums; delete it to have it built with them"
+        for file in sorted((tmp_path / "cache" / "stores").glob("*/meta.json"))
+    ]
 
 
 def test_an_interrupted_build_of_an_older_version_goes_on(tmp_path, root, monkeypatch, caplog):
@@ -289,6 +293,20 @@ def test_a_small_disk_then_a_larger_one_then_a_read_only_one(tmp_path, root):
             opened(tmp_path, "disk/cache", tokenizer="bytes")
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("name", ["stores", "domain_values", "tokenizers", "fingerprints.json", ".lock"])
+def test_what_is_in_the_way_is_one_line(tmp_path, root, name):
+    in_the_way = tmp_path / "cache" / name
+    if "." in name:
+        in_the_way.mkdir(parents=True)
+    else:
+        in_the_way.parent.mkdir()
+        in_the_way.write_text("")
+    with pytest.raises(
+        InputError, match=rf"^config.data.cache_dir: [^\n]*/cache[^\n]*: (Is|Not) a directory|File exists"
+    ):
+        opened(tmp_path)
 
 
 NAMES = ["..", "../../x", "/etc/x", "a/b", "nul\0byte", "你好" * 100, "a b", "a_b", "A_B", "nul", ".", "é", "x" * 300]

@@ -112,6 +112,9 @@ def get_config(arg: str = "") -> ConfigDict:
     data.draw = "systematic"  # rows of a domain in a batch: within 1 of B*w ("systematic") or "multinomial"
     data.lag = 1  # weights decided after step s are drawn from at step s + 1 + lag
     data.cache_dir = "~/.cache/dataflex_jax"  # rows stores and trained tokenizers
+    # How closely the cache is looked at: the "size" of its files, "sampled" blocks of them too, or the whole "content",
+    # and that of the data's files whatever their size and time say.
+    data.verify = "sampled"
     data.on_bad_record = "raise"  # or "skip", which counts them
 
     # Instruction data: one example a row instead of rows of seq_len tokens.

@@ -175,6 +175,7 @@ CHECKS: dict[str, Check] = {
     "data.draw": _one_of("systematic", "multinomial"),
     "data.lag": _integer(0),
     "data.cache_dir": _TEXT,
+    "data.verify": _one_of("size", "sampled", "content"),
     "data.on_bad_record": _one_of("raise", "skip"),
     "data.formatting": _optional(_TEXT),
     "data.template": _optional(_one_of(*BUILT_IN)),

@@ -17,10 +17,16 @@ from typing import Any, TextIO
 import numpy as np
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.foreign import parse_json
+from dataflex_jax.foreign import parse_json, read_json
 
 # Fields that have no value when a domain had no rows or the hardware's peak is unknown.
 NULLABLE = frozenset({"domain_loss", "domain_excess", "excess", "mfu"})
+
+# Bytes of a file's name that a domain's takes up: with a key and an ending it stays below 143, all that some allow.
+_NAME_BYTES = 80
+_ORDINARY_NAME = re.compile(r"(?!\.)[\w.-]+(?<!\.)")
+# What Windows keeps for devices, whatever the ending.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 def to_jsonable(values: Mapping[str, Any], nullable: Collection[str] = NULLABLE) -> dict[str, Any]:
@@ -109,6 +115,60 @@ def replace_json(path: str | os.PathLike[str], value: Any, **options: Any) -> No
 def digest(value: Any) -> str:
     """32 hex digits that stand for a JSON value, whatever the order of its objects' fields."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def replace_sealed(path: str | os.PathLike[str], value: Mapping[str, Any], **options: Any) -> None:
+    """`replace_json` with an object and its digest, by which `read_sealed` finds what was altered.
+
+    Args:
+        path: the file, made with its folder when missing.
+        value: what `json.dumps` takes, without a field "digest".
+        **options: of `json.dumps`.
+    """
+    replace_json(path, {**value, "digest": digest(value)}, **options)
+
+
+def read_sealed(path: str | os.PathLike[str]) -> Any:
+    """What `replace_sealed` wrote; any other JSON value, and an object without a digest, is taken as it is.
+
+    Raises:
+        InputError: the file cannot be read, is not valid JSON, or was altered.
+    """
+    value = read_json(path)
+    if isinstance(value, dict) and value.pop("digest", digest(value)) != digest(value):
+        raise InputError(f"{os.fspath(path)}: altered after it was written")
+    return value
+
+
+def file_name(name: str) -> str:
+    """The part of a file's name that stands for `name`, of a domain, say: valid everywhere and below 100 bytes.
+
+    An ordinary name of letters, digits, "_", "-" and "." stands for itself. Others are simplified, with a digest behind
+    "~" that tells those apart which would be the same. Names that differ by case alone do so here too, which not every
+    file system tells apart.
+    """
+    simple = re.sub(r"[^\w.-]+", "_", name)
+    ordinary = _ORDINARY_NAME.fullmatch(name) and not _DEVICE.match(name)
+    if ordinary and len(name.encode()) <= _NAME_BYTES:
+        return name
+    return simple.encode()[:_NAME_BYTES].decode(errors="ignore").lstrip(".") + "~" + digest(name)[:10]
+
+
+def keyed_path(folder: Path, name: str, key: str, partial: str = ".partial") -> Path:
+    """`folder/NAME-KEY`, or what lies there with this key under another name: the key says what it is.
+
+    Args:
+        folder: may be missing.
+        name: what people know it by; see `file_name`.
+        key: hexadecimal digits.
+        partial: ending of what is not finished.
+    """
+    path = folder / f"{file_name(name)}-{key}"
+    if not path.exists():
+        for ending in ("", partial):
+            for other in sorted(folder.glob(f"*-{key}{ending}")):
+                return other.with_name(other.name.removesuffix(ending))
+    return path
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,17 @@ import pytest
 
 from dataflex_jax import files as records
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import JsonlWriter, digest, read_jsonl, replace_file, replace_json
+from dataflex_jax.files import (
+    JsonlWriter,
+    digest,
+    file_name,
+    keyed_path,
+    read_jsonl,
+    read_sealed,
+    replace_file,
+    replace_json,
+    replace_sealed,
+)
 from dataflex_jax.foreign import read_object
 
 
@@ -184,3 +195,66 @@ def test_a_digest_stands_for_the_value():
         digest({"a": 1, "b": [None, "ü"]}) == digest({"b": [None, "ü"], "a": 1}) == "a57b4ace70eba21d44f538ad62ce9edd"
     )
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+NAMES = [
+    *("..", ".", "../../x", "/", "a/b", "a\\b", "nul\0byte", "a b", "a_b", "a  b", "", "~", "x.", ".x", "a:b", "a\nb"),
+    *(
+        "你好" * 100,
+        "你好" * 99,
+        "x" * 80,
+        "x" * 81,
+        "x" * 200,
+        "con",
+        "NUL.txt",
+        "COM1",
+        "e\u0301",
+        "é",
+        "\udcff",
+        "*?",
+    ),
+]
+
+
+def test_file_names_are_valid_and_tell_names_apart(tmp_path):
+    made = {name: file_name(name) for name in NAMES}
+    assert len({name.casefold() for name in made.values()}) == len(NAMES)
+    for name in made.values():
+        assert len(name.encode()) <= 100
+        assert re.fullmatch(r"[\w.~-]+", name)
+        assert not name.startswith(".")
+        assert not name.endswith(".")
+        (tmp_path / name).write_text("")
+    assert {path.name for path in tmp_path.iterdir()} == set(made.values())
+
+
+@pytest.mark.parametrize("name", ["wiki", "Pile-CC", "c4_en.v2", "日本語", "x" * 80, "console", "nullable"])
+def test_an_ordinary_name_is_its_file_name(name):
+    assert file_name(name) == name
+
+
+def test_what_has_the_key_is_found_under_any_name(tmp_path):
+    assert keyed_path(tmp_path / "none", "a b", "12ab") == tmp_path / "none" / f"{file_name('a b')}-12ab"
+    (tmp_path / "a_b-12ab.partial").mkdir()
+    (tmp_path / "a_b-34cd").mkdir()
+    assert keyed_path(tmp_path, "a b", "12ab") == tmp_path / "a_b-12ab"
+    (tmp_path / "other-12ab").mkdir()
+    assert keyed_path(tmp_path, "a b", "12ab") == tmp_path / "other-12ab"
+    (tmp_path / f"{file_name('a b')}-12ab").mkdir()
+    assert keyed_path(tmp_path, "a b", "12ab") == tmp_path / f"{file_name('a b')}-12ab"
+    assert keyed_path(tmp_path, "a b", "2ab").name == f"{file_name('a b')}-2ab"
+
+
+def test_a_sealed_file_that_was_altered_is_refused(tmp_path):
+    path, value = tmp_path / "a.json", {"b": [1, None, "é"], "a": {"x": 0.1}}
+    replace_sealed(path, value, indent=2, ensure_ascii=False)
+    assert read_sealed(path) == value
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"0.1", b"0.2"))
+    with pytest.raises(InputError, match=r"a\.json: altered after it was written"):
+        read_sealed(path)
+    path.write_bytes(content[:-4])
+    with pytest.raises(InputError, match=r"a\.json: not valid JSON"):
+        read_sealed(path)
+    replace_json(path, [1, value])
+    assert read_sealed(path) == [1, value]

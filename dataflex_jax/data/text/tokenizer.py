@@ -323,9 +323,15 @@ def _trained(
             encoded = text.encode()
             key.update(len(encoded).to_bytes(8, "little") + encoded)
     path = cache_dir / "tokenizers" / key.hexdigest() / "tokenizer.json"
-    if path.is_file():
-        return tokenizers.Tokenizer.from_file(str(path))
-    documents = texts()
+    kept = _kept(path)
+    if kept is None:
+        documents = texts()
+        # Who is to have the texts may have had to wait for another process that trained on them.
+        kept = _kept(path)
+    if kept is not None:
+        return kept
+    if path.exists():
+        logger.warning("%s: damaged; the tokenizer is trained again", path)
     first = next(documents, None)
     if first is None:
         raise _refused(spec, "there is no training document to train it on")
@@ -341,5 +347,25 @@ def _trained(
     )
     pieces = itertools.chain.from_iterable(map(_pieces, itertools.chain([first], documents)))
     backend.train_from_iterator(pieces, trainer)
-    replace_file(path, backend.to_str(pretty=True).encode())
+    trained = backend.to_str(pretty=True).encode()
+    replace_file(path.with_name("digest"), _digest(trained))
+    replace_file(path, trained)
     return backend
+
+
+def _kept(path: Path) -> tokenizers.Tokenizer | None:
+    """A tokenizer that was trained earlier; None: there is none, or it is damaged."""
+    if not path.is_file():
+        return None
+    content, kept_digest = path.read_bytes(), path.with_name("digest")
+    # Version 0.1.0 wrote no digest.
+    if kept_digest.is_file() and kept_digest.read_bytes() != _digest(content):
+        return None
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except Exception:  # the library raises nothing narrower
+        return None
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()

@@ -38,6 +38,7 @@ def config(tmp_path, **fields):
             "valid_fraction": 0.2,
             "cache_dir": str(tmp_path / "cache"),
             "on_bad_record": "raise",
+            "verify": "sampled",
         }
         | fields
     )
@@ -259,7 +260,7 @@ def test_bad_options(tmp_path, root, fields, message):
 
 def test_cache_dir_that_is_a_file(tmp_path, root):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"config.data.cache_dir = .*file': is not a writable folder"):
+    with pytest.raises(InputError, match=r"^config.data.cache_dir: .*/file is not a writable folder: File exists"):
         open_quietly(config(tmp_path, cache_dir=str(tmp_path / "file")))
 
 
@@ -307,7 +308,7 @@ def test_full_disk_says_what_is_safe_and_the_rerun_goes_on(tmp_path, root, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dataflex_jax.data.stores.writer.os.fsync", full)
+        patch.setattr("dataflex_jax.data.stores.flat_files.os.fsync", full)
         with pytest.raises(TrainingError, match="no space left while building the rows store"):
             open_quietly(config(tmp_path))
     assert len(open_quietly(config(tmp_path))[0]) == 2

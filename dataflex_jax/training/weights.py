@@ -212,7 +212,7 @@ def _hf_config(source: str, option: str) -> dict[str, Any]:
     """The config.json of a checkpoint; of a run, what it would be exported with."""
     run = run_at(source, option)
     if run is None:
-        return folders.read_config(folders.local_folder(source, [folders.CONFIG], option))
+        return hf_config.read_shape(folders.local_folder(source, [folders.CONFIG], option))
     with Checkpoints(run.folder, writable=False) as checkpoints:
         model = resume.saved_model(checkpoints.read_run(run.step), run_config.read(run.folder).model)
     return hf_config.to_hf(dataclasses.replace(model, lora=None))

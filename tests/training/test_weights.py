@@ -153,7 +153,14 @@ def test_frozen_parameters_are_left_out_on_request(adapted):
     assert opened.model.params["layers"]["mlp"]["up_proj"].keys() == {"lora_a", "lora_b"}
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "3", '{"hidden_size": 8}'])
+@pytest.mark.parametrize("content", ["", "[]", "3", "version https://git-lfs.github.com/spec/v1"])
+def test_a_config_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/config.json: "):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, '{"hidden_size": 8}'])
 def test_what_is_no_checkpoint_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)

@@ -48,7 +48,7 @@ def model_config(model: ConfigDict, vocab_size: int, shape: Mapping[str, Any] | 
     if model.name_or_path is not None:
         if shape is None:
             folder = folders.local_folder(model.name_or_path, [folders.CONFIG], "model.name_or_path")
-            shape = folders.read_config(folder)
+            shape = hf.read_shape(folder)
         shape = hf.in_our_names(shape)
         if not model.from_scratch:
             given = _without_sizes(given, shape)

@@ -102,6 +102,7 @@ CHECKS: dict[str, Check] = {
     "plugins": _NAMES,
     "model.name_or_path": _optional(_TEXT),
     "model.from_scratch": _BOOL,
+    "model.resize_vocab": _BOOL,
     "model.architecture": _TEXT,
     "model.vocab_size": _optional(_integer(2)),
     "model.hidden_size": _optional(_integer(1)),

@@ -14,13 +14,13 @@ ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Far beyond any model: what is larger was written by mistake, and only listing the tensors would take all memory.
 LARGEST = {
-    "vocab_size": 1 << 24,
+    "vocab_size": 1 << 26,
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 22,
-    "num_hidden_layers": 1 << 12,
+    "num_hidden_layers": 1 << 13,
     "num_attention_heads": 1 << 16,
     "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
+    "head_dim": 1 << 14,
 }
 
 

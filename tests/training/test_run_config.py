@@ -45,12 +45,12 @@ def test_what_is_no_config_of_a_run_is_refused(tmp_path, content):
         ("model", 5, "not the config.json of a run, its config has no model.name_or_path"),
         ("model.from_scratch", "no", "config.model.from_scratch is 'no'; a run has True or False"),
         ("optim.learning_rate", None, "config.optim.learning_rate is None; a run has a number"),
-        ("train_step", 10**30, "config.train_step is 10"),
+        ("train_step", 1.5, "config.train_step is 1.5; a run has an integer"),
         ("plugins", 3, "config.plugins is 3; a run has a tuple"),
         ("data.tokenizer", ["bytes"], "config.data.tokenizer is .*; a run has a non-empty string"),
         ("lora.rank", True, "config.lora.rank is True; a run has an integer"),
         ("mixer", "odm", "config.mixer is 'odm'; a run has an object, or null"),
-        ("mesh", [], "its config has no mesh.data"),
+        ("mesh", [], "not the config.json of a run, its config has no mesh.data"),
     ],
 )
 def test_a_field_of_the_wrong_type_is_named(tmp_path, name, value, message):

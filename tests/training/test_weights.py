@@ -175,6 +175,10 @@ def test_a_path_that_is_not_there_is_no_hub_id(tmp_path):
     for path in (tmp_path / "none", "/no/such", "a/b/c"):
         with pytest.raises(InputError, match="neither a run folder"):
             locate(path)
+    for path in ("~nobody-of-that-name/model", "$NO_SUCH_VARIABLE/model", "x" * 5000 + "/y/z", "a\0b"):
+        with pytest.raises(InputError) as error:
+            locate(path)
+        assert "\n" not in str(error.value)
     assert locate("some-id") is locate("owner/some-id") is None
 
 
@@ -233,6 +237,6 @@ def test_another_tokenizer_than_the_weights_is_refused(root, run, tmp_path):
 
 def test_weights_that_are_none_are_one_line(root, tmp_path):
     made = starting_from(tmp_path / "none", root, data__tokenizer="bytes")
-    with pytest.raises(InputError, match=rf"^config.model.name_or_path = '{tmp_path}/none': no such folder") as e:
+    with pytest.raises(InputError, match=rf"^config.model.name_or_path = '{tmp_path}/none': neither a run folder") as e:
         train_and_evaluate(made, tmp_path / "run")
     assert "\n" not in str(e.value)

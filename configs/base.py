@@ -52,6 +52,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = model = ConfigDict()
     model.name_or_path = placeholder(str)  # hub id, folder with a config.json, or run folder; None: as below
     model.from_scratch = True  # random weights; False: those of name_or_path (set data.tokenizer to its tokenizer)
+    # Tokens that the weights of name_or_path lack get rows in the embedding and the head, each the mean of the others:
+    # model.vocab_size of them in all, or the tokenizer's, rounded up to a multiple of 128.
+    model.resize_vocab = False
     model.architecture = "qwen2"
     model.vocab_size = placeholder(int)  # None: the tokenizer's, rounded up to a multiple of 128
     model.hidden_size = placeholder(int)

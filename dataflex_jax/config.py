@@ -131,6 +131,7 @@ CHECKS: dict[str, Check] = {
     "plugins": _MODULES,
     "model.name_or_path": _optional(_TEXT),
     "model.from_scratch": _BOOL,
+    "model.resize_vocab": _BOOL,
     "model.architecture": _TEXT,
     "model.vocab_size": _optional(_integer(2, 2**26)),
     "model.hidden_size": _optional(_integer(1, 2**20)),

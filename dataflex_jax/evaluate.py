@@ -26,6 +26,7 @@ from dataflex_jax.reporting.evaluations import HELD_OUT
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import run_config
 from dataflex_jax.training.evaluation import Evaluation, EvaluationContext, evaluators, held_out
+from dataflex_jax.training.fits import check_vocabulary
 from dataflex_jax.training.locate import CHECKPOINTS, locate, tokenizer_of
 from dataflex_jax.training.weights import How, Opened, open_model
 
@@ -42,6 +43,7 @@ def evaluate(opened: Opened, config: ConfigDict) -> list[Evaluation]:
     """
     with jax.set_mesh(opened.mesh):
         domains, tokenizer = open_domains(config.data)
+        check_vocabulary(opened.source, tokenizer)
         context = EvaluationContext(config, domains, tokenizer, opened.mesh)
         return [evaluator.run(opened.model) for evaluator in evaluators(context) or (held_out(context),)]
 

@@ -22,6 +22,7 @@ from dataflex_jax.signals.registry import Subject
 from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import optim, run_config
+from dataflex_jax.training.fits import check_vocabulary
 from dataflex_jax.training.locate import locate, tokenizer_of
 from dataflex_jax.training.weights import How, open_model
 
@@ -97,7 +98,9 @@ def select(
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        domains, _ = open_domains(config.data)
+        domains, tokenizer = open_domains(config.data)
+        for each in sources:
+            check_vocabulary(each, tokenizer)
         pool = Pool(domains)
         if records:
             check_records(pool)

@@ -16,7 +16,7 @@ from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training import loop, resume, run_config
+from dataflex_jax.training import fits, loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
@@ -56,6 +56,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
     active_policies(config)  # refuses what it can before any data is read
     check_evaluators(config)
+    fits.check_tokenizer(config)
 
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         latest = checkpoints.latest()
@@ -82,6 +83,7 @@ def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> 
     sizes = np.diff(inputs.pool.offsets)
     proportions = registry.checked("data", starting_proportions, "proportions", config.data.proportions, sizes)
     learner = make_learner(config, inputs.tokenizer.vocab_size, policies, proportions, mesh)
+    fits.warn_of_long_rows(config, learner.model.config, max(inputs.pool.buckets))
     identity = resume.identify(
         config,
         learner.model.config,

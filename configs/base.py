@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # The model. Shape fields have Hugging Face's names; None: that of name_or_path, or the architecture's default.
     config.model = model = ConfigDict()
     model.name_or_path = placeholder(str)  # hub id, folder with a config.json, or run folder; None: as below
-    model.from_scratch = True  # random weights; False: those of name_or_path (set data.tokenizer to its tokenizer)
+    model.from_scratch = True  # random weights; False: those of name_or_path
     model.architecture = "qwen2"
     model.vocab_size = placeholder(int)  # None: the tokenizer's, rounded up to a multiple of 128
     model.hidden_size = placeholder(int)
@@ -93,8 +93,10 @@ def get_config(arg: str = "") -> ConfigDict:
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record
     # Hub id, folder (or a run's), a tokenizer.json, "bytes", or "train:VOCAB" (byte-level BPE of the training text).
-    data.tokenizer = "train:4096"
+    # None: that of the weights; without weights "train:4096".
+    data.tokenizer = placeholder(str)
     data.eos_token = placeholder(str)  # None: the tokenizer's own
+    data.begin_of_text = placeholder(bool)  # documents begin with the tokenizer's bos_token; None: as it says itself
     data.seq_len = 512  # tokens a row
     data.batch_size = 32  # rows an optimizer step, over all devices and hosts
     data.grad_accumulation = 1  # microbatches an optimizer step

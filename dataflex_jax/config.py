@@ -135,8 +135,9 @@ CHECKS: dict[str, Check] = {
     "data.hub_config": _optional(_TEXT),
     "data.hub_split": _TEXT,
     "data.text_field": _TEXT,
-    "data.tokenizer": _TEXT,
+    "data.tokenizer": _optional(_TEXT),
     "data.eos_token": _optional(_TEXT),
+    "data.begin_of_text": _optional(_BOOL),
     "data.seq_len": _integer(2),
     "data.batch_size": _integer(1),
     "data.grad_accumulation": _integer(1),
@@ -222,7 +223,7 @@ def validate(config: ConfigDict, *, data_is_read: bool = True) -> None:
     if not config.model.from_scratch and config.model.name_or_path is None:
         reason = "needs config.model.name_or_path, a folder or a hub id"
         raise InputError(reason, option="model.from_scratch", value=False)
-    if not config.model.from_scratch and data.tokenizer.startswith("train:"):
+    if not config.model.from_scratch and (data.tokenizer or "").startswith("train:"):
         raise InputError(
             "pretrained weights (config.model.from_scratch = False) need the tokenizer that they were trained with, "
             f"such as {config.model.name_or_path!r}",

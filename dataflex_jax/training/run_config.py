@@ -17,6 +17,7 @@ from dataflex_jax.files import replace_json
 # Fields that runs of version 0.1.0 may lack, and what they mean there.
 _NEWER = {"evaluators": ("held_out",)}
 _NEWER_OF_MODEL = {"trainable": None}
+_NEWER_OF_DATA = {"begin_of_text": False}
 
 
 def _git_revision() -> str | None:
@@ -59,7 +60,7 @@ def read(run_folder: Path) -> ConfigDict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the config.json of a run ({error})") from error
     config = ConfigDict(_with_tuples(saved))
-    for section, newer in ((config, _NEWER), (config.model, _NEWER_OF_MODEL)):
+    for section, newer in ((config, _NEWER), (config.model, _NEWER_OF_MODEL), (config.data, _NEWER_OF_DATA)):
         for name, value in newer.items():
             if name not in section:
                 section[name] = value

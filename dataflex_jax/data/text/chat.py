@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int32
@@ -257,8 +258,11 @@ class ChatEncoder:
             text = self._template.render(messages, tools, generation_prompt=generation_prompt)
         except (rendering.TooMuch, MemoryError) as error:
             raise InputError(f"{self._source}: the chat template {error or 'takes too much memory'}") from error
-        except Exception as error:  # a template is a program, in which anything may happen
+        except jinja2.TemplateError as error:
             raise _BadConversation(f"the chat template refuses it: {rendering.described(error)}") from error
+        except Exception as error:  # a template is a program, in which anything may happen
+            reason = f"the chat template of {self._source} fails on it: {rendering.described(error)}"
+            raise _BadConversation(reason) from error
         text = self._any_special.sub(lambda match: self._private[match[0]], text)
         return self._any_hidden.sub(lambda match: self._shown[match[0]], text)
 

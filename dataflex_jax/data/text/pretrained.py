@@ -328,18 +328,15 @@ def exported(files: TokenizerFiles, changes: Mapping[str, str]) -> dict[str, byt
     """
     kept = {name: data for name, data in files.contents.items() if name in COPIED}
     roles = {role: token for role, token in changes.items() if role in _ROLES}
-
-    def differing(fields: Mapping[str, Any]) -> dict[str, str]:
-        return {role: token for role, token in roles.items() if content(fields.get(role)) != token}
-
-    changed = differing(files.config)
+    changed = {role: token for role, token in roles.items() if content(files.config.get(role)) != token}
     if changes.get("chat_template") != files.template:
         changed["chat_template"] = changes["chat_template"]
         kept.pop(TEMPLATE, None)  # it would win over the field
     if changed:
         kept[CONFIG] = to_json(files.config | changed)
-    if differing(files.special_tokens) and SPECIAL_TOKENS in kept:
-        kept[SPECIAL_TOKENS] = to_json(files.special_tokens | differing(files.special_tokens))
+    special = files.special_tokens
+    if other := {role: token for role, token in roles.items() if role in special and content(special[role]) != token}:
+        kept[SPECIAL_TOKENS] = to_json(special | other)
     return kept
 
 

@@ -19,9 +19,9 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
-MAX_STEPS = 2_000_000  # turns of loops and calls of macros in one conversation
+MAX_STEPS = 2_000_000  # turns of loops and calls of macros, in one conversation
 MAX_CHARACTERS = 1 << 28  # of one conversation
-MAX_SECONDS, MAX_BYTES = 5, 1 << 30  # of processor and memory, for short conversations
+MAX_SECONDS, MAX_BYTES, MAX_SHORT_STEPS = 3, 1 << 30, 100_000  # for a few short conversations
 # Today's date would make other tokens of the same data every day; Llama 3.2's template has this one as its default.
 _DATE = "26 Jul 2024"
 _QUESTION, _ANSWER = {"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well."}
@@ -39,7 +39,7 @@ class TooMuch(Exception):
 class _Environment(ImmutableSandboxedEnvironment):
     """As `transformers` has it, with a number of steps that are left."""
 
-    def __init__(self):
+    def __init__(self, max_steps: int):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
         self.filters["tojson"] = _to_json
         self.globals.update(
@@ -49,7 +49,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             dict=_Dict(),
             namespace=_Namespace,
         )
-        self.left = 0
+        self.max_steps = self.left = max_steps
 
     def spend(self, steps: int = 1) -> None:
         """Counts steps.
@@ -59,7 +59,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """
         self.left -= steps
         if self.left < 0:
-            raise TooMuch(f"takes more than {MAX_STEPS:,} steps")
+            raise TooMuch(f"takes more than {self.max_steps:,} steps")
 
     def _range(self, *arguments: int) -> range:
         numbers = safe_range(*arguments)
@@ -128,13 +128,14 @@ class ChatTemplate:
         text: Jinja, as Hugging Face's tokenizers have it. Jinja computes constants while it compiles, so that even this
             is safe only where `tried` found no fault.
         variables: of every conversation, such as {"eos_token": "</s>"}.
+        max_steps: turns of loops and calls of macros in one conversation.
 
     Raises:
         jinja2.TemplateSyntaxError: it is none.
     """
 
-    def __init__(self, text: str, variables: Mapping[str, str]):
-        self._environment = _Environment()
+    def __init__(self, text: str, variables: Mapping[str, str], max_steps: int = MAX_STEPS):
+        self._environment = _Environment(max_steps)
         self._variables = dict(variables)
         tree = self._environment.parse(text)
         for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
@@ -151,7 +152,7 @@ class ChatTemplate:
             TooMuch: it takes more than the limits.
             Exception: whatever the template's own operations raise, `jinja2.TemplateError` where it refuses.
         """
-        self._environment.left = MAX_STEPS
+        self._environment.left = self._environment.max_steps
         messages = [_with_thoughts(message) for message in messages]
         pieces, length = [], 0
         for piece in self._template.generate(
@@ -171,7 +172,7 @@ def _with_thoughts(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def described(error: Exception) -> str:
-    """An error inside a template in words: a refusal's own, another's with its type."""
+    """An error inside a template in words."""
     words = " ".join(str(error).split())[:300]
     return words if isinstance(error, jinja2.TemplateError) and words else f"{type(error).__name__}: {words}"
 
@@ -190,20 +191,20 @@ def tried(text: str, variables: tuple[tuple[str, str], ...]) -> str | None:
     command = [sys.executable, "-P", __file__]
     child = subprocess.run(command, input=json.dumps([text, dict(variables)]).encode(), capture_output=True)
     if child.returncode < 0:  # killed: its time was over, or it was too much for the interpreter
-        return f"takes more than {MAX_SECONDS} s for a short conversation"
+        return f"takes more than {MAX_SECONDS} s for short conversations"
     child.check_returncode()
     return json.loads(child.stdout)
 
 
 def _try(text: str, variables: dict[str, str]) -> str | None:
-    template = ChatTemplate(text, variables)
+    template = ChatTemplate(text, variables, MAX_SHORT_STEPS)
     outcomes = []
     for messages in _SHORT:
         try:
             template.render(messages, generation_prompt=messages[-1]["role"] == "user")
         except (TooMuch, MemoryError):
             raise
-        except (jinja2.TemplateError, TypeError):
+        except jinja2.TemplateError:
             outcomes.append(None)  # these conversations may lack what others have
         except Exception as error:  # anything may happen in there
             outcomes.append(f"fails: {described(error)}")
@@ -219,9 +220,9 @@ def _main() -> None:
     try:
         fault = _try(*json.load(sys.stdin))
     except MemoryError:
-        fault = f"takes more than {MAX_BYTES >> 30} GiB of memory for a short conversation"
+        fault = f"takes more than {MAX_BYTES >> 30} GiB of memory for short conversations"
     except TooMuch as error:
-        fault = f"{error} for a short conversation"
+        fault = f"{error} for short conversations"
     except jinja2.TemplateSyntaxError as error:
         fault = f"is not valid: line {error.lineno}: {described(error)}"
     except Exception as error:  # what the compiler stumbles over: nesting, and constants, which it computes

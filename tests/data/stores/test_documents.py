@@ -35,6 +35,7 @@ def config(tmp_path, **fields):
             "formatting": None,
             "tokenizer": "bytes",
             "eos_token": None,
+            "begin_of_text": None,
             "valid_fraction": 0.2,
             "cache_dir": str(tmp_path / "cache"),
             "on_bad_record": "raise",

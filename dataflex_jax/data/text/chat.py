@@ -110,7 +110,7 @@ def _compiled(template: str, tokenizer: Tokenizer) -> rendering.ChatTemplate:
         fault = rendering.tried(template, tuple(variables.items()))
         if fault is not None:
             raise InputError(f"{tokenizer.template_source}: the chat template {fault}")
-    return rendering.ChatTemplate(template, variables)
+    return rendering.ChatTemplate(template, variables, rendering.MAX_STEPS)
 
 
 def tuned_with(tokenizer: Tokenizer, template: str) -> Tokenizer:

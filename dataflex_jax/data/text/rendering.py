@@ -134,7 +134,7 @@ class ChatTemplate:
         jinja2.TemplateSyntaxError: it is none.
     """
 
-    def __init__(self, text: str, variables: Mapping[str, str], max_steps: int = MAX_STEPS):
+    def __init__(self, text: str, variables: Mapping[str, str], max_steps: int):
         self._environment = _Environment(max_steps)
         self._variables = dict(variables)
         tree = self._environment.parse(text)

@@ -48,7 +48,7 @@ def test_a_template_renders_as_with_transformers(tokenizer, tools, prompt):
     reference = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.copy_of_backend(), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
     )
-    template = rendering.ChatTemplate(ALL_OF_IT, tokenizer.template_variables)
+    template = rendering.ChatTemplate(ALL_OF_IT, tokenizer.template_variables, 1000)
     assert template.render(MESSAGES, tools, generation_prompt=prompt) == reference.apply_chat_template(
         MESSAGES, tools=tools, chat_template=ALL_OF_IT, add_generation_prompt=prompt, tokenize=False
     )
@@ -88,12 +88,13 @@ def test_a_bad_template_is_one_line_that_names_its_file(tokenizer, name):
     assert "\n" not in str(caught.value)
 
 
-def test_a_template_that_loops_in_one_conversation_alone(tokenizer):
+def test_a_template_that_loops_in_one_conversation_alone(tokenizer, monkeypatch):
     """What short conversations do not show stops the run, and does not pass for one bad record after another."""
     template = foreign_tokenizer.TEMPLATE + (
         "{% if 'loop' in messages[0].content %}{% for i in range(9999) %}{% for j in range(9999) %}"
         "{% endfor %}{% endfor %}{% endif %}{% if 'divide' in messages[0].content %}{{ 1 / 0 }}{% endif %}"
     )
+    monkeypatch.setattr(rendering, "MAX_STEPS", 20_000)
     encoder = ChatEncoder(tokenizer, template)
 
     def asked(text):
@@ -103,13 +104,13 @@ def test_a_template_that_loops_in_one_conversation_alone(tokenizer):
     assert encoded.targets.any()
     source = tokenizer.template_source
     assert refused == f"the chat template of {source} fails on it: ZeroDivisionError: division by zero"
-    with pytest.raises(InputError, match=r"tokenizer_config.json: the chat template takes more than 2,000,000 steps"):
+    with pytest.raises(InputError, match=r"tokenizer_config.json: the chat template takes more than 20,000 steps"):
         encoder.encode_batch([asked("loop")])
 
 
 def test_a_template_cannot_write_without_end(tokenizer, monkeypatch):
     monkeypatch.setattr(rendering, "MAX_CHARACTERS", 1 << 20)
-    template = rendering.ChatTemplate("{% for i in range(5000) %}{{ 'x' * 1000 }}{% endfor %}", {})
+    template = rendering.ChatTemplate("{% for i in range(5000) %}{{ 'x' * 1000 }}{% endfor %}", {}, 10_000)
     with pytest.raises(rendering.TooMuch, match="writes more than 1 Mi characters"):
         template.render(MESSAGES)
 
@@ -124,7 +125,7 @@ def test_the_sandbox_holds(template):
 
 def _rendered_or_refused(template):
     try:
-        return rendering.ChatTemplate(template, {}).render(MESSAGES)
+        return rendering.ChatTemplate(template, {}, 1000).render(MESSAGES)
     except rendering.jinja2.TemplateError:
         return ""
 

@@ -126,7 +126,8 @@ def read_folder(folder: Path) -> TokenizerFiles:
     if files.has_code:
         reason = f"a tokenizer with code of its own is not supported, none is ever run; a {TOKENIZER} is needed"
         raise InputError(f"{folder / CONFIG}: {reason}")
-    raise InputError(f"{folder}: has no tokenizer; a {TOKENIZER} is needed, or vocab.json and merges.txt")
+    reason = f"has no tokenizer; a {TOKENIZER} is needed, or vocab.json and merges.txt"
+    raise InputError(reason, option="data.tokenizer", value=str(folder))
 
 
 def read_file(path: Path) -> TokenizerFiles:
@@ -248,7 +249,8 @@ def load(files: TokenizerFiles, begin_of_text: bool | None = None) -> Loaded:
         )
         config["add_bos_token"] = bool(begin)
         contents.pop(TOKENIZER, None)
-    contents.setdefault(TOKENIZER, backend.to_str(pretty=True).encode())
+    if TOKENIZER not in contents:
+        contents[TOKENIZER] = backend.to_str(pretty=True).encode()
     if config != files.config:
         contents[CONFIG] = to_json(config)
     return Loaded(backend, roles, begin, files._replace(contents=contents, config=config))

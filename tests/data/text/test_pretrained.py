@@ -217,14 +217,14 @@ def test_nothing_is_said_about_pytorch():
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({}, ": has no tokenizer; a tokenizer.json is needed, or vocab.json and merges.txt"),
-        ({"config.json": '{"model_type": "qwen2"}'}, ": has no tokenizer; a tokenizer.json is needed"),
-        ({"config.json": '{"model_type": "llama"}', "tokenizer_config.json": "{}"}, ": has no tokenizer; a tokenizer"),
+        ({}, "': has no tokenizer; a tokenizer.json is needed, or vocab.json and merges.txt"),
+        ({"config.json": '{"model_type": "qwen2"}'}, "': has no tokenizer; a tokenizer.json is needed"),
+        ({"config.json": '{"model_type": "llama"}', "tokenizer_config.json": "{}"}, "': has no tokenizer; a tokenizer"),
         (
             {"tokenizer.model": "\n\x07<unk>"},
             "/tokenizer.model: a SentencePiece model alone; a tokenizer.json is needed",
         ),
-        ({"vocab.json": '{"a": 0}'}, ": has no tokenizer; a tokenizer.json is needed"),
+        ({"vocab.json": '{"a": 0}'}, "': has no tokenizer; a tokenizer.json is needed"),
         (
             {"tokenizer.json": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"},
             "/tokenizer.json: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder",
@@ -234,7 +234,7 @@ def test_nothing_is_said_about_pytorch():
 def test_a_folder_without_a_tokenizer(tmp_path, files, reason):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert fault(tmp_path).startswith(f"{tmp_path}{reason}")
+    assert f"{tmp_path}{reason}" in fault(tmp_path)
 
 
 WRONG = {

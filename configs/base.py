@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # wide, 4 layers of 4 heads) and the architecture's defaults.
     config.model = model = ConfigDict()
     model.name_or_path = placeholder(str)  # hub id, folder with a config.json, or run folder; None: as below
-    model.from_scratch = True  # random weights; False: those of name_or_path (set data.tokenizer to its tokenizer)
+    model.from_scratch = True  # random weights; False: those of name_or_path
     # Tokens that the weights of name_or_path lack get rows in the embedding and the head, each the mean of the others:
     # model.vocab_size of them in all, or the tokenizer's, rounded up to a multiple of 128.
     model.resize_vocab = False
@@ -100,8 +100,10 @@ def get_config(arg: str = "") -> ConfigDict:
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record
     # Hub id, folder (or a run's), a tokenizer.json, "bytes", or "train:VOCAB" (byte-level BPE of the training text).
-    data.tokenizer = "train:4096"
+    # None: that of the weights; without weights "train:4096".
+    data.tokenizer = placeholder(str)
     data.eos_token = placeholder(str)  # None: the tokenizer's own
+    data.begin_of_text = placeholder(bool)  # documents begin with the tokenizer's bos_token; None: as it says itself
     data.seq_len = 512  # tokens a row
     data.batch_size = 32  # rows an optimizer step, over all devices and hosts
     data.grad_accumulation = 1  # microbatches an optimizer step

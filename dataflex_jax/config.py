@@ -165,8 +165,9 @@ CHECKS: dict[str, Check] = {
     "data.hub_config": _optional(_TEXT),
     "data.hub_split": _TEXT,
     "data.text_field": _TEXT,
-    "data.tokenizer": _TEXT,
+    "data.tokenizer": _optional(_TEXT),
     "data.eos_token": _optional(_TEXT),
+    "data.begin_of_text": _optional(_BOOL),
     "data.seq_len": _LENGTH,
     "data.batch_size": _integer(1),
     "data.grad_accumulation": _integer(1),
@@ -318,7 +319,7 @@ def _check_model(config: ConfigDict) -> None:
     if not model.from_scratch and model.name_or_path is None:
         reason = "needs config.model.name_or_path, a folder or a hub id"
         raise InputError(reason, option="model.from_scratch", value=False)
-    if not model.from_scratch and tokenizer.startswith("train:"):
+    if not model.from_scratch and (tokenizer or "").startswith("train:"):
         raise InputError(
             "pretrained weights (config.model.from_scratch = False) need the tokenizer that they were trained with, "
             f"such as {model.name_or_path!r}",

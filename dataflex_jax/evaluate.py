@@ -27,7 +27,7 @@ from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import run_config
 from dataflex_jax.training.evaluation import Evaluation, EvaluationContext, evaluators, held_out
 from dataflex_jax.training.fits import check_vocabulary
-from dataflex_jax.training.locate import CHECKPOINTS, locate, tokenizer_of
+from dataflex_jax.training.locate import CHECKPOINTS, locate, use_tokenizer_of
 from dataflex_jax.training.weights import How, Opened, open_model
 
 
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
     if run is None and not options["config"].present:
         raise InputError("--config is missing: a Hugging Face checkpoint has no data of its own; name a recipe's")
     config = cli.chosen_config() if options["config"].present else run_config.read(run.folder)
-    config.data.tokenizer = tokenizer_of(options.checkpoint)
+    use_tokenizer_of(config.data, options.checkpoint)
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size // config.data.grad_accumulation, 1)

@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import expanded
 from dataflex_jax.models.hf import folders, peft
+from dataflex_jax.training import run_config
 from dataflex_jax.training.checkpoint import FOLDER, Checkpoints
 
 CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
@@ -73,6 +76,20 @@ def tokenizer_of(source: str | Path, option: str = "--checkpoint") -> str:
         base = peft.base_name(folder)
         return source if base is None else tokenizer_of(base, option)
     return source
+
+
+def use_tokenizer_of(data: ConfigDict, source: str | Path, option: str = "--checkpoint") -> None:
+    """Sets `config.data.tokenizer` to a model's, and where that is a run's, how its documents begin."""
+    data.tokenizer = tokenizer_of(source, option)
+    run = run_at(source, option)
+    if run is not None:
+        keep_begin_of_text(data, run.folder)
+
+
+def keep_begin_of_text(data: ConfigDict, run_folder: Path) -> None:
+    """Sets `config.data.begin_of_text` to a run's, where it is not set."""
+    if data.begin_of_text is None:
+        data.begin_of_text = run_config.read(run_folder).data.begin_of_text
 
 
 def _is_model(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from dataflex_jax.policies.registry import KINDS
 _NEWER: dict[str | None, dict[str, Any]] = {
     None: {"evaluators": ("held_out",)},
     "model": {"trainable": None, "resize_vocab": False},
-    "data": {"verify": "sampled"},
+    "data": {"verify": "sampled", "begin_of_text": False},
 }
 
 

@@ -23,7 +23,7 @@ from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import optim, run_config
 from dataflex_jax.training.fits import check_vocabulary
-from dataflex_jax.training.locate import locate, tokenizer_of
+from dataflex_jax.training.locate import locate, use_tokenizer_of
 from dataflex_jax.training.weights import How, open_model
 
 DEFAULT_SHARE = 0.05  # of the pool, as in LESS
@@ -91,7 +91,7 @@ def select(
     Raises:
         InputError: a selector that scores nothing, input that cannot be read, or rows that have no records.
     """
-    config.data.tokenizer = tokenizer_of(sources[0])
+    use_tokenizer_of(config.data, sources[0])
     configuration.validate(config)
     policies = active_policies(config)
     if policies.selector is None:

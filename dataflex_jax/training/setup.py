@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax import preemption
 from dataflex_jax.data.loader import check_rows
+from dataflex_jax.data.text.tokenizer import DEFAULT
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
@@ -24,6 +25,7 @@ from dataflex_jax.training.evaluation import check_evaluators
 from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.learner import fresh_state, make_learner
 from dataflex_jax.training.ledger import Position
+from dataflex_jax.training.locate import keep_begin_of_text, use_tokenizer_of
 from dataflex_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         InputError: a configuration or an input that cannot be run, in one line.
     """
     configuration.validate(config)
+    if config.data.tokenizer is None:
+        _choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
     active_policies(config)  # refuses what it can before any data is read
@@ -60,6 +64,8 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
 
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         latest = checkpoints.latest()
+        if latest is not None and (run_folder / "config.json").is_file():
+            keep_begin_of_text(config.data, run_folder)
         experiment = _experiment(config, open_inputs(config.data, run_folder, latest), mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
@@ -75,6 +81,14 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
             if position.sampler.step > 0 and job.selection is not None:
                 job.selection.restore(checkpoints.read_selection(latest))
             yield job, state, position
+
+
+def _choose_tokenizer(config: ConfigDict) -> None:
+    if config.model.from_scratch:
+        config.data.tokenizer = DEFAULT
+        return
+    use_tokenizer_of(config.data, config.model.name_or_path, "model.name_or_path")
+    logger.info("config.data.tokenizer is that of the weights, %s.", config.data.tokenizer)
 
 
 def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> Experiment:

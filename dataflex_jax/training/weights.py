@@ -66,7 +66,12 @@ class Opened:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to the model's token ids and back."""
-        return load_tokenizer(self.tokenizer_source, texts=lambda: iter(()), cache_dir=self.tokenizer_source)
+        return load_tokenizer(
+            self.tokenizer_source,
+            texts=lambda: iter(()),
+            cache_dir=self.tokenizer_source,
+            begin_of_text=None if self.config is None else self.config.data.begin_of_text,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,6 +108,7 @@ def open_stores(
             texts=lambda: map(plain_text, _training_texts(streams, data, lock)),
             cache_dir=cache_dir,
             eos_token=data.eos_token,
+            begin_of_text=data.begin_of_text,
             texts_fingerprint=digest(
                 [[content, list(stream.domains)] for content, stream in zip(contents, streams, strict=True)]
             ),
@@ -320,7 +321,7 @@ def _report(wanted: Sequence[_Wanted], *, held_out: bool) -> None:
             logger.warning("domain %s: %d bad records skipped", store.name, skipped)
         if meta["untargeted_examples"]:
             logger.warning(
-                "domain %s: %d examples dropped that have no response within data.cutoff_len",
+                "domain %s: %d examples dropped that have no response, or none within data.cutoff_len",
                 store.name,
                 meta["untargeted_examples"],
             )

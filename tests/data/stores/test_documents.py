@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from dataflex_jax.data.stores import build
 from dataflex_jax.data.stores.documents import open_document_stores
 from dataflex_jax.data.stores.writer import DomainWriter
 from dataflex_jax.errors import InputError, TrainingError
+from tests.helpers import foreign_tokenizer
 
 TEXTS = {name: [f"{name} document {i} " + "word " * (i % 7) for i in range(60)] for name in ("a", "b")}
 
@@ -35,6 +37,7 @@ def config(tmp_path, **fields):
             "formatting": None,
             "tokenizer": "bytes",
             "eos_token": None,
+            "begin_of_text": None,
             "valid_fraction": 0.2,
             "cache_dir": str(tmp_path / "cache"),
             "on_bad_record": "raise",
@@ -149,6 +152,21 @@ def test_changed_input_option_or_tokenizer_is_another_store(tmp_path, root):
         seen.add(store.key)
     (root / "a.jsonl").write_text(text)
     assert open_quietly(config(tmp_path))[0][0].key in seen
+
+
+def test_documents_begin_as_their_tokenizer_says(tmp_path, root):
+    tokenizer = str(foreign_tokenizer.write(tmp_path / "tokenizer"))
+    (begun, *_), _ = open_quietly(config(tmp_path, tokenizer=tokenizer))
+    (plain, *_), _ = open_quietly(config(tmp_path, tokenizer=tokenizer, begin_of_text=False))
+    (other, *_), _ = open_quietly(config(tmp_path, tokenizer=str(foreign_tokenizer.write(tmp_path / "o", begin=False))))
+    assert begun.key != plain.key == other.key  # only where the tokens change
+    for number, (start, end) in enumerate(itertools.pairwise(plain.train.offsets)):
+        without = plain.train.tokens[start:end].tolist()
+        assert begun.train.tokens[start + number : end + number + 1].tolist() == [foreign_tokenizer.BEGIN, *without]
+        assert without[-1] == foreign_tokenizer.END
+    # A byte of text is no more of them.
+    assert begun.train.num_tokens == plain.train.num_tokens + plain.train.num_documents
+    assert begun.train.num_bytes == plain.train.num_bytes
 
 
 def test_duplicates_land_on_one_side_and_the_split_ignores_order(tmp_path, root):

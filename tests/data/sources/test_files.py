@@ -7,7 +7,8 @@ import pytest
 import zstandard
 
 from dataflex_jax.data.sources import files as records_module
-from dataflex_jax.data.sources.files import read_records, split_format
+from dataflex_jax.data.sources.files import read_records
+from dataflex_jax.data.sources.names import split_format
 from dataflex_jax.errors import InputError, one_line
 
 RECORDS = [{"text": f"document {i}", "n": i} for i in range(3000)]
@@ -126,7 +127,7 @@ def test_a_json_array_reads_like_lines_of_json(tmp_path, monkeypatch):
         ('[{"a": 1},\n{"a": }]', r"a.json: record 1 \(line 2\): not valid JSON, or truncated: Expecting value"),
         ('[{"a": 1}\n{"a": 2}]', r"a.json: record 0 \(line 2\): not valid JSON, or truncated: ',' or '\]' expected"),
         ('[{"a": 1}, {"a"', r"a.json: record 1 \(line 1\): not valid JSON, or truncated"),
-        ("[" * 100_000, r"a.json: record 0 \(line 1\): not valid JSON, or truncated: maximum recursion"),
+        ("[" * 100_000, r"a.json: record 0 \(line 1\): not valid JSON, or truncated: nested deeper than 128"),
         ("", "the file is empty"),
     ],
 )

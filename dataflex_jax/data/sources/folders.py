@@ -42,7 +42,7 @@ class Found(NamedTuple):
             named = ", ".join(self.unread[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
             said.append(f"not read: {named} (no known format)")
         if self.test:
-            said.append(f"not trained on: {len(self.test)} files of the test split")
+            said.append(f"not trained on: {len(self.test)} file{'s' * (len(self.test) > 1)} of the test split")
         return "; ".join(said)
 
 

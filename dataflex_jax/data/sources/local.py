@@ -50,7 +50,11 @@ def _domains(root: Path, kind: Formatting, wanted: Sequence[str]) -> tuple[dict[
     readable = [entry for entry in entries if entry.is_dir() or split_format(entry.name, kind.extensions)]
     splits = {entry.name.split(".")[0]: called(entry, kind.extensions) for entry in readable}
     if all(splits.values()) and len(set(splits.values())) > 1 and splits.keys().isdisjoint(wanted):
-        return _splits(root, kind), ()
+        if "train" not in splits.values():
+            raise InputError(
+                f"{root}: has splits, but no train; give the one to train on as data.root, or name it in data.domains"
+            )
+        return {Path(os.path.abspath(root)).name or "data": find(root, kind.extensions)}, ()
     domains: dict[str, Found] = {}
     inputs: dict[str, list[str]] = {}
     unread = [entry.name for entry in entries if entry not in readable and could_be_data(entry.name)]
@@ -77,16 +81,6 @@ def _domains(root: Path, kind: Formatting, wanted: Sequence[str]) -> tuple[dict[
     if not domains:
         raise _nothing(root, "NAME.EXT or NAME/*.EXT", kind, Found(unread=tuple(unread)))
     return domains, tuple(unread)
-
-
-def _splits(root: Path, kind: Formatting) -> dict[str, Found]:
-    """The one domain of a folder that holds nothing but splits; it is called like the folder."""
-    found = find(root, kind.extensions)
-    if not found.train:
-        raise InputError(
-            f"{root}: has splits, but no train; give the one to train on as data.root, or name it in data.domains"
-        )
-    return {Path(os.path.abspath(root)).name or "data": found}
 
 
 def _field_stream(data: ConfigDict, root: Path, kind: Formatting) -> Stream:

@@ -147,3 +147,76 @@ def test_what_a_json_array_holds_beside_objects_is_a_bad_record(tmp_path):
 def test_optional_columns_are_read_where_they_are(tmp_path):
     records = read_records(write(tmp_path, ".parquet"), ["text"], 0, ["n", "none"])
     assert next(records).fields == RECORDS[0]
+
+
+def test_arrays_that_were_joined_are_all_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}]\n[ ]\n[{"a": 2},\n {"a": 3}] \n')
+    for start in range(4):
+        found = [record.fields["a"] for record in read_records(path, ["a"], start)]
+        assert found == [1, 2, 3][start:]
+
+
+@pytest.mark.parametrize("more", ['{"a": 2}', "x", "]", ","])
+def test_other_text_after_an_array_is_refused(tmp_path, more):
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}]\n' + more)
+    with pytest.raises(InputError, match=r"a.json: record 1 \(line 2\): .*further text after the array"):
+        list(read_records(path, ["a"]))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".txt"])
+def test_a_record_is_never_held_beyond_the_limit(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(records_module, "MAX_RECORD_BYTES", 1 << 12)
+    monkeypatch.setattr(records_module, "_READ_BYTES", 1 << 10)
+    longest, text = json.dumps({"text": "x" * 4000}), json.dumps({"text": "x" * (1 << 16)})
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".txt":
+        path.write_text(text)
+        (record,) = read_records(path, ["text"])
+        assert "split it into several" in record.problem
+    elif suffix == ".json":
+        path.write_text(f"[{longest}, {text}]")
+        with pytest.raises(InputError, match=r"a.json: record 1 \(line 1\): .*split it into several"):
+            list(read_records(path, ["text"]))
+    else:
+        content = f"{longest}\n{text}\n{longest}\n{text}".encode()
+        packed = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}[suffix](content)
+        path.write_bytes(packed)
+        records = list(read_records(path, ["text"]))
+        assert [record.problem is None for record in records] == [True, False, True, False]
+        assert [record.index for record in records] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_deep_nesting_and_endless_numbers_are_bad_records(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    for value in ("[" * 200 + "]" * 200, "[" * 100_000, "1" * 5000):
+        path.write_text('{"text": ' + value + '}\n{"text": "b"}\n')
+        records = list(read_records(path, ["text"]))
+        assert [record.problem is None for record in records] == [False, True]
+        path.with_suffix(".json").write_text('[{"text": ' + value + "}]")
+        with pytest.raises(InputError, match=r"a.json: record 0 \(line 1\): not valid JSON"):
+            list(read_records(path.with_suffix(".json"), ["text"]))
+
+
+def test_values_of_a_table_that_python_has_no_form_for_are_one_line(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"], "when": pa.array([2**62], pa.timestamp("us"))}), path)
+    with pytest.raises(InputError, match=r"a.parquet: cannot be read, or is truncated or corrupt: date value out of"):
+        list(read_records(path, ["when"]))
+    assert [record.fields for record in read_records(path, ["text"])] == [{"text": "x"}]
+
+
+def test_rows_of_long_texts_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    path = write(tmp_path, ".parquet")
+    monkeypatch.setattr(records_module, "_PARQUET_BYTES", 100)
+    asked = []
+    iter_batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "iter_batches",
+        lambda self, rows, **more: asked.append(rows) or iter_batches(self, rows, **more),
+    )
+    assert len(list(read_records(path, ["text"], 2900))) == 100
+    assert 1 <= asked[0] < 10

@@ -230,6 +230,60 @@ def test_dataset_info_entries_that_are_refused(tmp_path, entry, message):
     assert "\n" not in str(caught.value)
 
 
+PLAIN = [{"instruction": f"q{i}", "input": None, "output": f"a{i}"} for i in range(20)]
+PEOPLES = {
+    "mine": {"file_name": "mine.json", "columns": {"prompt": "instruction", "response": "output", "topic": "t"}},
+    "few": {"file_name": "mine.json", "num_samples": 5},
+    "pt": {"file_name": "mine.json", "columns": {"prompt": "instruction"}},
+    "pairs": {"file_name": "mine.json", "ranking": True},
+    "pictures": {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messages": "m", "images": "i"}},
+    "chinese": {"ms_hub_url": "a/b"},
+    "hub": {"hf_hub_url": "a/b"},
+    "gone": {"file_name": "gone.json"},
+    "_comment": "ours",
+}
+
+
+def test_what_is_not_usable_of_peoples_dataset_info_is_listed_and_passed_over(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(dataset_info.logger, "warning", lambda message, *values: warnings.append(message % values))
+    write_info(tmp_path, {}, mine__json=PLAIN)
+    (tmp_path / "dataset_info.json").write_text("\ufeff" + json.dumps(PEOPLES, indent=2))
+    assert [stream.domains[None] for stream in open_source(config(tmp_path))] == ["few", "mine"]
+    ignored, listed = warnings
+    assert ignored.endswith("'mine': columns that are not known are ignored: topic")
+    assert "hub (on the hub, read where data.domains names it)" in listed
+    for name in PEOPLES.keys() - {"mine", "few", "hub"}:
+        assert f"{name} (" in listed
+        with pytest.raises(InputError, match=f"'{name}': "):
+            open_source(config(tmp_path, domains=("mine", name)))
+    (tmp_path / "dataset_info.json").write_text('{\n// ours\n"mine": {"file_name": "mine.json"}}')
+    with pytest.raises(InputError, match=r"dataset_info.json: not valid JSON \(.*line 2 column"):
+        open_source(config(tmp_path))
+
+
+@pytest.mark.parametrize("split", ["files", "table", "hub"])
+def test_num_samples_takes_that_many_records_and_always_the_same(tmp_path, split):
+    write_info(tmp_path, {}, a__parquet=PLAIN)
+    write_info(tmp_path / "files", {}, a__jsonl=PLAIN[:12], b__jsonl=PLAIN[12:])
+    (tmp_path / "files" / "dataset_info.json").unlink()
+    datasets.Dataset.from_list(PLAIN).save_to_disk(str(tmp_path / "hub"))
+    entry = {
+        "files": {"file_name": "files"},
+        "table": {"file_name": "a.parquet"},
+        "hub": {"hf_hub_url": str(tmp_path / "hub")},
+    }[split]
+    sizes = {"whole": None, "six": 6, "same": 6, "all": 99}
+    write_info(tmp_path, {name: {**entry, "num_samples": size} for name, size in sizes.items()})
+    streams = open_source(config(tmp_path, domains=tuple(sizes)))
+    whole, six, same, everything = map(conversations, streams)
+    assert (len(six), six, everything) == (6, same, whole)
+    assert all(one in whole for one in six)
+    assert six != whole[:6]
+    prints = [[part.fingerprint(lambda path: path.name) for part in stream.train] for stream in streams]
+    assert prints[1] == prints[2] != prints[3] != prints[0]
+
+
 def test_a_link_to_nothing_in_a_datasets_folder_is_refused(tmp_path):
     write_info(tmp_path, {"x": {"file_name": "x"}})
     (tmp_path / "x").mkdir()

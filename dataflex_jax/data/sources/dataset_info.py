@@ -10,13 +10,13 @@ optional defaults. An entry that asks for something else than text and its one r
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dataflex_jax.data.sources.folders import visible
+from dataflex_jax.data.sources.folders import find
 from dataflex_jax.data.sources.hub import dataset_parts
 from dataflex_jax.data.sources.instruct import COLUMNS, ConversationReader
 from dataflex_jax.data.sources.names import DESCRIPTIONS, INSTRUCTION_FORMATS, listed, split_format
@@ -42,6 +42,7 @@ _KEYS = {  # what is read of an entry, with its type
 }
 _REFUSED = ("ranking", "script_url", "cloud_file_name")  # LLaMA-Factory has them; other keys it ignores
 _REFUSED_COLUMNS = ("images", "videos", "audios", "chosen", "rejected", "kto_tag")
+_ACCEPTED = listed(INSTRUCTION_FORMATS)
 _NAMED_AT_MOST = 20
 
 
@@ -141,7 +142,7 @@ def open_entry(entry: Entry) -> tuple[tuple[Part, ...], tuple[Part, ...], Conver
     else:
         if split != "train":
             raise InputError(f"{place}: split {split!r}: a file has only the split 'train'")
-        train, valid = file_parts(_files(entry)), ()
+        train, valid = map(file_parts, _files(entry))
     return train if count is None else sampled(train, reader.columns, count), valid, reader
 
 
@@ -162,22 +163,26 @@ def _check_types(place: str, fields: Any) -> None:
         raise InputError(f"{place}: needs file_name or hf_hub_url; it has {one_line(', '.join(fields) or 'nothing')}")
 
 
-def _files(entry: Entry) -> list[Path]:
-    place, name = entry.place, entry.fields["file_name"]
-    path = Path(os.path.normpath(entry.folder / name))
+def _files(entry: Entry) -> tuple[Sequence[Path], Sequence[Path]]:
+    """(training files, held-out files) of a dataset on this machine."""
+    name = entry.fields["file_name"]
+    place, path = f"{entry.place}: file_name {name!r}", Path(os.path.normpath(entry.folder / name))
     if not path.is_relative_to(os.path.normpath(entry.folder)):
-        raise InputError(f"{place}: file_name {name!r} leaves the folder of {NAME}; link or copy the file into it")
-    files = [path]
+        raise InputError(f"{place} leaves the folder of {NAME}; link or copy the file into it")
     if path.is_dir():
-        files = [child for child in visible(path, INSTRUCTION_FORMATS) if child.is_file()]
-    if not files or not files[0].exists():
-        raise InputError(f"{place}: file_name {name!r}: no such file or folder, or an empty one")
-    for file in files:
-        if split_format(file.name, INSTRUCTION_FORMATS) is None:
-            raise InputError(f"{place}: {file}: unknown format; accepted are {listed(INSTRUCTION_FORMATS)}")
-        if not file.is_file():
-            raise InputError(f"{place}: {file}: a pipe or device, not a file")
-    return files
+        found = find(path, INSTRUCTION_FORMATS)
+        if found.unread or not found.train:
+            raise InputError(f"{place}: {found.left_out() or 'nothing to train on'}; accepted are {_ACCEPTED}")
+        if found.test:
+            logger.warning("%s: %s", place, found.left_out())
+        return found.train, found.valid
+    if not path.exists():
+        raise InputError(f"{place}: no such file or folder")
+    if split_format(path.name, INSTRUCTION_FORMATS) is None:
+        raise InputError(f"{place}: unknown format; accepted are {_ACCEPTED}")
+    if not path.is_file():
+        raise InputError(f"{place}: a pipe or device, not a file")
+    return [path], []
 
 
 def _reader(entry: Entry) -> ConversationReader:

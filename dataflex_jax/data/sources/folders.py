@@ -5,6 +5,7 @@ a `train` lies beside them. `NAME.valid.EXT` is held out anywhere.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from dataflex_jax.data.sources.names import could_be_data, is_hidden, split_form
 from dataflex_jax.errors import InputError
 
 _NAMED_AT_MOST = 10
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Found(NamedTuple):
@@ -56,7 +58,7 @@ def find(folder: Path, formats: Sequence[str], *, above: frozenset[str] = frozen
 
     Raises:
         InputError: a folder that cannot be read or holds itself through a link, a link to nothing, a name that is not
-            UTF-8, or a device or pipe that is named like a file.
+            UTF-8 or not one line, or a device or pipe that is named like a file.
     """
     found: dict[str, list] = {kind: [] for kind in Found._fields}
     for kind, what in _find(folder, folder, formats, None, above):
@@ -119,6 +121,8 @@ def _check(entry: Path, formats: Sequence[str]) -> None:
         entry.name.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{entry.parent}: the name {os.fsencode(entry.name)!r} is not UTF-8; rename it") from error
+    if _CONTROL.search(entry.name):
+        raise InputError(f"{entry.parent}: the name {entry.name!r} holds a control character; rename it")
     if entry.is_symlink() and not entry.exists():
         raise InputError(f"{entry}: a link to {entry.readlink()}, which does not exist; repair or delete the link")
     if split_format(entry.name, formats) and not entry.is_file() and not entry.is_dir():

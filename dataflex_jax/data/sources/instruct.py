@@ -55,7 +55,7 @@ _DEFAULT_TAGS = {
     },
 }
 _OLDER_TOOLS = "functions"  # OpenAI's name of a record's tools before there were others than functions
-_LOOKED_AT = 1000  # records of a file or dataset
+_LOOKED_AT = 1000  # records, about as many of each file or dataset
 MAX_CONVERSATION_BYTES = 1 << 24  # templates are rendered, and their text encoded, as a whole
 
 
@@ -190,10 +190,11 @@ class ConversationReader:
         """Whether the first records of `parts` have what readers once passed over: stores of them have another key."""
         if "messages" not in self.fields:
             return False
+        of_each = max(1, _LOOKED_AT // len(parts))
         return any(
             record.fields is not None and self._is_marked(record)
-            for part in parts
-            for record in itertools.islice(part.records(self.columns, 0, self.optional_columns), _LOOKED_AT)
+            for part in parts[:_LOOKED_AT]
+            for record in itertools.islice(part.records(self.columns, 0, self.optional_columns), of_each)
         )
 
     def _is_marked(self, record: Record) -> bool:

@@ -128,6 +128,9 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
         file.write(b'{"text": "x"}\n')
     with pytest.raises(InputError, match=r"/a: the name b'\\xff.jsonl' is not UTF-8; rename it"):
         open_source(config(root=str(tmp_path)))
+    write_jsonl(tmp_path / "b" / "x\ny.jsonl", "x")
+    with pytest.raises(InputError, match=r"/b: the name 'x\\ny.jsonl' holds a control character; rename it$"):
+        find(tmp_path / "b", FORMATS)
 
 
 @pytest.mark.parametrize("held_out", ["validation", "valid", "val", "dev"])

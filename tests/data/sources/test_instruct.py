@@ -201,7 +201,7 @@ def test_dataset_info_with_a_hub_dataset(tmp_path):
     ("entry", "message"),
     [
         ({"file_name": "no.json"}, "'x': file_name 'no.json': no such file"),
-        ({"file_name": "a.csv"}, r"a.csv: unknown format; accepted are .jsonl\[.gz"),
+        ({"file_name": "a.csv"}, r"'a.csv': unknown format; accepted are .jsonl\[.gz"),
         ({"ms_hub_url": "a/b"}, "'x': needs file_name or hf_hub_url; it has ms_hub_url"),
         ({"file_name": "a.json", "formatting": "chatml"}, "formatting 'chatml' is not supported; accepted: alpaca, "),
         ({"file_name": "a.json", "columns": {"images": "i"}}, "column 'images' is not supported: examples are texts"),
@@ -242,6 +242,19 @@ PEOPLES = {
     "gone": {"file_name": "gone.json"},
     "_comment": "ours",
 }
+
+
+def test_what_is_not_read_of_a_datasets_folder_is_named(tmp_path):
+    write_info(tmp_path, {"x": {"file_name": "x"}, "empty": {"file_name": "empty"}})
+    write_info(tmp_path / "x" / "deep", {}, a__json=PLAIN, b__valid__jsonl=PLAIN[:3])
+    (tmp_path / "empty").mkdir()
+    (stream,) = open_source(config(tmp_path, domains=("x",)))
+    assert (len(conversations(stream)), len(list(stream.documents(stream.valid[0])))) == (20, 3)
+    (tmp_path / "x" / "more.csv").touch()
+    with pytest.raises(InputError, match=r"'x': file_name 'x': not read: more.csv \(no known format\); accepted are"):
+        open_source(config(tmp_path, domains=("x",)))
+    with pytest.raises(InputError, match=r"'empty': file_name 'empty': nothing to train on; accepted are"):
+        open_source(config(tmp_path, domains=("empty",)))
 
 
 def test_what_is_not_usable_of_peoples_dataset_info_is_listed_and_passed_over(tmp_path, monkeypatch):

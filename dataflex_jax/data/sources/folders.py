@@ -39,13 +39,19 @@ class Found(NamedTuple):
     def left_out(self) -> str:
         """What is not trained on and why, for a message; nothing where all is."""
         said = []
-        if self.unread:
-            more = len(self.unread) - _NAMED_AT_MOST
-            named = ", ".join(self.unread[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
-            said.append(f"not read: {named} (no known format)")
+        folders = [name for name in self.unread if name.endswith("/")]
+        if files := [name for name in self.unread if not name.endswith("/")]:
+            said.append(f"not read, of no known format: {_some(files)}")
+        if folders:
+            said.append(f"nothing to train on in: {_some(folders)}")
         if self.test:
             said.append(f"not trained on: {len(self.test)} file{'s' * (len(self.test) > 1)} of the test split")
         return "; ".join(said)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED_AT_MOST
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def find(folder: Path, formats: Sequence[str], *, above: frozenset[str] = frozenset()) -> Found:

@@ -47,7 +47,7 @@ def local_streams(data: ConfigDict) -> tuple[Stream, ...]:
 def _domains(root: Path, kind: Formatting, wanted: Sequence[str]) -> tuple[dict[str, Found], tuple[str, ...]]:
     """{domain: its files} of a folder with one file, or one sub-folder, a domain; and what else lies there."""
     entries = [entry for entry in visible(root, kind.extensions) if not is_hidden(entry.name)]
-    readable = [entry for entry in entries if entry.is_dir() or split_format(entry.name, kind.extensions)]
+    readable = {entry for entry in entries if entry.is_dir() or split_format(entry.name, kind.extensions)}
     splits = {entry.name.split(".")[0]: called(entry, kind.extensions) for entry in readable}
     if all(splits.values()) and len(set(splits.values())) > 1 and splits.keys().isdisjoint(wanted):
         if "train" not in splits.values():
@@ -57,30 +57,33 @@ def _domains(root: Path, kind: Formatting, wanted: Sequence[str]) -> tuple[dict[
         return {Path(os.path.abspath(root)).name or "data": find(root, kind.extensions)}, ()
     domains: dict[str, Found] = {}
     inputs: dict[str, list[str]] = {}
-    unread = [entry.name for entry in entries if entry not in readable and could_be_data(entry.name)]
-    for entry in readable:
-        if entry.is_dir():
-            name, found = entry.name, find(entry, kind.extensions, above=frozenset([os.path.realpath(root)]))
-        else:
-            name = kind.domain(split_format(entry.name, kind.extensions)[0].removesuffix(".valid"))
-            found = Found()._replace(**{kind_of(entry, kind.extensions): (entry,)})
-        if not found.train and not found.valid:
-            unread.append(f"{entry.name}/")
-            continue
-        if found.train:
-            inputs.setdefault(name, []).append(entry.name)
-        domains[name] = domains.get(name, Found()).joined(found)
-    for name, several in inputs.items():
-        if len(several) > 1:
+    unread = []
+    for entry in entries:
+        name, found = _domain(entry, kind) if entry in readable else (entry.name, Found())
+        if found.train or found.valid:
+            if found.train:
+                inputs.setdefault(name, []).append(entry.name)
+            domains[name] = domains.get(name, Found()).joined(found)
+        elif could_be_data(entry.name):
+            unread.append(f"{entry.name}/" if entry.is_dir() else entry.name)
+    for name, found in domains.items():
+        if len(several := inputs.get(name, ())) > 1:
             raise InputError(
                 f"{root}: domain {name!r} has several inputs ({', '.join(several)}); keep one, or use a folder {name}/"
             )
-    for name, found in domains.items():
         if not found.train:
             raise InputError(f"{found.valid[0]}: held-out file of domain {name!r}, which has no training file")
     if not domains:
         raise _nothing(root, "NAME.EXT or NAME/*.EXT", kind, Found(unread=tuple(unread)))
     return domains, tuple(unread)
+
+
+def _domain(entry: Path, kind: Formatting) -> tuple[str, Found]:
+    """The domain of a file or folder, and its files."""
+    if entry.is_dir():
+        return entry.name, find(entry, kind.extensions, above=frozenset([os.path.realpath(entry.parent)]))
+    name = split_format(entry.name, kind.extensions)[0].removesuffix(".valid")
+    return kind.domain(name), Found()._replace(**{kind_of(entry, kind.extensions): (entry,)})
 
 
 def _field_stream(data: ConfigDict, root: Path, kind: Formatting) -> Stream:

@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dataflex_jax.data.sources.instruct import ConversationReader
+from dataflex_jax.data.sources.parts import FilePart
 from dataflex_jax.data.sources.streams import Stream
 from dataflex_jax.data.sources.table import open_source
 from dataflex_jax.data.stores.build import Encoder, build_stores, read_events
@@ -287,14 +288,13 @@ def _report(wanted: Sequence[_Wanted]) -> None:
         meta = read_meta(store.path)
         train, valid = (meta[split] for split in SPLITS)
         ignored |= meta["records_by_value"]
-        files = len(store.stream.train + store.stream.valid)
+        files = sum(isinstance(part, FilePart) for part in store.stream.train + store.stream.valid)
         logger.info(
-            "domain %s: train %s documents, %s tokens, %s bytes; held out %s documents, %s tokens; of %d file%s",
+            "domain %s: train %s documents, %s tokens, %s bytes; held out %s documents, %s tokens%s",
             store.name,
             *(f"{train[kind]:,}" for kind in ("documents", "tokens", "bytes")),
             *(f"{valid[kind]:,}" for kind in ("documents", "tokens")),
-            files,
-            "s" if files > 1 else "",
+            f"; of {files} file{'s' * (files > 1)}" if files else "",
         )
         if left_out := _left_out(meta):
             logger.warning("domain %s: left out: %s", store.name, left_out)

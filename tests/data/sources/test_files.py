@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +23,10 @@ def write(folder, suffix):
         path.write_bytes(JSONL)
     elif suffix == ".jsonl.gz":
         path.write_bytes(gzip.compress(JSONL))
+    elif suffix == ".jsonl.bz2":
+        path.write_bytes(bz2.compress(JSONL))
+    elif suffix == ".jsonl.xz":
+        path.write_bytes(lzma.compress(JSONL))
     elif suffix == ".jsonl.zst":
         # Two frames, as tools that compress in chunks write them.
         half = JSONL.index(b"\n", len(JSONL) // 2) + 1
@@ -30,7 +36,7 @@ def write(folder, suffix):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz", ".parquet"])
 @pytest.mark.parametrize("start", [0, 1, 1100, 1101, 2999, 3000])
 def test_every_format_reads_the_same_records_from_any_start(tmp_path, suffix, start):
     records = list(read_records(write(tmp_path, suffix), ["text"], start))
@@ -42,7 +48,7 @@ def test_every_format_reads_the_same_records_from_any_start(tmp_path, suffix, st
         assert positions[-1] == (tmp_path / f"a{suffix}").stat().st_size
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz", ".parquet"])
 @pytest.mark.parametrize("kept", [0.5, 0.999])
 def test_truncated_file_is_an_error_not_a_short_read(tmp_path, suffix, kept):
     path = write(tmp_path, suffix)
@@ -53,7 +59,7 @@ def test_truncated_file_is_an_error_not_a_short_read(tmp_path, suffix, kept):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz", ".parquet"])
 def test_file_of_another_format_is_an_error(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(JSONL)

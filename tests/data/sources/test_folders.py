@@ -66,13 +66,13 @@ def test_what_is_not_read_is_named_in_one_line_a_domain(tmp_path, warnings):
     (tmp_path / "only" / "x.csv").write_text("x")
     assert trained(tmp_path) == {"a": ["a1"]}
     assert warnings == [
-        "domain a: not read: 2.csv, 3.arrow, deep/, part-0 (no known format)",
-        f"{tmp_path}: not read: b.bin, empty/, only/ (no known format)",
+        "domain a: not read, of no known format: 2.csv, 3.arrow, part-0; nothing to train on in: deep/",
+        f"{tmp_path}: not read, of no known format: b.bin; nothing to train on in: empty/, only/",
     ]
     warnings.clear()
     assert trained(tmp_path, domains=("a",)) == {"a": ["a1"]}
     assert len(warnings) == 1
-    with pytest.raises(InputError, match=r"'only' is not in .* \(not read: b.bin, empty/, only/ .*\); available: a"):
+    with pytest.raises(InputError, match=r"'only' is not in .*: b.bin; nothing .* in: empty/, only/\); available: a"):
         trained(tmp_path, domains=("only",))
 
 
@@ -80,7 +80,10 @@ def test_a_folder_without_anything_to_read_is_refused_with_what_it_has(tmp_path)
     (tmp_path / "x.csv").write_text("a,b")
     (tmp_path / "y").mkdir()
     for field in (None, "meta"):
-        with pytest.raises(InputError, match=r"no data files; .*\.jsonl\[\.gz\|.*; not read: x.csv, y/") as caught:
+        with pytest.raises(
+            InputError,
+            match=r"no data files; .*\.jsonl\[\.gz\|.*; not read, of no known format: x.csv; nothing to train on in: y/",
+        ) as caught:
             open_source(config(root=str(tmp_path), domain_field=field))
         assert "\n" not in str(caught.value)
 
@@ -119,7 +122,7 @@ def test_a_folder_named_like_a_file_is_a_folder(tmp_path, warnings):
     write_jsonl(tmp_path / "a" / "1.parquet" / "part.jsonl", "a1")
     (tmp_path / "a" / "2.jsonl").mkdir()
     assert trained(tmp_path) == {"a": ["a1"]}
-    assert warnings == ["domain a: not read: 2.jsonl/ (no known format)"]
+    assert warnings == ["domain a: nothing to train on in: 2.jsonl/"]
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path):

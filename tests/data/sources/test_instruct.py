@@ -251,7 +251,7 @@ def test_what_is_not_read_of_a_datasets_folder_is_named(tmp_path):
     (stream,) = open_source(config(tmp_path, domains=("x",)))
     assert (len(conversations(stream)), len(list(stream.documents(stream.valid[0])))) == (20, 3)
     (tmp_path / "x" / "more.csv").touch()
-    with pytest.raises(InputError, match=r"'x': file_name 'x': not read: more.csv \(no known format\); accepted are"):
+    with pytest.raises(InputError, match=r"'x': file_name 'x': not read, of no known format: more.csv; accepted are"):
         open_source(config(tmp_path, domains=("x",)))
     with pytest.raises(InputError, match=r"'empty': file_name 'empty': nothing to train on; accepted are"):
         open_source(config(tmp_path, domains=("empty",)))

@@ -1,17 +1,21 @@
 """Five hundred random records of each format: a text or a problem in one line, never an exception."""
 
+import gzip
 import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from ml_collections import ConfigDict
 
+from dataflex_jax.data.sources import dataset_info
 from dataflex_jax.data.sources.formattings import formatting
 from dataflex_jax.data.sources.instruct import Conversation
 from dataflex_jax.data.sources.parts import FilePart, RecordsPart
-from dataflex_jax.data.sources.streams import Stream
+from dataflex_jax.data.sources.streams import Stream, TextReader
+from dataflex_jax.errors import InputError
 
 RECORDS = 500
 TEXTS = (
@@ -162,3 +166,72 @@ def test_random_bytes_are_a_problem_or_one_line(tmp_path):
     problems = [record.problem for record in FilePart(path).records(("text",), 0)]
     assert len(problems) > RECORDS // 2
     assert all(problem and "\n" not in problem for problem in problems)
+
+
+def value_or_refusal(function, *arguments):
+    """What a call returns, or the line with which it refuses."""
+    try:
+        return function(*arguments), None
+    except InputError as error:
+        return None, str(error)
+
+
+def test_random_entries_of_dataset_info_are_streams_or_one_line(tmp_path):
+    rng = np.random.default_rng(14)
+    (tmp_path / "a.json").write_text('[{"instruction": "q", "output": "a"}]')
+    keys = (
+        "file_name",
+        "formatting",
+        "columns",
+        "tags",
+        "num_samples",
+        "split",
+        "ranking",
+        "hf_hub_url",
+        "folder",
+        "x",
+    )
+    usual = {"file_name": "a.json", "formatting": "alpaca", "num_samples": 1, "split": "train", "ranking": False}
+    opened, refused = 0, 0
+    for _ in range(RECORDS):
+        fields = {"file_name": "a.json"} if rng.random() < 0.7 else {}
+        for key in keys:
+            if rng.random() < 0.3:
+                fields[key] = usual[key] if key in usual and rng.random() < 0.7 else random_value(rng)
+        if isinstance(fields.get("hf_hub_url"), str):
+            del fields["hf_hub_url"]  # would be looked for
+        entry = dataset_info.Entry("here", tmp_path, fields if rng.random() < 0.95 else random_value(rng))
+        found, refusal = value_or_refusal(dataset_info.open_entry, entry)
+        if refusal is not None:
+            refused += 1
+            assert "\n" not in refusal
+            continue
+        opened += 1
+        train, _, reader = found
+        assert len(list(Stream(train, (), {None: "x"}, reader).documents(train[0]))) == 1
+    assert min(opened, refused) > 50
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet"])
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, suffix):
+    rng = np.random.default_rng(15)
+    rows = [{"text": f"text {i}", "meta": {"set": "X"}} for i in range(50)]
+    path = tmp_path / f"a{suffix}"
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        pack = {".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}.get(suffix, bytes)
+        path.write_bytes(json.dumps(rows).encode() if suffix == ".json" else pack(lines))
+    whole, stream = path.read_bytes(), Stream((FilePart(path),), (), {None: "x"}, TextReader("text"))
+    for _ in range(60):
+        damaged = bytearray(whole[: int(rng.integers(1, len(whole)))] if rng.random() < 0.3 else whole)
+        for at in rng.integers(0, len(damaged), int(rng.integers(1, 4))):
+            damaged[at] = int(rng.integers(256))
+        path.write_bytes(damaged)
+        documents, refusal = value_or_refusal(lambda: list(stream.documents(stream.train[0])))
+        if refusal is None:
+            assert all((d.text is None) != (d.problem is None) for d in documents)
+        else:
+            assert refusal.startswith(str(path))
+            assert "\n" not in refusal

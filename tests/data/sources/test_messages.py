@@ -165,7 +165,3 @@ def test_only_data_with_marks_has_another_key(tmp_path):
     """Stores that were built before marks were read stay in use where there are none."""
     store, _ = stored(write(tmp_path / "plain", [user("q"), assistant("a")]))
     assert "marked" not in json.loads((tmp_path / store.path / "meta.json").read_text())
-
-
-def test_an_empty_response_is_learnt_as_the_end_of_the_turn(tmp_path):
-    assert stored(write(tmp_path / "root", [user("q"), assistant("")]))[1] == ["<|im_end|>"]

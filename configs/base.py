@@ -90,11 +90,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = data = ConfigDict()
     # "builtin" (Python's installation), "local" (files), "hub" (datasets) or "dataset_info" (LLaMA-Factory's folder)
     data.source = "builtin"
-    # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt (instruction data: .json too; MMLU's: .csv); hub: id or
-    # save_to_disk folder; dataset_info: folder with dataset_info.json
+    # local: folder of NAME.jsonl, .ndjson, .json (each plain, .gz, .zst, .bz2 or .xz), .parquet, .txt (not instruction
+    # data; MMLU's: .csv); hub: id or save_to_disk folder; dataset_info: folder with dataset_info.json
     data.root = placeholder(str)
     data.domains = placeholder(tuple)  # names, in order; None: all that are found
-    data.domain_field = placeholder(str)  # dotted record field that says which domain a record belongs to
+    # Dotted record field that says which domain a record belongs to: a string or integer, also within a string of JSON.
+    data.domain_field = placeholder(str)
     data.domain_values = placeholder(tuple)  # that field's value for each of data.domains; None: the names themselves
     data.hub_config = placeholder(str)
     data.hub_split = "train"

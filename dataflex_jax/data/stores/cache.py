@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from dataflex_jax.data.sources.instruct import ConversationReader
+from dataflex_jax.data.sources.parts import FilePart
 from dataflex_jax.data.sources.streams import Stream
 from dataflex_jax.data.sources.table import open_source
 from dataflex_jax.data.stores.build import Encoder, build_stores, read_events
@@ -149,7 +151,13 @@ def _describe(stream: Stream, content: str, data: ConfigDict) -> dict[str, Any]:
         "domain_field": stream.domain_field,
         # A split that comes with the data does not depend on the fraction.
         "valid_fraction": None if stream.valid else float(data.valid_fraction),
+        # Stores from before messages could be marked stay in use where none is.
+        **({"marked": True} if _is_marked(stream) else {}),
     }
+
+
+def _is_marked(stream: Stream) -> bool:
+    return isinstance(stream.reader, ConversationReader) and stream.reader.is_marked(stream.valid + stream.train)
 
 
 def _found_domains(stream: Stream, content: str, cache_dir: Path, lock: CacheLock, progress: bool) -> dict[str, str]:
@@ -180,12 +188,13 @@ def _kept_values(path: Path) -> list[str] | None:
 
 
 def _domain_values(stream: Stream, progress: bool) -> list[str]:
-    found, base = set(), 0
+    found, problem, base = set(), None, 0
     with progress_bar(sum(part.size for part in stream.train), f"finding {stream.domain_field}", progress) as bar:
         for part in stream.train:
             for document in stream.documents(part):
                 if document.value is not None:
                     found.add(document.value)
+                problem = problem or document.problem
                 if len(found) > _MAX_FOUND_DOMAINS:
                     raise InputError(
                         f"over {_MAX_FOUND_DOMAINS} values; name the wanted ones in domains",
@@ -195,7 +204,7 @@ def _domain_values(stream: Stream, progress: bool) -> list[str]:
                 bar.update(base + document.position - bar.n)
             base += part.size
     if not found:
-        raise InputError("no record has this field", option="data.domain_field", value=stream.domain_field)
+        raise InputError(problem or f"{stream.train[0].place(0)}: no record")
     return sorted(found)
 
 
@@ -311,26 +320,16 @@ def _report(wanted: Sequence[_Wanted], *, held_out: bool) -> None:
         train, valid = (meta[split] for split in SPLITS)
         ignored |= meta["records_by_value"]
         counts.update({(split, kind): meta[split][kind] for split in SPLITS for kind in ("documents", "tokens")})
+        files = sum(isinstance(part, FilePart) for part in store.stream.train + store.stream.valid)
         log(
-            "domain %s: train %s documents, %s tokens, %s bytes; held out %s documents, %s tokens",
+            "domain %s: train %s documents, %s tokens, %s bytes; held out %s documents, %s tokens%s",
             store.name,
             *(f"{train[kind]:,}" for kind in ("documents", "tokens", "bytes")),
             *(f"{valid[kind]:,}" for kind in ("documents", "tokens")),
+            f"; of {files} file{'s' * (files > 1)}" if files else "",
         )
-        if skipped := skipped_records(meta):
-            logger.warning("domain %s: %d bad records skipped", store.name, skipped)
-        if meta["untargeted_examples"]:
-            logger.warning(
-                "domain %s: %d examples dropped that have no response, or none within data.cutoff_len",
-                store.name,
-                meta["untargeted_examples"],
-            )
-        if meta["held_out_duplicates"]:
-            logger.warning(
-                "domain %s: %d training documents left out because they are held out too",
-                store.name,
-                meta["held_out_duplicates"],
-            )
+        if left_out := _left_out(meta):
+            logger.warning("domain %s: left out: %s", store.name, left_out)
         if not valid["documents"]:
             without.append(store.name)
     if len(wanted) > _MOST_LINES:
@@ -346,3 +345,13 @@ def _report(wanted: Sequence[_Wanted], *, held_out: bool) -> None:
     if ignored:
         listed = ", ".join(f"{value} {count:,}" for value, count in sorted(ignored.items())[:20])
         logger.warning("%d records of domains not in data.domains are ignored: %s", sum(ignored.values()), listed)
+
+
+def _left_out(meta: dict[str, Any]) -> str:
+    counts = {
+        "bad records": skipped_records(meta),
+        "empty documents": meta["empty_documents"],
+        "examples without a target, or without one within data.cutoff_len": meta["untargeted_examples"],
+        "training documents that are held out too": meta["held_out_duplicates"],
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)

@@ -30,6 +30,7 @@ _KNOWN_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]
 _MIN_VOCABULARY = 257  # every byte and the end of text
 _MAX_VOCABULARY = 1 << 20
 _PIECE_CHARACTERS = 1 << 20
+_SLICE_CHARACTERS = 1 << 22
 _ACCEPTED = "a hub id, a folder, a path to tokenizer.json, 'bytes' or 'train:VOCAB'"
 
 
@@ -89,16 +90,12 @@ class Tokenizer:
         Texts over a million characters are encoded in pieces cut after a line end (memory stays bounded), so a token
         that would span such a cut is lost.
         """
-        pieces, owners = [], []
-        for owner, text in enumerate(texts):
-            for piece in _pieces(text):
-                pieces.append(piece)
-                owners.append(owner)
         ids: list[list[int]] = [[] for _ in texts]
-        for owner, encoding in zip(
-            owners, self._backend.encode_batch_fast(pieces, add_special_tokens=False), strict=True
-        ):
-            ids[owner] = ids[owner] + encoding.ids if ids[owner] else encoding.ids
+        pieces = ((owner, piece) for owner, text in enumerate(texts) for piece in _pieces(text))
+        for some in _slices(pieces):
+            encodings = self._backend.encode_batch_fast([piece for _, piece in some], add_special_tokens=False)
+            for (owner, _), encoding in zip(some, encodings, strict=True):
+                ids[owner] += encoding.ids
         return ids
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -218,6 +215,19 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[start:end]
         start = end
     yield text[start:] if start else text
+
+
+def _slices(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """The pieces, some at a time: an encoding takes a hundred bytes a character until its ids are taken over."""
+    some, characters = [], 0
+    for owner, piece in pieces:
+        some.append((owner, piece))
+        characters += len(piece)
+        if characters >= _SLICE_CHARACTERS:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
 
 
 def _from_files(files: TokenizerFiles, spec: str, eos_token: str | None, begin_of_text: bool | None) -> Tokenizer:

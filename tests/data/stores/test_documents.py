@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -216,7 +217,7 @@ def test_missing_value_of_the_domain_field_lists_those_found(tmp_path):
     write_jsonl(tmp_path / "root" / "1.jsonl", RECORDS)
     with pytest.raises(InputError, match=r"domain 'W' has no training documents.*found: 'X', 'Y', 'Z'"):
         open_quietly(config(tmp_path, domain_field="meta.set", domains=("X", "W")))
-    with pytest.raises(InputError, match="no record has this field"):
+    with pytest.raises(InputError, match=r"1.jsonl:1: no field 'meta.nothing' .*; field 'meta' has set"):
         open_quietly(config(tmp_path, domain_field="meta.nothing", on_bad_record="skip"))
 
 
@@ -241,7 +242,7 @@ def test_bad_records_stop_the_run_or_are_counted(tmp_path, root):
     with open(root / "a.jsonl", "a") as file:
         file.write('{"text": 1}\n{"text"\n{"text": " "}\n')
     line = rf"{root}/a.jsonl:61: field 'text' .* must be a string but is int"
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(InputError, match=line + r" \(data.on_bad_record='skip' passes over bad records\)$"):
         open_quietly(config(tmp_path))
     a, b = open_quietly(config(tmp_path, on_bad_record="skip"))[0]
     assert (a.skipped_records, b.skipped_records) == (2, 0)
@@ -302,6 +303,24 @@ def test_many_domains_are_one_line_without_held_out_documents_that_nobody_wants(
         monkeypatch.setattr(f"dataflex_jax.data.stores.cache.logger.{level}", lambda text, *of: lines.append(text % of))
     open_quietly(config(tmp_path, valid_fraction=0.0, domains=None))
     assert lines == ["30 domains: train 30 documents, 1,230 tokens; held out 0 documents, 0 tokens"]
+
+
+def test_a_line_a_domain_says_what_was_read_and_one_what_was_not(tmp_path, root, monkeypatch):
+    said = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(
+            f"dataflex_jax.data.stores.cache.logger.{level}", lambda message, *values: said.append(message % values)
+        )
+    write_jsonl(root / "b" / "more.valid.jsonl", [TEXTS["b"][3], "held out"])
+    write_jsonl(root / "b" / "b.jsonl", [*TEXTS["b"], "", {"body": "x"}, {"text": 1}])
+    (root / "b.jsonl").unlink()
+    open_quietly(config(tmp_path, on_bad_record="skip"))
+    said = [line for line in said if line.startswith("domain ")]
+    assert [line.split(":")[0] for line in said] == ["domain a", "domain b", "domain b"]
+    assert said[0].endswith(" tokens; of 1 file")
+    assert re.fullmatch(r"domain b: train 59 documents, .* bytes; held out 2 documents, .* tokens; of 2 files", said[1])
+    left_out = "2 bad records, 1 empty documents, 1 training documents that are held out too"
+    assert said[2] == f"domain b: left out: {left_out}"
 
 
 def test_damaged_store_is_built_again(tmp_path, root):

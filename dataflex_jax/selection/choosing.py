@@ -15,6 +15,7 @@ from dataflex_jax.data.pool import Group, Pool
 from dataflex_jax.errors import TrainingError
 from dataflex_jax.files import replace_file
 from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
+from dataflex_jax.policies.contract import check_ids
 from dataflex_jax.policies.schedule import Scheduled
 from dataflex_jax.policies.signals import Signals
 
@@ -60,6 +61,7 @@ class Chooser:
         """The selector's choice of `counts[g]` rows of each group g, and its state after it.
 
         Raises:
+            InputError: a choice that no window can be made of.
             TrainingError: a group without any finite candidate.
         """
         evidence, state = self._selector.score(state, signals, request)
@@ -74,7 +76,9 @@ class Chooser:
             part = jax.tree.map(lambda leaf, rows=members: np.asarray(leaf)[rows], evidence.rows)
             in_group = request._replace(key=jax.random.fold_in(request.key, number))
             choice = self._chosen(evidence._replace(rows=part), in_group, group, len(members), count)
-            ids = members[np.asarray(choice.ids)]
+            places = np.asarray(choice.ids)
+            check_ids(self._name, places, len(members), replacement=self._selector.replacement)
+            ids = members[places]
             all_scores[members] = choice.all_scores
             repeats = np.arange(count) % len(ids)
             parts.append(ids[repeats])

@@ -18,6 +18,7 @@ from dataflex_jax.policies.base import Mixer, RowObservation, Weighter
 from dataflex_jax.policies.schedule import Scheduled
 
 Weighters = tuple[Scheduled[Weighter], ...]
+WEIGHT_BOUNDS = ("token_weight_min", "example_weight_min", "example_weight_max")  # metrics that are finite and >= 0
 _TINY = 1e-30
 
 

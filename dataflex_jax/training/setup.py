@@ -81,6 +81,7 @@ def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> 
     policies = active_policies(config)
     sizes = np.diff(inputs.pool.offsets)
     proportions = registry.checked("data", starting_proportions, "proportions", config.data.proportions, sizes)
+    policies = policies.drawing(proportions)
     learner = make_learner(config, inputs.tokenizer.vocab_size, policies, proportions, mesh)
     identity = resume.identify(
         config,

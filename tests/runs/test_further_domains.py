@@ -60,7 +60,9 @@ def test_the_new_domain_is_drawn_from_the_step_on_that_the_log_names(history):
     steps, lines, _, _, folder = history
     assert ["code" in dict(rows) for rows in steps] == [False] * 6 + [True] * 6
     share = tiny.records(folder, "policy.jsonl")[6]["observed"]["drawn_with"]["code"]
-    assert [line for line in lines if "new" in line] == [f"Domain 'code' is new: {share:.4g} of the rows from step 7 on."]
+    assert [line for line in lines if "new" in line] == [
+        f"Domain 'code' is new: {share:.4g} of the rows from step 7 on."
+    ]
 
 
 def test_the_domain_at_proportion_0_is_drawn_no_more(history):

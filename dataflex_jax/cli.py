@@ -11,6 +11,7 @@ import sys
 import textwrap
 import traceback
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -204,6 +205,8 @@ def _silence_what_is_reported_elsewhere() -> None:
     """What fails in the threads of a save or a restore is raised where these are waited for, and reported there."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or not record.exc_info)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # Memory that XLA could not use again: nothing that a user could do anything about.
+    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
 
     def hook(unraisable):
         # Of a restore's other reads, which nobody waits for any more once one has failed.

@@ -151,7 +151,9 @@ class Selection:
             updates = sum(map(schedule.is_update, range(self._train_step)))
             request = Request(jnp.int32(update + 1), jnp.int32(updates), key)
             chosen, state = self._chooser.choose(self._state, signals, request, counts)
-            parts, scores = [chosen.ids[part] for part in chosen.groups], chosen.all_scores
+            # A window begins again when it is used up, and so takes each once before it takes any again.
+            places = chosen.once if planned.version > 1 else chosen.groups
+            parts, scores = [chosen.ids[part] for part in places], chosen.all_scores
             decided = {"policy": self._selector.name, **self._write(step, chosen)}
             if self._order is not None and self._order.policy.scores.kind != "selector":
                 scores = self._scores_of(np.unique(chosen.ids), signals)

@@ -154,7 +154,7 @@ class Running:
             domains = job.draws.pool.domain_of(dispatched.rows)
             values = jax.device_get(dispatched.metrics)
             done = Done(dispatched.plan.step, np.bincount(domains, minlength=len(names)), values)
-            if fault := ledger.fault(done, names, job.policies.mixer.name):
+            if fault := ledger.fault(done, names, job.policies.mixer.name, job.policies.weighing()):
                 raise self._failed(fault)
             self.position = ledger.advanced(self.position, done, job.publishing)
             _, tokens_seen, rows_seen = self.position

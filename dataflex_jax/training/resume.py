@@ -230,7 +230,12 @@ def restore(
         return state, position
     in_effect = adapted if step >= mixer.schedule.warmup_step else fresh
     weights = np.asarray(policy.sampling_weights(in_effect), np.float64)
-    position = position._replace(sampler=position.sampler._replace(weights=weights / weights.sum(), pending=()))
+    weights = weights / weights.sum()
+    position = position._replace(sampler=position.sampler._replace(weights=weights, pending=()))
+    for name, weight in zip(names, weights, strict=True):
+        if name not in saved_names:
+            share = f"{weight:.4g} of the rows" if weight else "not drawn (weight 0)"
+            logger.info("Domain %r is new: %s from step %d on.", name, share, step + 1)
     return state, position
 
 

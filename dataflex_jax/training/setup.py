@@ -96,6 +96,7 @@ def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> 
     policies = active_policies(config)
     sizes = np.diff(inputs.pool.offsets)
     proportions = registry.checked("data", starting_proportions, "proportions", config.data.proportions, sizes)
+    policies = policies.drawing(proportions)
     learner = make_learner(config, inputs.tokenizer.vocab_size, policies, proportions, mesh)
     fits.warn_of_long_rows(config, learner.model.config, max(inputs.pool.buckets))
     identity = resume.identify(

@@ -165,12 +165,12 @@ class JsonlWriter:
         self.path = Path(path)
         self._nullable = frozenset(nullable)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._open()
+        self._file = self._opened()
+        self._written: Written | None = None
         self._file.truncate(_complete_length(self._file))
 
-    def _open(self) -> None:
-        self._file: BinaryIO = open(self.path, "ab+")
-        self._written: Written | None = None
+    def _opened(self) -> BinaryIO:
+        return open(self.path, "ab+")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record.
@@ -257,7 +257,7 @@ class JsonlWriter:
             os.replace(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)
-        self._open()
+        self._file = self._opened()
         if found == written:
             return f"{self.path}: damaged or doubled lines up to step {step} were taken out; none is missing"
         missing = max(written.lines - found.lines, 0)

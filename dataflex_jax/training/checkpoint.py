@@ -101,12 +101,13 @@ class Checkpoints:
         sound = next((step for step in steps if self._fault(step) is None), None)
         if steps and sound is None:
             self._refuse(steps[0])
-        for step in steps[: steps.index(sound)] if steps else ():
-            logger.warning("%s: damaged (%s); going on from step %d.", self.folder / str(step), self._fault(step), sound)
+        damaged = [step for step in steps if step > sound]
+        for step in damaged:
+            folder = self.folder / str(step)
+            logger.warning("%s: damaged (%s); going on from step %d.", folder, self._fault(step), sound)
             if jax.process_index() == 0:
-                aside = tempfile.mkdtemp(prefix=f"{step}.damaged-", dir=self.folder)
-                os.rename(self.folder / str(step), aside)
-        if steps and sound != steps[0]:
+                os.rename(folder, tempfile.mkdtemp(prefix=f"{step}.damaged-", dir=self.folder))
+        if damaged:
             multihost_utils.sync_global_devices("damaged checkpoints are put aside")
             self._manager.reload()
         return sound

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -108,6 +109,22 @@ def replace_json(path: str | os.PathLike[str], value: Any, **options: Any) -> No
     replace_file(path, (json.dumps(value, **options) + "\n").encode())
 
 
+def unwritable(path: str | os.PathLike[str]) -> str | None:
+    """Why a file cannot be written, found without writing it, or None; of a folder that is missing, its nearest parent
+    decides."""
+    path = Path(path)
+    if path.is_dir():
+        return "it is a folder"
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+
+
 def digest(value: Any) -> str:
     """32 hex digits that stand for a JSON value, whatever the order of its objects' fields."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -124,7 +141,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         with open(path, "rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
-                    records.append(_object(line))
+                    records.append(parse_object(line))
     except ValueError as error:
         raise InputError(f"{path}:{len(records) + 1}: {error}") from error
     except OSError as error:
@@ -257,7 +274,7 @@ class JsonlWriter:
             os.replace(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)
-        self._file = self._opened()
+        self._file, self._written = self._opened(), None
         if found == written:
             return f"{self.path}: damaged or doubled lines up to step {step} were taken out; none is missing"
         missing = max(written.lines - found.lines, 0)
@@ -291,13 +308,18 @@ def _record(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    record = _object(line)
+    record = parse_object(line)
     if not isinstance(record.get("step"), int) or isinstance(record["step"], bool):
         raise ValueError("no integer `step`; every line of this file must have one")
     return record
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The object on a line.
+
+    Raises:
+        ValueError: it holds none.
+    """
     try:
         value = parse_json(line)
     except ValueError as error:

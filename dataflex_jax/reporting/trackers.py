@@ -12,7 +12,7 @@ from typing import Any, Self
 import jax
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import JsonlWriter, to_jsonable
+from dataflex_jax.files import JsonlWriter, Written, to_jsonable
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -96,6 +96,10 @@ class MetricsLogger:
                 self._tensorboard.close()
                 self._tensorboard = None
             self._purge_step = step + 1
+
+    def synced(self) -> Written | None:
+        """How far metrics.jsonl has come, once it is on the disk; None on every process but the first."""
+        return None if self._jsonl is None else self._jsonl.synced()
 
     def close(self) -> None:
         """Flushes and closes everything; the logger cannot be used afterwards."""

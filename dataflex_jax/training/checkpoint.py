@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
@@ -177,8 +177,8 @@ class Checkpoints:
 
     def read_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """The shape of each leaf of the state, by its path: {"mixer/weights": (7,)}."""
-        metadata = ocp.PyTreeCheckpointHandler().metadata(self._manager.directory / str(step) / "state")
-        return shapes_by_path(metadata.tree)
+        handler, folder = ocp.PyTreeCheckpointHandler(), self._manager.directory / str(step) / "state"
+        return shapes_by_path(self._readable(step, "state", lambda: handler.metadata(folder)).tree)
 
     def close(self) -> None:
         """Waits and releases the manager's threads.
@@ -228,10 +228,14 @@ class Checkpoints:
 
     def _read(self, step: int, **item: ocp.args.CheckpointArgs) -> Any:
         (name,) = item
+        return self._readable(step, name, lambda: self._manager.restore(step, args=ocp.args.Composite(**item))[name])
+
+    def _readable(self, step: int, name: str, read: Callable[[], Any]) -> Any:
+        """What `read` reads of a checkpoint; its faults are the checkpoint's."""
         if self._fault(step) is not None:
             self._refuse(step)
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+            return read()
         except Exception as error:
             # Orbax puts some of what it meets into a bare Exception.
             cause, folder = error.__cause__ or error, self.folder / str(step)
@@ -245,10 +249,8 @@ class Checkpoints:
 
 def shapes_by_path(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """The shape of each leaf by its path, keys and fields joined by "/"."""
-    return {
-        "/".join(str(next(iter(vars(part).values()))) for part in path): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _system_error(error: Exception) -> str | None:
@@ -270,7 +272,7 @@ def _make_folder(run_folder: Path, folder: Path) -> None:
         raise InputError(
             f"--workdir={run_folder}: cannot be made as a folder ({error.strerror}); choose another"
         ) from error
-    if not folder.exists() and not os.access(run_folder, os.W_OK):
+    if not os.access(folder if folder.exists() else run_folder, os.W_OK):
         raise InputError(f"--workdir={run_folder}: a folder that cannot be written; choose another")
 
 

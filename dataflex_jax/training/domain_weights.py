@@ -1,6 +1,5 @@
 """Domain weights as a file that people read and edit: what a DoReMi proxy writes and other runs sample with."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, one_line
 from dataflex_jax.files import replace_json
+from dataflex_jax.foreign import parse_json
 from dataflex_jax.policies.proportions import normalised
 
 WEIGHTS_FILE = "domain_weights.json"  # in a run folder
@@ -69,11 +69,11 @@ def read_weights(path: str | os.PathLike, names: Sequence[str]) -> tuple[float, 
         InputError: no such file, not of that form, or its domains are not `names`: names missing and unexpected ones.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = parse_json(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot read the weights file: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path}: not a JSON file of domain weights: {error}") from error
+        raise InputError(f"{path}: not a JSON file of domain weights: {one_line(error)}") from error
     domains = content.get("domains") if isinstance(content, dict) else None
     if not isinstance(domains, dict):
         raise InputError(f'{path}: must hold {{"domains": {{NAME: WEIGHT, ...}}}}')

@@ -4,7 +4,6 @@ Everything here runs on the host and takes Python, numpy or JAX values; nothing 
 """
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -112,15 +111,9 @@ class MetricsLogger:
 
     def _tensorboard_writer(self) -> Any:
         if self._tensorboard is None:
-            from tensorboardX import SummaryWriter
+            from dataflex_jax.reporting.tensorboard import TensorBoard
 
-            self._tensorboard = SummaryWriter(
-                logdir=str(self._folder / "tensorboard"),
-                purge_step=self._purge_step,
-                flush_secs=30,
-                # Its own file names have a resolution of one second, and the later of two writers would overwrite.
-                filename_suffix=f".{time.time_ns()}",
-            )
+            self._tensorboard = TensorBoard(self._folder / "tensorboard", self._purge_step)
         return self._tensorboard
 
     def __enter__(self) -> Self:

@@ -184,7 +184,7 @@ class JsonlWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._opened()
         self._written: Written | None = None
-        self._file.truncate(_complete_length(self._file))
+        self._cut(_complete_length(self._file))
 
     def _opened(self) -> BinaryIO:
         return open(self.path, "ab+")
@@ -288,7 +288,7 @@ class JsonlWriter:
 
     def _cut(self, size: int) -> None:
         if size < self._size():
-            self._file.truncate(size)
+            os.ftruncate(self._file.fileno(), size)
             self._written = None
 
     def close(self) -> None:

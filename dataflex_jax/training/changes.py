@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dataflex_jax import config as configuration
 from dataflex_jax.errors import InputError
 from dataflex_jax.training import optim, run_config
 
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 # Sections of the configuration that decide the shapes of a part of the state.
 _SECTIONS = {"opt_state": "optim", "mixer": "mixer", "weighters": "weighter"}
+
+_SCHEDULE = ("train_step", "optim.learning_rate", "optim.schedule", "optim.warmup_ratio")
 
 # By dotted field name: the values before and now.
 Changed = dict[str, tuple[Any, Any]]
@@ -57,9 +60,12 @@ def say(changed: Changed, before: ConfigDict | None, now: ConfigDict, step: int)
         "Changed since the last start: %s.",
         ", ".join(f"config.{name} = {value!r} (was {old!r})" for name, (old, value) in changed.items()),
     )
+    fields = [name for name in changed if name in _SCHEDULE]
+    known = dict(configuration.fields(before))
+    if not fields or not all(name in known and configuration.CHECKS[name].test(known[name]) for name in _SCHEDULE):
+        return
     was, rate = (float(optim.learning_rate(c.optim, c.train_step)(step)) for c in (before, now))
     if not math.isclose(was, rate, rel_tol=1e-3):
-        fields = [name for name in changed if name == "train_step" or name.startswith("optim.")]
         logger.warning(
             "The learning rate of step %d is %.3g; as the run was last started it would be %.3g (%s).",
             step + 1,

@@ -12,7 +12,8 @@ import pytest
 from dataflex_jax.errors import InputError
 from dataflex_jax.reporting.run_folder import RunRecords
 from dataflex_jax.reporting.run_log import go_back
-from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training import resume
+from dataflex_jax.training.checkpoint import Checkpoints, Contents
 from dataflex_jax.training.setup import prepared, train_and_evaluate
 from tests.helpers import tiny
 from tests.helpers.command import FILES, assert_same_curves, copy_of
@@ -156,17 +157,24 @@ def test_a_line_that_was_lost_before_the_checkpoint_is_said_of_a_finished_run_to
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 4, 5, 6, 7, 8]
 
 
-def test_a_mixer_whose_state_has_another_shape_is_named_and_nothing_is_lost(tmp_path, config, whole):
+def test_a_mixer_whose_state_has_another_shape_is_named_and_nothing_is_lost(tmp_path, config):
     folder = tmp_path / "run"
-    ado = tiny.config(tiny.Path(config.data.root), "ado", train_step=2)
-    train_and_evaluate(ado, folder)
+    ado = tiny.config(tiny.Path(config.data.root), "ado")
+    with prepared(ado, folder) as (job, state, position):
+        position = position._replace(sampler=position.sampler._replace(step=2))
+        job.checkpoints.save(2, Contents(state, resume.to_json(job.identity, position)))
+
+    def refused(expected: str) -> str:
+        with pytest.raises(InputError, match=expected) as raised, prepared(ado, folder):
+            pass
+        return str(raised.value)
+
     ado.mixer.history = 512
-    with pytest.raises(InputError, match=r"config.mixer.history = 512: mixer/history/\w+ has shape") as refused:
-        train_and_evaluate(ado, folder)
-    assert str(refused.value).endswith("; set it back to 256, or use a new --workdir")
+    message = refused(r"config.mixer.history = 512: mixer/history/\w+ has shape")
+    assert message.endswith("; set it back to 256, or use a new --workdir")
     ado.mixer.history = 256
     ado.data.tokenizer = "train:300"
-    with pytest.raises(InputError, match=r"config.data.tokenizer = 'train:300': the run was started with 'bytes'"):
-        train_and_evaluate(ado, folder)
+    refused(r"config.data.tokenizer = 'train:300': the run was started with 'bytes'")
     ado.data.tokenizer = "bytes"
-    assert train_and_evaluate(ado, folder).step == 2
+    with prepared(ado, folder) as (_, _, position):
+        assert position.sampler.step == 2

@@ -11,7 +11,7 @@ import pytest
 
 from dataflex_jax import files
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import JsonlWriter, Written, digest, read_jsonl, replace_file, replace_json
+from dataflex_jax.files import JsonlWriter, Written, digest, read_jsonl, replace_file, replace_json, unwritable
 from dataflex_jax.foreign import read_object
 
 
@@ -240,3 +240,14 @@ def test_a_digest_stands_for_the_value():
         digest({"a": 1, "b": [None, "ü"]}) == digest({"b": [None, "ü"], "a": 1}) == "a57b4ace70eba21d44f538ad62ce9edd"
     )
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_whether_a_file_can_be_written_is_known_without_writing_it(tmp_path):
+    assert unwritable(tmp_path / "new" / "folder" / "a.json") is None
+    assert unwritable(tmp_path / "a.json") is None
+    assert list(tmp_path.iterdir()) == []
+    assert unwritable(tmp_path) == "it is a folder"
+    (tmp_path / "file").touch()
+    assert unwritable(tmp_path / "file") is None
+    assert unwritable(tmp_path / "file" / "a.json") == f"{tmp_path}/file is not a folder"
+    assert unwritable("/proc/a.json").startswith("/proc: ")

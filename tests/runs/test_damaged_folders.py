@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 import shutil
 
@@ -16,7 +17,7 @@ from dataflex_jax.training import resume
 from dataflex_jax.training.checkpoint import Checkpoints, Contents
 from dataflex_jax.training.setup import prepared, train_and_evaluate
 from tests.helpers import tiny
-from tests.helpers.command import FILES, assert_same_curves, copy_of
+from tests.helpers.command import FILES, assert_same_curves, contents, copy_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -178,3 +179,26 @@ def test_a_mixer_whose_state_has_another_shape_is_named_and_nothing_is_lost(tmp_
     ado.data.tokenizer = "bytes"
     with prepared(ado, folder) as (_, _, position):
         assert position.sampler.step == 2
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """A root user may write everywhere; only the question whether it may is answered as elsewhere."""
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+
+
+def test_a_finished_run_that_can_only_be_read_is_finished(config, whole, read_only):
+    before = contents(whole)
+    outcome = train_and_evaluate(config, whole)
+    assert (outcome.step, outcome.preempted, outcome.tokens_seen > 0) == (8, False, True)
+    assert contents(whole) == before
+
+
+def test_an_unfinished_run_that_can_only_be_read_is_refused(config, whole, read_only, tmp_path):
+    longer = tiny.having(config.copy_and_resolve_references(), {"train_step": 16})
+    before = contents(whole)
+    with pytest.raises(InputError, match=r"cannot be written, and only 8 of config.train_step = 16 steps are done; go"):
+        train_and_evaluate(longer, whole)
+    assert contents(whole) == before
+    with pytest.raises(InputError, match="a folder that cannot be written; choose another"):
+        train_and_evaluate(config, tmp_path)

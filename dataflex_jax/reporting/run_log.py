@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from dataflex_jax.reporting.trackers import MetricsLogger
 logger = logging.getLogger(__name__)
 
 METRICS, POLICY, EVALUATIONS = "metrics.jsonl", "policy.jsonl", "eval.jsonl"
+# When each line of METRICS was written: beside them, as these are the same to the bit where a run is repeated.
+TIMES = "times.jsonl"
 _OF_WEIGHTERS = ("example_weight_min", "example_weight_max", "example_weight_mean", "effective_sample_size")
 
 
@@ -84,6 +87,7 @@ class RunLog:
         self._metrics.truncate_after(done)
         self._policy = JsonlWriter(run_folder / POLICY) if main and settings.policies else None
         self._evaluations = JsonlWriter(run_folder / EVALUATIONS) if main else None
+        self._times = JsonlWriter(run_folder / TIMES) if main else None
         self._throughput = Throughput(flops_per_token=settings.flops_per_token, peak_flops=settings.peak_flops)
         self._progress = Progress(settings.train_step, done)
 
@@ -91,13 +95,13 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for writer in (self._progress, self._metrics, self._policy, self._evaluations):
+        for writer in (self._progress, self._metrics, self._policy, self._evaluations, self._times):
             if writer is not None:
                 writer.close()
 
     def synced(self) -> dict[str, Written]:
         """How far each file of lines has come, once it is on the disk; nothing on every process but the first."""
-        writers = {METRICS: self._metrics, POLICY: self._policy, EVALUATIONS: self._evaluations}
+        writers = {METRICS: self._metrics, POLICY: self._policy, EVALUATIONS: self._evaluations, TIMES: self._times}
         found = {name: writer.synced() for name, writer in writers.items() if writer is not None}
         return {name: written for name, written in found.items() if written is not None}
 
@@ -116,6 +120,8 @@ class RunLog:
             self._policy.write(self._mixed(step, values, standing))
         if step % self._settings.log_every == 0 or step == self._settings.train_step:
             self._metrics.log(step, self._measured(values, standing))
+            if self._times is not None:
+                self._times.write({"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")})
         tokens_per_second, _ = self.rates()
         self._progress.update(step, loss=values["loss"], tokens_per_second=tokens_per_second)
 
@@ -191,7 +197,7 @@ def go_back(run_folder: Path, done: int, lines: Mapping[str, Written]) -> None:
     def decided_again(record: dict[str, Any]) -> bool:
         return record["step"] == done and "observed" not in record
 
-    for name in (METRICS, POLICY, EVALUATIONS):
+    for name in (METRICS, POLICY, EVALUATIONS, TIMES):
         if name not in lines and not (run_folder / name).exists():
             continue
         redone = {"redone": decided_again} if name == POLICY else {}

@@ -1,7 +1,7 @@
 """What tells a damaged checkpoint from a sound one: the size and a hash of each of its files, written with it.
 
 They are read whole to compare, a few gigabytes a second, which the restore that follows finds in memory. Checkpoints of
-versions before 0.2 have no such file.
+earlier versions have no such file.
 """
 
 import os

@@ -8,6 +8,7 @@ the run folder. Several hosts: start it on each one under SLURM or Open MPI, or 
 --num_processes and --process_id.
 """
 
+import os
 from pathlib import Path
 
 import jax
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> None:
     elif outcome.preempted:
         print(f"Stopped on request after step {outcome.step}, saved; the same command goes on from there.")
         print(f"What it was until then: python -m dataflex_jax.report {run_folder} --output=report.html")
+    elif not os.access(run_folder, os.W_OK):
+        print(f"Nothing to do: all {outcome.step} steps are done, in a folder that cannot be written: {run_folder}")
     elif jax.process_index() == 0:
         write_results(
             run_folder,

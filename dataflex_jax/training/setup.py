@@ -15,8 +15,9 @@ from dataflex_jax.data.loader import check_rows
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.processes import group
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training import loop, resume, run_config
+from dataflex_jax.training import agreement, loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
@@ -51,15 +52,23 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     Raises:
         InputError: a configuration or an input that cannot be run, in one line.
     """
+    agreement.agree_on_configuration(config)
     configuration.validate(config)
+    agreement.agree_on_run_folder(run_folder)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
     active_policies(config)  # refuses what it can before any data is read
     check_evaluators(config)
 
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
+        group.at_loss(checkpoints.newest)
         latest = checkpoints.latest()
-        experiment = _experiment(config, open_inputs(config.data, run_folder, latest), mesh)
+        inputs = open_inputs(config.data, run_folder, latest)
+        agreement.agree(
+            {"the newest checkpoint": latest, "the tokenizer": inputs.tokenizer.fingerprint}
+            | {f"the data of domain {domain.name!r}": domain.key for domain in inputs.domains}
+        )
+        experiment = _experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
             state, position = fresh_state(learner, experiment.config), resume.beginning(identity)
@@ -67,6 +76,8 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
             mixer = experiment.policies.mixer
             state, position = resume.restore(checkpoints, latest, identity, mixer, learner.start, learner.abstract)
             logger.info("Going on from step %d of %s.", latest, run_folder)
+        if jax.process_count() > 1:
+            agreement.agree(agreement.flattened(identity._asdict(), "the run") | agreement.weights(config))
         if jax.process_index() == 0:
             run_config.write(config, run_folder / "config.json")
         with preemption.watch() as stop_requested:

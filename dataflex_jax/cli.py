@@ -1,6 +1,6 @@
 """What the commands share: flags, exit codes and one-line errors.
 
-Exit codes: 0 done, 2 bad configuration or input, 1 anything else.
+Exit codes: 0 done, or stopped on request and saved; 2 bad configuration or input; 1 anything else, also interrupted.
 """
 
 import logging

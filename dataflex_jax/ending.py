@@ -19,6 +19,8 @@ def last_line(message: str) -> None:
 
 def now(code: int, message: str) -> NoReturn:
     """Ends the process from any thread, with `last_line` and without waiting for anything."""
+    if os.isatty(2):
+        os.write(2, b"\n")  # below a progress bar
     last_line(message)
     os._exit(code)
 

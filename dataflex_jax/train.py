@@ -4,8 +4,8 @@
         [--config.field=value ...]
 
 configs/base.py explains the fields. The same command again goes on from the newest checkpoint in
-the run folder. Several hosts: start it on each one under SLURM or Open MPI, or give --coordinator,
---num_processes and --process_id.
+the run folder. Several hosts: start it on each one under SLURM (srun) or Open MPI (mpirun), or give
+--coordinator, --num_processes and --process_id.
 """
 
 from pathlib import Path

@@ -5,6 +5,7 @@ whole host goes, its probes notice within half a minute. So nothing depends on t
 lost process in a collective for ever.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from dataflex_jax.processes.meeting import Link, meet
 
 _GRACE = 5  # seconds in which a process that fails says so itself, or the loss behind its fault becomes known
 _JAX_TIMEOUT = 600  # seconds of silence until JAX aborts; the connections here tell long before
+
+_NO_PROXY = "no_grpc_proxy"  # the variable that gRPC reads
 
 
 class _Group(NamedTuple):
@@ -73,6 +76,7 @@ def join(launch: Launch, seconds: int) -> None:
     _joined.append(group)
     for process in links:
         threading.Thread(target=group.watch, args=(process,), daemon=True).start()
+    _without_proxy()
     jax.distributed.initialize(
         f"127.0.0.1:{port}",
         launch.count,
@@ -82,6 +86,13 @@ def join(launch: Launch, seconds: int) -> None:
         coordinator_bind_address=f"127.0.0.1:{port}",
         heartbeat_timeout_seconds=_JAX_TIMEOUT,
     )
+
+
+def _without_proxy() -> None:
+    """The relay is on this host, where no proxy of the environment leads; JAX would wait for one, or warn of it."""
+    others = os.environ.get(_NO_PROXY) or os.environ.get("no_proxy")
+    os.environ[_NO_PROXY] = ",".join(filter(None, [others, "127.0.0.1"]))
+    jax.config.update("jax_check_proxy_envs", False)
 
 
 def at_loss(describe: Callable[[], str]) -> None:

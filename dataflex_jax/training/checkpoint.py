@@ -150,7 +150,8 @@ class Checkpoints:
 
     def newest(self) -> str:
         """The newest complete checkpoint in words, as the folder has it now; from any thread, and without waiting."""
-        steps = [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
+        entries = self.folder.iterdir() if self.folder.is_dir() else ()
+        steps = [int(entry.name) for entry in entries if entry.name.isdigit()]
         return f"last good checkpoint: {self.folder / str(max(steps))}" if steps else "no checkpoint is complete yet"
 
     def _settle(self) -> None:

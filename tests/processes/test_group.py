@@ -1,7 +1,9 @@
 """What a process does when another one says something, or is gone."""
 
+import os
 import queue
 
+import jax
 import pytest
 
 from dataflex_jax import ending
@@ -84,3 +86,12 @@ def test_alone_there_is_nobody_to_tell():
     assert not group.failed(1, "a full disk")
     group.done()
     group.wait_for_loss()
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_host(monkeypatch):
+    """gRPC would wait for it until the start's time is over."""
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setenv(group._NO_PROXY, "")
+    monkeypatch.setenv("no_proxy", ".cluster")
+    group._without_proxy()
+    assert os.environ[group._NO_PROXY] == ".cluster,127.0.0.1"

@@ -114,7 +114,7 @@ def test_what_answers_is_no_process(port):
 
 def test_the_relay_hides_that_process_0_is_gone_and_nothing_else(together):
     """JAX's client would abort its process as soon as its connection ends."""
-    (links, service), (_, inside) = together((0, 2), (1, 2))
+    (_, service), (_, inside) = together((0, 2), (1, 2))
     with socket.create_server(("127.0.0.1", service)) as server:
         client = socket.create_connection(("127.0.0.1", inside))
         client.sendall(b"question")

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import time
+import types
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +28,7 @@ from dataflex_jax.training.checkpoint import FOLDER
 from dataflex_jax.training.locate import run_at
 
 _OWN = ("config.data.cache_dir",)  # may lie elsewhere on every host; what is in it is compared
+_OF_JAX = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_prng_impl", "jax_default_matmul_precision")
 _SHOWN = 80  # characters of a value
 _SECONDS = 10.0  # until other hosts see a new file on a shared file system
 _SAMPLE = 1 << 16  # bytes at the beginning and at the end of a file of weights
@@ -72,10 +75,12 @@ def agree_on_configuration(config: ConfigDict) -> None:
     devices = collections.Counter(device.process_index for device in jax.devices())
     if fault := difference([{"the number of devices": devices[i]} for i in range(jax.process_count())]):
         raise InputError(fault)
-    versions = {
-        f"the version of {name}": metadata.version(name) for name in ("jax", "jaxlib", "numpy", "orbax-checkpoint")
-    }
-    agree({"the version of dataflex_jax": dataflex_jax.__version__, **versions, "dataflex_jax's code": _code()})
+    packages = ("jax", "jaxlib", "numpy", "orbax-checkpoint")
+    agree(
+        {f"the version of {name}": metadata.version(name) for name in packages}
+        | {"the version of dataflex_jax": dataflex_jax.__version__, "the code of dataflex_jax": _code(dataflex_jax)}
+        | {name: getattr(jax.config, name) for name in _OF_JAX}
+    )
     fields = flattened(config.copy_and_resolve_references().to_dict(), "config")
     agree({name: value for name, value in fields.items() if name not in _OWN})
 
@@ -100,6 +105,11 @@ def agree_on_run_folder(folder: Path) -> None:
             f"--workdir={first['folder']}: {_named(blind)} cannot see what process 0 writes there; all need the same "
             "folder, on a file system that their hosts share"
         )
+
+
+def plugins(config: ConfigDict) -> dict[str, str]:
+    """What tells the source of the plugins, which are imported, from others; for `agree`."""
+    return {f"the code of plugin {name!r}": _code(sys.modules[name]) for name in config.plugins}
 
 
 def weights(config: ConfigDict) -> dict[str, str]:
@@ -135,10 +145,13 @@ def _named(processes: Sequence[int]) -> str:
     return f"process{'es' if len(processes) > 1 else ''} {listed}"
 
 
-def _code() -> str:
-    digest, root = hashlib.blake2b(digest_size=8), Path(dataflex_jax.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+def _code(module: types.ModuleType) -> str:
+    """What tells a module's source from others; a package's with all that is in it."""
+    digest = hashlib.blake2b(digest_size=8)
+    if module.__file__ is not None:
+        path = Path(module.__file__)
+        for each in sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]:
+            digest.update(f"{each.relative_to(path.parent)}\n".encode() + each.read_bytes())
     return digest.hexdigest()
 
 

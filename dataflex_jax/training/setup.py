@@ -67,6 +67,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         agreement.agree(
             {"the newest checkpoint": latest, "the tokenizer": inputs.tokenizer.fingerprint}
             | {f"the data of domain {domain.name!r}": domain.key for domain in inputs.domains}
+            | agreement.plugins(config)
         )
         experiment = _experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity

@@ -1,5 +1,7 @@
 """What processes compare before they train together, with the others' values made up."""
 
+import importlib
+import sys
 import types
 from pathlib import Path
 
@@ -66,11 +68,24 @@ def test_the_cache_may_lie_elsewhere(two):
     agreement.agree_on_configuration(tiny.config(Path("root"), "odm"))
 
 
-@pytest.mark.parametrize("name", ["the version of jax", "the version of dataflex_jax", "dataflex_jax's code"])
+@pytest.mark.parametrize(
+    "name", ["the version of jax", "the version of dataflex_jax", "the code of dataflex_jax", "jax_enable_x64"]
+)
 def test_other_code_is_named(two, name):
     two(**{name: "0"})
     with pytest.raises(InputError, match=f"{name} is not the same in all processes"):
         agreement.agree_on_configuration(tiny.config(Path("root"), "odm"))
+
+
+def test_the_code_of_plugins_is_compared(two, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_plugin_of_mine.py").write_text("x = 1")
+    config = tiny.config(Path("root"), "odm", plugins=("a_plugin_of_mine",))
+    monkeypatch.setitem(sys.modules, "a_plugin_of_mine", importlib.import_module("a_plugin_of_mine"))
+    before = agreement.plugins(config)
+    assert list(before) == ["the code of plugin 'a_plugin_of_mine'"]
+    (tmp_path / "a_plugin_of_mine.py").write_text("x = 2")
+    assert agreement.plugins(config) != before
 
 
 def test_another_number_of_devices_is_named(two):

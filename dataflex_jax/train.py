@@ -4,8 +4,8 @@
         [--config.field=value ...]
 
 configs/base.py explains the fields. The same command again goes on from the newest checkpoint in
-the run folder. Several hosts: start it on each one under SLURM or Open MPI, or give --coordinator,
---num_processes and --process_id.
+the run folder. Several hosts: start it on each one under SLURM (srun) or Open MPI (mpirun), or give
+--coordinator, --num_processes and --process_id.
 """
 
 import os
@@ -28,6 +28,7 @@ def define_flags() -> None:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster manager tells it.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is.")
+    flags.DEFINE_integer("start_timeout", 40, "Seconds to wait for the others at the start.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     cli.no_positional(argv)
     options, config = flags.FLAGS, cli.chosen_config()
     run_folder = Path(options.workdir or cli.default_run_folder())
-    cli.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
+    cli.initialize_distributed(options.coordinator, options.num_processes, options.process_id, options.start_timeout)
     if jax.config.jax_compilation_cache_dir is None:
         # So that a restart compiles nothing.
         jax.config.update("jax_compilation_cache_dir", str(Path(expanded(config.data.cache_dir)) / "compilations"))

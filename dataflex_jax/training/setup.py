@@ -18,8 +18,9 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.processes import group
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training import changes, fits, loop, resume, run_config
+from dataflex_jax.training import agreement, changes, fits, loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
@@ -57,7 +58,9 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     Raises:
         InputError: a configuration or an input that cannot be run, in one line.
     """
+    agreement.agree_on_configuration(config)
     configuration.validate(config)
+    agreement.agree_on_run_folder(run_folder)
     if config.data.tokenizer is None:
         _choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
@@ -67,13 +70,20 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     fits.check_tokenizer(config)
 
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
+        group.at_loss(checkpoints.newest)
         latest = checkpoints.newest_sound()
         before = changes.last_started_with(run_folder) if latest else None
         if before is not None:
             keep_begin_of_text(config.data, before)
         changed = changes.changed(before, config)
         changes.check_tokenizer(changed)
-        experiment = _experiment(config, open_inputs(config.data, run_folder, latest), mesh)
+        inputs = open_inputs(config.data, run_folder, latest)
+        agreement.agree(
+            {"the newest checkpoint": latest, "the tokenizer": inputs.tokenizer.fingerprint}
+            | {f"the data of domain {domain.name!r}": domain.key for domain in inputs.domains}
+            | agreement.plugins(config)
+        )
+        experiment = _experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
             state, position = fresh_state(learner, experiment.config), resume.beginning(identity)
@@ -83,6 +93,8 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
             state, position = resume.restore(checkpoints, latest, identity, mixer, start, abstract, changed)
             logger.info("Going on from step %d of %s.", latest, run_folder)
             changes.say(changed, before, config, latest)
+        if jax.process_count() > 1:
+            agreement.agree(agreement.flattened(identity._asdict(), "the run") | agreement.weights(config))
         if jax.process_index() == 0:
             run_config.write(config, run_folder / "config.json", latest if before is not None else 0)
         with preemption.watch() as stop_requested:

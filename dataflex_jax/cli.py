@@ -22,7 +22,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax import ending
-from dataflex_jax.errors import InputError, TrainingError, is_disk_full
+from dataflex_jax.errors import InputError, TrainingError, is_disk_full, is_out_of_memory, one_line
 from dataflex_jax.files import expanded
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.preemption import StopRequested
@@ -249,6 +249,12 @@ def _reporting(call: Callable, *arguments):
         if isinstance(error, OSError) and is_disk_full(error):
             place = f": {error.filename}" if error.filename else ""
             _exit(1, f"{error.strerror}{place}; make room and run the same command again")
+        if is_out_of_memory(error):
+            how = (
+                "lower config.data.batch_size or raise config.data.grad_accumulation, split the model over more devices"
+            )
+            short = one_line(error, 120)
+            _exit(1, f"out of memory ({short}); {how} (config.mesh), or take shorter rows or a smaller model")
         group.wait_for_loss()
         if group.failed(1, f"{type(error).__name__}, see its own output"):
             traceback.print_exc()

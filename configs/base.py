@@ -51,7 +51,10 @@ def get_config(arg: str = "") -> ConfigDict:
     # wide, 4 layers of 4 heads) and the architecture's defaults.
     config.model = model = ConfigDict()
     model.name_or_path = placeholder(str)  # hub id, folder with a config.json, or run folder; None: as below
-    model.from_scratch = True  # random weights; False: those of name_or_path (set data.tokenizer to its tokenizer)
+    model.from_scratch = True  # random weights; False: those of name_or_path
+    # Tokens that the weights of name_or_path lack get rows in the embedding and the head, each the mean of the others:
+    # model.vocab_size of them in all, or the tokenizer's, rounded up to a multiple of 128.
+    model.resize_vocab = False
     model.architecture = "qwen2"
     model.vocab_size = placeholder(int)  # None: the tokenizer's, rounded up to a multiple of 128
     model.hidden_size = placeholder(int)
@@ -87,18 +90,21 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = data = ConfigDict()
     # "builtin" (Python's installation), "local" (files), "hub" (datasets) or "dataset_info" (LLaMA-Factory's folder)
     data.source = "builtin"
-    # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt (instruction data: .json too; MMLU's: .csv); hub: id or
-    # save_to_disk folder; dataset_info: folder with dataset_info.json
+    # local: folder of NAME.jsonl, .ndjson, .json (each plain, .gz, .zst, .bz2 or .xz), .parquet, .txt (not instruction
+    # data; MMLU's: .csv); hub: id or save_to_disk folder; dataset_info: folder with dataset_info.json
     data.root = placeholder(str)
     data.domains = placeholder(tuple)  # names, in order; None: all that are found
-    data.domain_field = placeholder(str)  # dotted record field that says which domain a record belongs to
+    # Dotted record field that says which domain a record belongs to: a string or integer, also within a string of JSON.
+    data.domain_field = placeholder(str)
     data.domain_values = placeholder(tuple)  # that field's value for each of data.domains; None: the names themselves
     data.hub_config = placeholder(str)
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record
     # Hub id, folder (or a run's), a tokenizer.json, "bytes", or "train:VOCAB" (byte-level BPE of the training text).
-    data.tokenizer = "train:4096"
+    # None: that of the weights; without weights "train:4096".
+    data.tokenizer = placeholder(str)
     data.eos_token = placeholder(str)  # None: the tokenizer's own
+    data.begin_of_text = placeholder(bool)  # documents begin with the tokenizer's bos_token; None: as it says itself
     data.seq_len = 512  # tokens a row
     data.batch_size = 32  # rows an optimizer step, over all devices and hosts
     data.grad_accumulation = 1  # microbatches an optimizer step
@@ -112,6 +118,9 @@ def get_config(arg: str = "") -> ConfigDict:
     data.draw = "systematic"  # rows of a domain in a batch: within 1 of B*w ("systematic") or "multinomial"
     data.lag = 1  # weights decided after step s are drawn from at step s + 1 + lag
     data.cache_dir = "~/.cache/dataflex_jax"  # rows stores and trained tokenizers
+    # How closely the cache is looked at: the "size" of its files, "sampled" blocks of them too, or the whole "content",
+    # and that of the data's files whatever their size and time say.
+    data.verify = "sampled"
     data.on_bad_record = "raise"  # or "skip", which counts them
 
     # Instruction data: one example a row instead of rows of seq_len tokens.

@@ -38,7 +38,7 @@ def quickstart(config: ConfigDict) -> None:
 
 
 def lora(config: ConfigDict) -> None:
-    """Adapters on pretrained Qwen2.5-0.5B, or on another model.name_or_path with its data.tokenizer."""
+    """Adapters on pretrained Qwen2.5-0.5B, or on another model.name_or_path."""
     sft.lora(config)
     config.warmup_step = 100
     config.update_step = 100

@@ -132,6 +132,7 @@ CHECKS: dict[str, Check] = {
     "plugins": _MODULES,
     "model.name_or_path": _optional(_TEXT),
     "model.from_scratch": _BOOL,
+    "model.resize_vocab": _BOOL,
     "model.architecture": _TEXT,
     "model.vocab_size": _optional(_integer(2, 2**26)),
     "model.hidden_size": _optional(_integer(1, 2**20)),
@@ -165,8 +166,9 @@ CHECKS: dict[str, Check] = {
     "data.hub_config": _optional(_TEXT),
     "data.hub_split": _TEXT,
     "data.text_field": _TEXT,
-    "data.tokenizer": _TEXT,
+    "data.tokenizer": _optional(_TEXT),
     "data.eos_token": _optional(_TEXT),
+    "data.begin_of_text": _optional(_BOOL),
     "data.seq_len": _LENGTH,
     "data.batch_size": _integer(1),
     "data.grad_accumulation": _integer(1),
@@ -176,6 +178,7 @@ CHECKS: dict[str, Check] = {
     "data.draw": _one_of("systematic", "multinomial"),
     "data.lag": _integer(0),
     "data.cache_dir": _TEXT,
+    "data.verify": _one_of("size", "sampled", "content"),
     "data.on_bad_record": _one_of("raise", "skip"),
     "data.formatting": _optional(_TEXT),
     "data.template": _optional(_one_of(*BUILT_IN)),
@@ -317,7 +320,7 @@ def _check_model(config: ConfigDict) -> None:
     if not model.from_scratch and model.name_or_path is None:
         reason = "needs config.model.name_or_path, a folder or a hub id"
         raise InputError(reason, option="model.from_scratch", value=False)
-    if not model.from_scratch and tokenizer.startswith("train:"):
+    if not model.from_scratch and (tokenizer or "").startswith("train:"):
         raise InputError(
             "pretrained weights (config.model.from_scratch = False) need the tokenizer that they were trained with, "
             f"such as {model.name_or_path!r}",

@@ -13,7 +13,6 @@ default configs/base.py. To train on from it:
 
     python -m dataflex_jax.train --config=RECIPE[:variant] --workdir=RUN_DIR
         --config.model.from_scratch=False --config.model.name_or_path=HF_DIR_OR_HUB_ID
-        --config.data.tokenizer=HF_DIR_OR_HUB_ID
 
 Of a LoRA run the model is exported with the adapters merged into it, or, with --adapter, the
 adapters alone in PEFT's format. --import_from takes such a folder too: its base is

@@ -95,7 +95,7 @@ def refused_fast(starter, run_folder):
         ),
         (
             "--config.data.root=/no/such/folder",
-            "config.data.root = '/no/such/folder': cannot be read: No such file or directory",
+            "config.data.root = '/no/such/folder': no such file or folder",
         ),
         ("--config.data.cache_dir=/proc/cache", "config.data.cache_dir = '/proc/cache': is not a writable folder"),
         ("--config.data.tokenizer=/no/such", "config.data.tokenizer = '/no/such': no such file or folder"),
@@ -174,7 +174,7 @@ def test_bad_records_are_skipped_and_counted_on_request(trainer, tmp_path):
         file.write('{"text": "torn\n{"body": "x"}\n')
     options = (f"--config.data.root={root}", "--config.data.on_bad_record=skip", "--config.train_step=1")
     result = trainer.done(*options, workdir=tmp_path / "run")
-    assert "domain code: 2 bad records skipped" in result.stderr
+    assert "domain code: left out: 2 bad records" in result.stderr
 
 
 def test_a_checkpoint_that_is_not_one(refused_fast, tmp_path):
@@ -293,7 +293,7 @@ def test_the_console_command_runs_the_commands_and_shows_their_help(trainer, tmp
     assert train == of_the_module.stdout
     assert train.startswith("Trains a language model while policies decide what it trains on.\n")
     flags = [line.split()[0] for line in train.splitlines() if line.startswith("  --")]
-    assert flags == ["--config", "--workdir", "--coordinator", "--num_processes", "--process_id"]
+    assert flags == ["--config", "--workdir", "--coordinator", "--num_processes", "--process_id", "--start_timeout"]
     assert "  --prompt          The text to continue; may be given several times.\n" in generate
     assert "  --max_new_tokens  Tokens at most, unless the text ends before. Default: 128.\n" in generate
     assert refused.returncode == 2

@@ -126,6 +126,18 @@ def test_a_sample_finds_some_and_the_whole_content_all(tmp_path):
     assert found == {"sampled": 6, "content": 101, "size": 0}
 
 
+def test_a_sector_that_cannot_be_read_is_damage_too(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checksums, "_block", broken)
+    problem = checksums.fault({"f": path}, {"f": 7}, {"f": "0" * 8}, "sampled")
+    assert problem == f"{path}: cannot be read: Input/output error"
+
+
 def test_checksums_of_pieces_are_those_of_the_file(tmp_path):
     path, rng, kept = tmp_path / "file", random.Random(1), checksums.BlockChecksums()
     for number in range(40):

@@ -3,15 +3,17 @@
 Exit codes: 0 done, 2 bad configuration or input, 1 anything else.
 """
 
+import ast
 import logging
 import os
 import re
 import sys
 import textwrap
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
@@ -19,25 +21,112 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax.errors import InputError, TrainingError, is_disk_full
+from dataflex_jax.files import expanded
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.preemption import StopRequested
 
 _RECIPES = (Path(__file__).parent / "configs").resolve()
+_NOTHING = ("", "None", "null")
+
+# A flag belongs to the module that has it defined here.
+flags.disclaim_key_flags()
 
 
-def run(main: Callable[[list[str]], int | None], define_flags: Callable[[], None] | None = None) -> NoReturn:
+def run(
+    main: Callable[[list[str]], int | None],
+    define_flags: Callable[[], None] | None = None,
+    *,
+    unknown_flags: str = "",
+) -> NoReturn:
     """Parses the flags, calls `main(argv)` and exits with its code; faults of the user's print one line.
 
     Args:
         main: the command; `--help` shows its module's docstring and the flags that its module defines.
         define_flags: defines them. absl holds all flags in one place, so commands that share names define theirs here;
             None: they were defined on import.
+        unknown_flags: what to say to who gives one that there is not.
     """
     _log_to_stderr()
     _silence_what_is_reported_elsewhere()
     if define_flags is not None:
         define_flags()
-    app.run(lambda argv: _reporting(main, argv), flags_parser=lambda argv: _reporting(_parse, argv, main))
+    app.run(lambda argv: _reporting(main, argv), flags_parser=lambda argv: _reporting(parse, argv, main, unknown_flags))
+
+
+def define_path(name: str, default: str | None, text: str) -> flags.FlagHolder:
+    """Defines a flag whose value is a path, in which `~` and environment variables are expanded."""
+    return flags.DEFINE(_Path(), name, default, text, serializer=flags.ArgumentSerializer())
+
+
+def define_paths(name: str, text: str) -> flags.FlagHolder:
+    """Defines a flag whose value is several paths with commas between; without it there are none."""
+    return flags.DEFINE(_Paths(), name, [], text, serializer=flags.ListSerializer(","))
+
+
+class _Path(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        try:
+            return expanded(argument)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+
+
+class _Paths(flags.ListParser):
+    def parse(self, argument: str) -> list[str]:
+        return [_Path().parse(path) for path in super().parse(argument)]
+
+
+class _Field(flags.ArgumentParser):
+    """A value of a field of the configuration, as `parse_text` reads it; None, null and nothing are None."""
+
+    def __init__(self, parse_text: Callable[[str], Any]):
+        self._parse_text = parse_text
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument  # the recipe's
+        return None if argument in _NOTHING else self._parse_text(argument)
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, or else the text itself."""
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that it raises of bad text
+        return text
+
+
+def _tuple(text: str) -> tuple:
+    value = _literal(text)
+    if isinstance(value, str):
+        if value[:1] in ("(", "["):
+            raise ValueError("not a tuple, such as a,b or ('a', 'b')")
+        value = [part.strip() for part in value.split(",") if part.strip()] if value == text else [value]
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _any_value(text: str) -> Any:
+    value = _literal(text)
+    # As pairs: the names in a ConfigDict have no dots.
+    return tuple(value.items()) if isinstance(value, dict) else value
+
+
+def _section(text: str) -> NoReturn:
+    raise ValueError("not one field")
+
+
+for _type, _parse_text in {
+    int: flags.IntegerParser().parse,
+    float: flags.FloatParser().parse,
+    bool: flags.BooleanParser().parse,
+    str: str,
+    tuple: _tuple,
+    object: _any_value,
+    ConfigDict: _section,
+}.items():
+    config_flags.register_flag_parser_for_type(_type, _Field(_parse_text))
 
 
 def chosen_config(default: str | None = None) -> ConfigDict:
@@ -58,6 +147,8 @@ def chosen_config(default: str | None = None) -> ConfigDict:
         raise InputError("--config is missing, e.g. --config=configs/odm.py")
     for name, value in config_flags.get_override_values(flag).items():
         kind, _, field = name.partition(".")
+        if value is None and not field and flag.value.get_type(name) is types.NoneType:
+            raise InputError(f"--config.{name}: cannot be None")  # it had a value, and may have been a section
         if field == "name":
             raise InputError(
                 f"--config.{name}={value}: another {kind} has other fields; choose it by variant, "
@@ -144,7 +235,17 @@ def _exit(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def _parse(argv: list[str], main: Callable) -> list[str]:
+def parse(argv: list[str], main: Callable, unknown_flags: str = "") -> list[str]:
+    """Parses the flags of `sys.argv`; with --help, prints it and exits.
+
+    Args:
+        argv: `sys.argv`; returned are the arguments that are no flags, after the program's name.
+        main: the command.
+        unknown_flags: what to say to who gives one that there is not.
+
+    Raises:
+        InputError: a flag that there is not, or a value that it does not take.
+    """
     if not {"--help", "--helpshort", "-help", "-h", "-?"}.isdisjoint(argv[1:]):
         print(_help(main))
         sys.exit(0)
@@ -157,8 +258,10 @@ def _parse(argv: list[str], main: Callable) -> list[str]:
                 argv[i + 1] = _found_recipe(argv[i + 1])
     try:
         return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise InputError("; ".join(filter(None, [str(error), unknown_flags]))) from error
     except flags.Error as error:
-        if match := re.match(r"flag --config\.(\w+)=(\S*): Failed to parse .* as a ConfigDict", str(error)):
+        if match := re.match(r"flag --config\.(\w+)=(\S*): not one field", str(error)):
             how = _how_to_set(match[1], match[2])
             raise InputError(f"--config.{match[1]}={match[2]}: not one field; {how}") from error
         raise InputError(str(error)) from error
@@ -195,6 +298,7 @@ def _how_to_set(section: str, value: str) -> str:
 def _found_recipe(value: str) -> str:
     """Recipes are looked for in the working directory, then, those in configs/, among the package's."""
     path, colon, variant = value.partition(":")
+    path = expanded(path)
     places = [Path(path)]
     if Path(path).parts[:1] == ("configs",):
         places.append(_RECIPES.parent / path)

@@ -26,7 +26,8 @@ from dataflex_jax.reporting.evaluations import HELD_OUT
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import run_config
 from dataflex_jax.training.evaluation import Evaluation, EvaluationContext, evaluators, held_out
-from dataflex_jax.training.locate import CHECKPOINTS, locate, tokenizer_of
+from dataflex_jax.training.fits import check_vocabulary
+from dataflex_jax.training.locate import CHECKPOINTS, locate, use_tokenizer_of
 from dataflex_jax.training.weights import How, Opened, open_model
 
 
@@ -42,6 +43,7 @@ def evaluate(opened: Opened, config: ConfigDict) -> list[Evaluation]:
     """
     with jax.set_mesh(opened.mesh):
         domains, tokenizer = open_domains(config.data)
+        check_vocabulary(opened.source, tokenizer)
         context = EvaluationContext(config, domains, tokenizer, opened.mesh)
         return [evaluator.run(opened.model) for evaluator in evaluators(context) or (held_out(context),)]
 
@@ -86,7 +88,7 @@ def _as_written(records: Sequence[Evaluation]) -> dict[str, Any]:
 def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
-    flags.DEFINE_string("checkpoint", None, f"The model: {CHECKPOINTS}.")
+    cli.define_path("checkpoint", None, f"The model: {CHECKPOINTS}.")
 
 
 def main(argv: list[str]) -> None:
@@ -99,7 +101,7 @@ def main(argv: list[str]) -> None:
     if run is None and not options["config"].present:
         raise InputError("--config is missing: a Hugging Face checkpoint has no data of its own; name a recipe's")
     config = cli.chosen_config() if options["config"].present else run_config.read(run.folder)
-    config.data.tokenizer = tokenizer_of(options.checkpoint)
+    use_tokenizer_of(config.data, options.checkpoint)
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size // config.data.grad_accumulation, 1)

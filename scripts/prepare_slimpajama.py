@@ -5,7 +5,7 @@ From the Hugging Face hub (downloaded to the hub's own cache first):
     python scripts/prepare_slimpajama.py --config=configs/odm.py:slimpajama-6b --config.data.cache_dir=/data/dataflex
 
 From files in SlimPajama's format, {"text": ..., "meta": {"redpajama_set_name": ...}} as JSONL (.gz, .zst) or Parquet,
-with the held-out documents in *.valid.jsonl or in a folder named validation:
+with the held-out documents in *.valid.jsonl or in a folder named validation (one named test is left out):
 
     python scripts/prepare_slimpajama.py --config=configs/odm.py:slimpajama-30b --config.data.root=/data/slimpajama \\
         --config.data.cache_dir=/data/dataflex

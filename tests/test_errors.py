@@ -1,6 +1,7 @@
 import pickle
 
 import pytest
+from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
 
@@ -21,6 +22,19 @@ def test_the_one_line_names_the_option(option, text):
     assert error.reason == "no such folder"
     assert str(pickle.loads(pickle.dumps(error))) == text
     assert str(InputError(ValueError("no such folder"), **option)) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a\nb", "'a\\nb'"),
+        (ConfigDict({"a": 1}), "a: 1 "),
+        pytest.param(10**5000, "int of thousands of digits", id="digits"),
+        ("x" * 300, "'" + 196 * "x" + "..."),
+    ],
+)
+def test_a_value_is_shown_on_one_line(value, text):
+    assert str(InputError("no", option="seed", value=value)) == f"config.seed = {text}: no"
 
 
 def test_the_fault_of_an_option_by_another_name():

@@ -130,7 +130,8 @@ def _wandb_run(folder: Path, settings: str | Mapping[str, Any]) -> Any:
     try:
         import wandb
     except ModuleNotFoundError as error:
-        raise InputError("wandb is not installed; `pip install dataflex_jax[wandb]`, or set wandb to None") from error
+        reason = "wandb is not installed; `pip install dataflex_jax[wandb]`, or set it to None"
+        raise InputError(reason, option="wandb_project", value=settings) from error
     arguments = {"project": settings} if isinstance(settings, str) else dict(settings)
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "wandb_id"

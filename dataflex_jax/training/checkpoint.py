@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from dataflex_jax.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+LOCK = ".lock"
 
 
 class Contents(NamedTuple):
@@ -39,7 +40,8 @@ class Contents(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run: written asynchronously, complete or not there at all, the newest `keep` kept.
 
-    As a context manager it waits at the end for the save under way, also where the run fails.
+    As a context manager it waits at the end for the save under way, also where the run fails. A run folder that it has
+    made and in which there is nothing then is removed again.
 
     Args:
         run_folder: they lie in its subfolder `checkpoints`.
@@ -53,6 +55,7 @@ class Checkpoints:
     def __init__(self, run_folder: Path, keep: int | None = None, *, writable: bool = True):
         self.folder = (run_folder / FOLDER).absolute()
         self._lock = None
+        self._new = _missing(run_folder) if writable else []
         if writable:
             _make_folder(run_folder, self.folder)
             self._lock = _locked(run_folder)
@@ -72,6 +75,8 @@ class Checkpoints:
         finally:
             if self._lock is not None:
                 self._lock.release()
+                if kind is not None and self._new:
+                    _remove_if_empty(self.folder, self._new)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
@@ -193,6 +198,25 @@ def _reason(error: Exception, limit: int = 200) -> str:
     return words if len(words) <= limit else words[: limit - 3] + "..."
 
 
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there yet, the innermost first."""
+    folder = folder.absolute()
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def _remove_if_empty(checkpoints: Path, new: Sequence[Path]) -> None:
+    """Removes a run folder with nothing in it, and of the folders above it those that were made for it."""
+    run_folder = checkpoints.parent
+    if {entry.name for entry in run_folder.iterdir()} - {LOCK, checkpoints.name} or any(checkpoints.iterdir()):
+        return
+    (run_folder / LOCK).unlink(missing_ok=True)
+    checkpoints.rmdir()
+    for folder in new:
+        if any(folder.iterdir()):
+            break
+        folder.rmdir()
+
+
 def _make_folder(run_folder: Path, folder: Path) -> None:
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +232,7 @@ def _locked(run_folder: Path) -> filelock.BaseFileLock | None:
     """Keeps other runs out of the folder until the process ends; of several processes the first one does."""
     if jax.process_index() != 0:
         return None
-    lock = filelock.FileLock(str(run_folder / ".lock"))
+    lock = filelock.FileLock(str(run_folder / LOCK))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:

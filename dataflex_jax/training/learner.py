@@ -12,6 +12,7 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.training import optim
+from dataflex_jax.training.fits import check_memory
 from dataflex_jax.training.state import Start, TrainState
 from dataflex_jax.training.weights import Base, Origin, open_base, resolved_model, starting_params, trained_of
 
@@ -55,9 +56,11 @@ def make_learner(
         mesh: the devices.
 
     Raises:
-        InputError: a model that cannot be resolved, a base that cannot be read, or proportions that a mixer refuses.
+        InputError: a model that cannot be resolved or is too large, a base that cannot be read, or proportions that a
+            mixer refuses.
     """
     model = resolved_model(config, vocab_size)
+    check_memory(model)
     trained = trained_of(model, config.model.trainable)
     base = open_base(Origin.of(config), model, trained, mesh)
     mixer = registry.checked("mixer", policies.mixer.policy.init, proportions)

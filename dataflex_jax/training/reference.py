@@ -22,6 +22,7 @@ from dataflex_jax.models import parts
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Reference
 from dataflex_jax.signals.sweep import Source, Sweeper
+from dataflex_jax.training.fits import check_vocabulary
 from dataflex_jax.training.loss_store import LossStore
 from dataflex_jax.training.resume import is_imported
 from dataflex_jax.training.weights import How, open_model
@@ -97,6 +98,7 @@ def open_reference(
             option=option,
             value=reference.path,
         )
+    check_vocabulary(reference.path, tokenizer, option)
     names = [domain.name for domain in domains]
     if opened.saved is not None and not is_imported(opened.saved) and list(opened.saved["stores"]) != names:
         reason = f"trained on the domains {list(opened.saved['stores'])}, not on {names}"

@@ -159,8 +159,8 @@ def check(saved: dict[str, Any], identity: Identity) -> None:
     for name, key in saved["stores"].items():
         if identity.stores.get(name, key) != key:
             raise InputError(
-                f"domain {name!r}: its text, tokenizer or held-out split is not what the checkpoint was trained on; "
-                "use a new --workdir"
+                f"domain {name!r}: its text, tokenizer, data.begin_of_text or held-out split is not what the "
+                "checkpoint was trained on; use a new --workdir"
             )
 
 

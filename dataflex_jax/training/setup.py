@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax import preemption
 from dataflex_jax.data.loader import check_rows
+from dataflex_jax.data.text.tokenizer import DEFAULT
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training import loop, resume, run_config
+from dataflex_jax.training import fits, loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
@@ -24,6 +25,7 @@ from dataflex_jax.training.evaluation import check_evaluators
 from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.learner import fresh_state, make_learner
 from dataflex_jax.training.ledger import Position
+from dataflex_jax.training.locate import keep_begin_of_text, use_tokenizer_of
 from dataflex_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -52,13 +54,18 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         InputError: a configuration or an input that cannot be run, in one line.
     """
     configuration.validate(config)
+    if config.data.tokenizer is None:
+        _choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
     active_policies(config)  # refuses what it can before any data is read
     check_evaluators(config)
+    fits.check_tokenizer(config)
 
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         latest = checkpoints.latest()
+        if latest is not None and (run_folder / "config.json").is_file():
+            keep_begin_of_text(config.data, run_folder)
         experiment = _experiment(config, open_inputs(config.data, run_folder, latest), mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
@@ -76,12 +83,21 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
             yield job, state, position
 
 
+def _choose_tokenizer(config: ConfigDict) -> None:
+    if config.model.from_scratch:
+        config.data.tokenizer = DEFAULT
+        return
+    use_tokenizer_of(config.data, config.model.name_or_path, "model.name_or_path")
+    logger.info("config.data.tokenizer is that of the weights, %s.", config.data.tokenizer)
+
+
 def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> Experiment:
     config = with_weights_files(config, [domain.name for domain in inputs.domains])
     policies = active_policies(config)
     sizes = np.diff(inputs.pool.offsets)
     proportions = registry.checked("data", starting_proportions, "proportions", config.data.proportions, sizes)
     learner = make_learner(config, inputs.tokenizer.vocab_size, policies, proportions, mesh)
+    fits.warn_of_long_rows(config, learner.model.config, max(inputs.pool.buckets))
     identity = resume.identify(
         config,
         learner.model.config,

@@ -185,6 +185,29 @@ def test_a_run_that_fails_completes_the_save_under_way(tmp_path):
     assert saved_steps(tmp_path) == [1]
 
 
+def test_a_run_that_is_refused_leaves_no_folder_but_what_was_there(tmp_path):
+    def failing(folder, *files):
+        with Checkpoints(folder):
+            for name in files:
+                (folder / name).write_text("{}")
+            raise InputError("no data")
+
+    def refused(*arguments):
+        with pytest.raises(InputError, match="no data"):
+            failing(*arguments)
+
+    refused(tmp_path / "runs" / "new")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "mine").mkdir()
+    refused(tmp_path / "mine")
+    refused(tmp_path / "mine" / "runs" / "new")
+    assert (tmp_path / "mine").is_dir()
+    assert not (tmp_path / "mine" / "runs").exists()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    refused(tmp_path / "runs" / "new", "config.json")
+    assert (tmp_path / "runs" / "new" / "config.json").exists()
+
+
 def test_only_a_folder_of_checkpoints_is_written_to(tmp_path):
     (tmp_path / "checkpoints").write_text("mine")
     with pytest.raises(InputError, match="checkpoints: not a folder of checkpoints"):

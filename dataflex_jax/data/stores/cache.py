@@ -8,6 +8,7 @@ Stores of other keys are never deleted. A cache that is complete is only read. W
 made again from the sources. documents.py and examples.py say what lies in a store.
 """
 
+import collections
 import dataclasses
 import logging
 import shutil
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from dataflex_jax.data.sources.instruct import ConversationReader
+from dataflex_jax.data.sources.parts import FilePart
 from dataflex_jax.data.sources.streams import Stream
 from dataflex_jax.data.sources.table import open_source
 from dataflex_jax.data.stores.build import Encoder, build_stores, read_events
@@ -34,6 +37,7 @@ logger = logging.getLogger(__name__)
 _FORMAT = 2
 _TOKENIZER_TRAINING_BYTES = 256 << 20
 _MAX_FOUND_DOMAINS = 1000
+_MOST_LINES = 20  # about domains, one each
 
 
 class _Wanted(NamedTuple):
@@ -106,6 +110,7 @@ def open_stores(
             texts=lambda: map(plain_text, _training_texts(streams, data, lock)),
             cache_dir=cache_dir,
             eos_token=data.eos_token,
+            begin_of_text=data.begin_of_text,
             texts_fingerprint=digest(
                 [[content, list(stream.domains)] for content, stream in zip(contents, streams, strict=True)]
             ),
@@ -114,7 +119,7 @@ def open_stores(
         encoder = make_encoder(tokenizer)
         wanted = _wanted_stores(streams, contents, tokenizer, encoder, data, cache_dir)
         _build_missing(wanted, encoder, data, lock, progress)
-    _report(wanted)
+    _report(wanted, held_out=data.valid_fraction > 0)
     stores = (Store.load(store.name, store.key, store.path, encoder.columns, store.stream) for store in wanted)
     return tuple(stores), tokenizer
 
@@ -146,7 +151,13 @@ def _describe(stream: Stream, content: str, data: ConfigDict) -> dict[str, Any]:
         "domain_field": stream.domain_field,
         # A split that comes with the data does not depend on the fraction.
         "valid_fraction": None if stream.valid else float(data.valid_fraction),
+        # Stores from before messages could be marked stay in use where none is.
+        **({"marked": True} if _is_marked(stream) else {}),
     }
+
+
+def _is_marked(stream: Stream) -> bool:
+    return isinstance(stream.reader, ConversationReader) and stream.reader.is_marked(stream.valid + stream.train)
 
 
 def _found_domains(stream: Stream, content: str, cache_dir: Path, lock: CacheLock, progress: bool) -> dict[str, str]:
@@ -177,12 +188,13 @@ def _kept_values(path: Path) -> list[str] | None:
 
 
 def _domain_values(stream: Stream, progress: bool) -> list[str]:
-    found, base = set(), 0
+    found, problem, base = set(), None, 0
     with progress_bar(sum(part.size for part in stream.train), f"finding {stream.domain_field}", progress) as bar:
         for part in stream.train:
             for document in stream.documents(part):
                 if document.value is not None:
                     found.add(document.value)
+                problem = problem or document.problem
                 if len(found) > _MAX_FOUND_DOMAINS:
                     raise InputError(
                         f"over {_MAX_FOUND_DOMAINS} values; name the wanted ones in domains",
@@ -192,7 +204,7 @@ def _domain_values(stream: Stream, progress: bool) -> list[str]:
                 bar.update(base + document.position - bar.n)
             base += part.size
     if not found:
-        raise InputError("no record has this field", option="data.domain_field", value=stream.domain_field)
+        raise InputError(problem or f"{stream.train[0].place(0)}: no record")
     return sorted(found)
 
 
@@ -298,36 +310,48 @@ def _fault(store: _Wanted, encoder: Encoder, data: ConfigDict, progress: bool) -
     return None
 
 
-def _report(wanted: Sequence[_Wanted]) -> None:
+def _report(wanted: Sequence[_Wanted], *, held_out: bool) -> None:
+    """Says what the stores hold; `held_out`: whether each domain is meant to have held-out documents."""
     ignored: dict[str, int] = {}
+    counts, without = collections.Counter(), []
+    log = logger.debug if len(wanted) > _MOST_LINES else logger.info
     for store in wanted:
         meta = read_meta(store.path)
         train, valid = (meta[split] for split in SPLITS)
         ignored |= meta["records_by_value"]
-        logger.info(
-            "domain %s: train %s documents, %s tokens, %s bytes; held out %s documents, %s tokens",
+        counts.update({(split, kind): meta[split][kind] for split in SPLITS for kind in ("documents", "tokens")})
+        files = sum(isinstance(part, FilePart) for part in store.stream.train + store.stream.valid)
+        log(
+            "domain %s: train %s documents, %s tokens, %s bytes; held out %s documents, %s tokens%s",
             store.name,
             *(f"{train[kind]:,}" for kind in ("documents", "tokens", "bytes")),
             *(f"{valid[kind]:,}" for kind in ("documents", "tokens")),
+            f"; of {files} file{'s' * (files > 1)}" if files else "",
         )
-        if skipped := skipped_records(meta):
-            logger.warning("domain %s: %d bad records skipped", store.name, skipped)
-        if meta["untargeted_examples"]:
-            logger.warning(
-                "domain %s: %d examples dropped that have no response within data.cutoff_len",
-                store.name,
-                meta["untargeted_examples"],
-            )
-        if meta["held_out_duplicates"]:
-            logger.warning(
-                "domain %s: %d training documents left out because they are held out too",
-                store.name,
-                meta["held_out_duplicates"],
-            )
+        if left_out := _left_out(meta):
+            logger.warning("domain %s: left out: %s", store.name, left_out)
         if not valid["documents"]:
-            logger.warning("domain %s: no held-out document; raise data.valid_fraction for evaluation", store.name)
+            without.append(store.name)
+    if len(wanted) > _MOST_LINES:
+        numbers = (f"{counts[split, kind]:,}" for split in SPLITS for kind in ("documents", "tokens"))
+        logger.info(
+            "%d domains: train %s documents, %s tokens; held out %s documents, %s tokens", len(wanted), *numbers
+        )
+    if without and held_out:
+        listed = one_line(", ".join(without))
+        logger.warning("domain %s: no held-out document; raise data.valid_fraction for evaluation", listed)
     names = {store.value for store in wanted}
     ignored = {value: count for value, count in ignored.items() if value not in names}
     if ignored:
         listed = ", ".join(f"{value} {count:,}" for value, count in sorted(ignored.items())[:20])
         logger.warning("%d records of domains not in data.domains are ignored: %s", sum(ignored.values()), listed)
+
+
+def _left_out(meta: dict[str, Any]) -> str:
+    counts = {
+        "bad records": skipped_records(meta),
+        "empty documents": meta["empty_documents"],
+        "examples without a target, or without one within data.cutoff_len": meta["untargeted_examples"],
+        "training documents that are held out too": meta["held_out_duplicates"],
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)

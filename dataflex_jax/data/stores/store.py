@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt
 
+from dataflex_jax.data.sources.instruct import Conversation
 from dataflex_jax.data.sources.streams import Stream
 from dataflex_jax.data.stores import checksums
 from dataflex_jax.data.stores.writer import RECORD_COUNTS, SPLIT_COUNTS, SPLITS, Column
@@ -170,6 +171,11 @@ class Store:
                     index = next(indices, None)
                     if index is None:
                         break
+
+    def conversation(self, record: Mapping[str, Any]) -> Conversation:
+        """The conversation of one of its examples' records."""
+        text, _ = self.stream.reader.text(record)
+        return Conversation.from_json(text)
 
     def values(self, split: str, field: str) -> list[Any]:
         """A record field (dotted) of every example of a split, in their order: groups of targets, scores to order by.

@@ -221,7 +221,7 @@ class DomainWriter:
         if skipped := _skipped(counts):
             reasons.append(f"{skipped} records were skipped as bad (data.on_bad_record='raise' shows the first)")
         if counts.get("untargeted"):
-            reasons.append(f"{counts['untargeted']} examples have no response within data.cutoff_len")
+            reasons.append(f"{counts['untargeted']} examples have no target, or none within data.cutoff_len")
         if counts.get("empty"):
             reasons.append(f"{counts['empty']} documents are empty")
         if held_out := counts.get("valid_documents", 0) + counts.get("duplicate", 0):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 from dataflex_jax.policies.common import scaling_law
 from dataflex_jax.policies.common.loss_history import LossHistory
-from dataflex_jax.policies.proportions import all_positive, starting_proportions
+from dataflex_jax.policies.proportions import Proportions, all_positive, starting_proportions
 
 STEP_SIZES = ("same", "own")
 _LEAST_EXPONENT = 0.05
@@ -53,7 +53,7 @@ def ado(
     ignore: int = 100,
     smoothing: int = 10,
     history: int = 256,
-    prior: tuple | str | None = None,
+    prior: Proportions = None,
 ) -> Mixer:
     """Samples a domain more often the faster its loss is about to fall.
 

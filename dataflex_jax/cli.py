@@ -1,29 +1,33 @@
 """What the commands share: flags, exit codes and one-line errors.
 
-Exit codes: 0 done, 2 bad configuration or input, 1 anything else.
+Exit codes: 0 done, or stopped on request and saved; 2 bad configuration or input; 1 anything else, also interrupted.
 """
 
 import ast
 import logging
 import os
 import re
+import signal
 import sys
 import textwrap
 import traceback
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax.errors import InputError, TrainingError, is_disk_full
+from dataflex_jax import ending
+from dataflex_jax.errors import InputError, TrainingError, is_disk_full, is_out_of_memory, one_line
 from dataflex_jax.files import expanded
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.preemption import StopRequested
+from dataflex_jax.processes import group
+from dataflex_jax.processes.launch import find
 
 _RECIPES = (Path(__file__).parent / "configs").resolve()
 _NOTHING = ("", "None", "null")
@@ -50,7 +54,16 @@ def run(
     _silence_what_is_reported_elsewhere()
     if define_flags is not None:
         define_flags()
-    app.run(lambda argv: _reporting(main, argv), flags_parser=lambda argv: _reporting(parse, argv, main, unknown_flags))
+    ending.at_interrupts()
+    try:
+        app.run(
+            lambda argv: _done(main, argv),
+            flags_parser=lambda argv: _reporting(parse, argv, main, unknown_flags),
+        )
+    except KeyboardInterrupt:
+        _exit(1, ending.STOPPED)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def define_path(name: str, default: str | None, text: str) -> flags.FlagHolder:
@@ -174,19 +187,18 @@ def default_run_folder() -> str:
     return "runs/" + re.sub(r"[^\w.-]+", "-", name)
 
 
-def initialize_distributed(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes of a multi-host run: those of the flags, or what SLURM or Open MPI says; else alone.
+def initialize_distributed(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, start_timeout: int
+) -> None:
+    """Joins the other processes of a run: those of the flags, or what SLURM or Open MPI says; else alone.
 
     Raises:
-        InputError: some of the flags without the others.
+        InputError: flags or variables that cannot be.
+        TrainingError: not all came within `start_timeout` seconds.
     """
-    given = (coordinator, num_processes, process_id)
-    if any(value is not None for value in given):
-        if any(value is None for value in given):
-            raise InputError("--coordinator, --num_processes and --process_id: give all three or none")
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        jax.distributed.initialize()
+    launch = find(coordinator, num_processes, process_id)
+    if launch is not None:
+        group.join(launch, start_timeout)
 
 
 def _log_to_stderr() -> None:
@@ -204,14 +216,24 @@ def _silence_what_is_reported_elsewhere() -> None:
     """What fails in the threads of a save or a restore is raised where these are waited for, and reported there."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or not record.exc_info)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # Memory that XLA could not use again: nothing that a user could do anything about.
+    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
 
     def hook(unraisable):
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            ending.now(1, ending.STOPPED)  # where nothing can be raised, such as in a finalizer
         # Of a restore's other reads, which nobody waits for any more once one has failed.
         frames = traceback.extract_tb(unraisable.exc_traceback)
         if not any(library in frame.filename for frame in frames for library in ("orbax", "asyncio")):
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = hook
+
+
+def _done(main: Callable, argv: list[str]) -> int | None:
+    code = _reporting(main, argv)
+    group.done()
+    return code
 
 
 def _reporting(call: Callable, *arguments):
@@ -221,18 +243,37 @@ def _reporting(call: Callable, *arguments):
         _exit(2, str(error))
     except TrainingError as error:
         _exit(1, str(error))
-    except StopRequested:
-        _exit(1, "stopped on request, before it was done")
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        place = f": {error.filename}" if error.filename else ""
-        _exit(1, f"{error.strerror}{place}; make room and run the same command again")
+    except (StopRequested, KeyboardInterrupt):
+        _exit(1, ending.STOPPED)
+    except Exception as error:
+        if isinstance(error, OSError) and is_disk_full(error):
+            place = f": {error.filename}" if error.filename else ""
+            _exit(1, f"{error.strerror}{place}; make room and run the same command again")
+        if is_out_of_memory(error):
+            how = (
+                "lower config.data.batch_size or raise config.data.grad_accumulation, split the model over more devices"
+            )
+            short = one_line(error, 120)
+            _exit(1, f"out of memory ({short}); {how} (config.mesh), or take shorter rows or a smaller model")
+        group.wait_for_loss()
+        if group.failed(1, f"{type(error).__name__}, see its own output"):
+            traceback.print_exc()
+            _end_now(1)
+        raise
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    ending.last_line(message)
+    if group.failed(code, message):
+        _end_now(code)
     sys.exit(code)
+
+
+def _end_now(code: int) -> NoReturn:
+    """Without what JAX does at the end: it would wait for the other processes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def parse(argv: list[str], main: Callable, unknown_flags: str = "") -> list[str]:

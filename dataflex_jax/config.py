@@ -255,6 +255,7 @@ def validate(config: ConfigDict, *, data_is_read: bool = True) -> None:
         sources.check(config.data)
         if config.targets.source is not None:
             sources.check(config.targets, "targets")
+        _check_batch(config.data)
     _check_model(config)
     _check_data(config)
     if [config.mesh[axis] for axis in config.mesh].count(-1) > 1:
@@ -328,6 +329,13 @@ def _check_model(config: ConfigDict) -> None:
         )
 
 
+def _check_batch(data: ConfigDict) -> None:
+    length = "cutoff_len" if sources.is_instruction(data) else "seq_len"
+    if data.batch_size * data[length] > options.LARGEST_INT:
+        reason = f"with rows of config.data.{length} = {data[length]} a batch has 2**31 tokens or more"
+        raise InputError(reason, option="data.batch_size", value=data.batch_size)
+
+
 def _check_data(config: ConfigDict) -> None:
     data = config.data
     if data.batch_size % data.grad_accumulation:
@@ -336,10 +344,6 @@ def _check_data(config: ConfigDict) -> None:
             option="data.batch_size",
             value=data.batch_size,
         )
-    for name in ("seq_len", "cutoff_len"):
-        if data.batch_size * data[name] > options.LARGEST_INT:
-            reason = f"with rows of config.data.{name} = {data[name]} a batch has 2**31 tokens or more"
-            raise InputError(reason, option="data.batch_size", value=data.batch_size)
     if (config.selector or config.order) and data.packing:
         reason = "a selector or an order needs one example a row; set it to False"
         raise InputError(reason, option="data.packing", value=True)

@@ -1,6 +1,7 @@
 """The faults that a run reports in one line instead of a traceback."""
 
 import errno
+import re
 from typing import Any
 
 
@@ -40,6 +41,13 @@ class TrainingError(Exception):
 def is_disk_full(error: OSError) -> bool:
     """Whether there was no room to write: a full disk, a quota, a limit on the size of files."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the host or, as JAX says it, a device had too little memory."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)) is not None
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

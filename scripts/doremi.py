@@ -52,11 +52,14 @@ def train(role: str, folder: Path, options: Sequence[str]) -> None:
         return
     print(f"{role}: {folder}", flush=True)
     command = [sys.executable, "-m", "dataflex_jax.train", f"--config=configs/doremi.py:{role},{_SCALE.value}"]
-    result = subprocess.run([*command, f"--workdir={folder}", *options], check=False)
-    if result.returncode or not (folder / "summary.json").exists():
-        raise TrainingError(
-            f"the {role} run ended with exit code {result.returncode}; the same command goes on from there"
-        )
+    process = subprocess.Popen([*command, f"--workdir={folder}", *options])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # Ctrl-C has reached it too, and it is saving
+        raise
+    if code or not (folder / "summary.json").exists():
+        raise TrainingError(f"the {role} run ended with exit code {code}; the same command goes on from there")
 
 
 def rounds(workdir: Path, shared: Sequence[str]) -> tuple[Path, Path]:

@@ -293,7 +293,7 @@ def test_the_console_command_runs_the_commands_and_shows_their_help(trainer, tmp
     assert train == of_the_module.stdout
     assert train.startswith("Trains a language model while policies decide what it trains on.\n")
     flags = [line.split()[0] for line in train.splitlines() if line.startswith("  --")]
-    assert flags == ["--config", "--workdir", "--coordinator", "--num_processes", "--process_id"]
+    assert flags == ["--config", "--workdir", "--coordinator", "--num_processes", "--process_id", "--start_timeout"]
     assert "  --prompt          The text to continue; may be given several times.\n" in generate
     assert "  --max_new_tokens  Tokens at most, unless the text ends before. Default: 128.\n" in generate
     assert refused.returncode == 2

@@ -69,6 +69,10 @@ def test_a_value_out_of_its_range_is_refused_with_what_is_accepted(name, value, 
     ("fields", "message"),
     [
         ({"data.batch_size": 10, "data.grad_accumulation": 4}, "batch_size = 10: must be a multiple of .* = 4"),
+        (
+            {"data.batch_size": 2**22, "data.seq_len": 512},
+            "batch_size = 4194304: with rows of .*seq_len = 512 a batch ",
+        ),
         ({"data.source": "local"}, "^config.data.root: needed for source 'local' .the folder with the data files.$"),
         ({"data.domain_field": "set"}, "^config.data.domain_field: not with source 'builtin': .*; set it to None$"),
         ({"targets.source": "hub"}, "^config.targets.root: needed for source 'hub'"),

@@ -1,5 +1,6 @@
 """JSON in and out to the bit, lines that may be torn, and files that are replaced whole."""
 
+import json
 import math
 import os
 import re
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax import files as records
+from dataflex_jax import files
 from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.files import (
     JsonlWriter,
+    Written,
     digest,
     file_name,
     keyed_path,
@@ -20,6 +22,7 @@ from dataflex_jax.files import (
     replace_file,
     replace_json,
     replace_sealed,
+    unwritable,
 )
 from dataflex_jax.foreign import read_object
 
@@ -121,19 +124,73 @@ def test_truncate_after_keeps_the_bytes_before(tmp_path):
     assert os.listdir(tmp_path) == ["m.jsonl"]
 
 
-def test_truncate_after_is_all_or_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [0, 1, 499, 500, 999, 1000])
+def test_truncate_after_reads_no_more_than_it_drops(tmp_path, monkeypatch, step):
+    path, block = tmp_path / "m.jsonl", 300
+    monkeypatch.setattr(files, "_BLOCK", block)
+    lines = [json.dumps({"step": i, "text": "x" * (900 if i % 100 == 0 else 10)}) + "\n" for i in range(1, 1001)]
+    path.write_text("".join(lines))
+    parsed = []
+    monkeypatch.setattr(files, "parse_json", lambda line: parsed.append(line) or json.loads(line))
+    with JsonlWriter(path) as writer:
+        assert writer.truncate_after(step) is None
+    assert path.read_text() == "".join(lines[:step])
+    assert len(parsed) == 1000 - step + (step > 0)
+
+
+def whole(path) -> tuple[str, Written]:
+    """A file of five lines, and how far it had come."""
+    with JsonlWriter(path) as writer:
+        for step in range(1, 6):
+            writer.write({"step": step, "loss": step / 3})
+        written = writer.synced()
+    return path.read_text(), written
+
+
+@pytest.mark.parametrize("later", ["", '{"step": 6}\n', '{"step": 6}\n{"st'])
+def test_a_file_goes_back_to_where_it_was(tmp_path, later):
     path = tmp_path / "m.jsonl"
-    before = '{"step": 1}\n{"step": 2}\n'
-    path.write_text(before)
-    writer = JsonlWriter(path)
+    before, written = whole(path)
+    path.write_text(before + later)
+    with JsonlWriter(path) as writer:
+        assert writer.truncate_after(5, written=written) is None
+        assert path.read_text() == before
+        writer.write({"step": 6})
+        after = writer.synced()
+    assert (after.size, after.lines) == (written.size + 12, 6)
+    with JsonlWriter(path) as writer:
+        assert writer.synced() == after
 
-    def killed(*_):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(records.os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        writer.truncate_after(1)
-    assert path.read_text() == before
+def twice(lines):
+    return [*lines[:3], lines[1], lines[2], *lines[3:]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "left", "said"),
+    [
+        (twice, 5, "none is missing"),
+        (lambda lines: [*lines[:2], '{"step": 3, "lo', "\n", *lines[2:]], 5, "none is missing"),
+        (lambda lines: [*lines[:2], "\0\xff\n", "[1]\n", *lines[2:]], 5, "none is missing"),
+        (lambda lines: lines[:1] + lines[2:], 4, "1 of the 5 lines up to step 5 are missing"),
+        (lambda lines: [*lines[:2], lines[2][:7] + lines[3], lines[4]], 3, "2 of the 5 lines"),
+        (lambda lines: lines[:3], 3, "2 of the 5 lines"),
+        (lambda lines: [], 0, "5 of the 5 lines"),
+        (lambda lines: [lines[0].replace("1", "2"), *lines[1:]], 5, "some of the 5 lines .* not what was written"),
+    ],
+)
+def test_lines_that_are_not_as_they_were_are_repaired_as_far_as_possible(tmp_path, damage, left, said):
+    path = tmp_path / "m.jsonl"
+    before, written = whole(path)
+    path.write_text("".join(damage(before.splitlines(keepends=True))))
+    with JsonlWriter(path) as writer:
+        found = writer.truncate_after(5, written=written)
+        writer.write({"step": 6})
+    assert re.search(rf"^{path}: .*{said}", found)
+    assert len(read_jsonl(path)) == left + 1
+    if "none" in said:
+        assert path.read_text() == before + '{"step": 6}\n'
+    assert os.listdir(tmp_path) == ["m.jsonl"]
 
 
 def test_truncate_after_refuses_a_line_without_step(tmp_path):
@@ -163,7 +220,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         seen.append((partial.name, target))
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "replace", fails)
+    monkeypatch.setattr(files.os, "replace", fails)
     with pytest.raises(OSError, match="No space left"):
         replace_file(path, b"other")
     # Of this process alone, and gone.
@@ -258,3 +315,14 @@ def test_a_sealed_file_that_was_altered_is_refused(tmp_path):
         read_sealed(path)
     replace_json(path, [1, value])
     assert read_sealed(path) == [1, value]
+
+
+def test_whether_a_file_can_be_written_is_known_without_writing_it(tmp_path):
+    assert unwritable(tmp_path / "new" / "folder" / "a.json") is None
+    assert unwritable(tmp_path / "a.json") is None
+    assert list(tmp_path.iterdir()) == []
+    assert unwritable(tmp_path) == "it is a folder"
+    (tmp_path / "file").touch()
+    assert unwritable(tmp_path / "file") is None
+    assert unwritable(tmp_path / "file" / "a.json") == f"{tmp_path}/file is not a folder"
+    assert unwritable("/proc/a.json").startswith("/proc: ")

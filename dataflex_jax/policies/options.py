@@ -6,6 +6,7 @@ section of the configuration, so that no policy needs to know where its hyperpar
 
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -20,6 +21,11 @@ LARGEST_NUMBER = 3.4e38  # of float32, about
 def refuse(name: str, value: Any, reason: str) -> NoReturn:
     """Raises the `ValueError` of a hyperparameter with a value that cannot be."""
     raise ValueError(f"{name} = {shown(value)}: {reason}")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error refuses a hyperparameter: a `ValueError` that begins with its name and value."""
+    return isinstance(error, ValueError) and re.match(r"\w+ = ", str(error)) is not None
 
 
 def require(name: str, value: Any, holds: bool, accepted: str) -> None:

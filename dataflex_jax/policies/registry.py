@@ -16,7 +16,6 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -27,10 +26,13 @@ from ml_collections import config_dict
 
 from dataflex_jax.errors import InputError, shown
 from dataflex_jax.policies import mixers, options, orders, selectors, weighters
+from dataflex_jax.policies.base import Mixer, Order, Selector, Weighter
 from dataflex_jax.policies.schedule import Schedule, Scheduled
+from dataflex_jax.policies.user_code import user_code
 
 _BUILTIN = {"mixer": mixers, "selector": selectors, "order": orders, "weighter": weighters}
 KINDS = tuple(_BUILTIN)
+_PROTOCOLS = {"mixer": Mixer, "selector": Selector, "order": Order, "weighter": Weighter}
 _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}
 _SCHEDULE_FIELDS = Schedule._fields
 _ENTRY_POINTS = "dataflex_jax.policies"
@@ -79,10 +81,11 @@ def load_plugins(modules: Iterable[str]) -> None:
     """
     _load_installed()
     for module in modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise InputError(f"cannot import {module!r}: {error}", option="plugins") from error
+        with user_code(f"config.plugins: importing {module!r}"):
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                raise InputError(f"cannot import {module!r}: {error}", option="plugins") from error
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -134,7 +137,8 @@ def build(
         option: the section's dotted name without "config."; None: the kind.
 
     Raises:
-        InputError: an unknown name or hyperparameter (with the accepted ones), or a value the policy refuses.
+        InputError: an unknown name or hyperparameter (with the accepted ones), a value the policy refuses, or a factory
+            that makes no policy.
     """
     name, option = section.get("name"), option or kind
     factory = _factory(kind, name)
@@ -158,7 +162,12 @@ def build(
             )
     schedule = schedule._replace(**overrides)
     checked(option, _check_schedule, schedule)
-    return Scheduled(name, checked(option, factory, **hyperparameters), schedule)
+    with user_code(f"{kind} {name!r}: its factory"):
+        policy = checked(option, factory, **hyperparameters)
+    if not isinstance(policy, _PROTOCOLS[kind]):
+        expected = _PROTOCOLS[kind].__name__
+        raise InputError(f"{kind} {name!r}: its factory returned a {type(policy).__name__}; a {expected} is expected")
+    return Scheduled(name, policy, schedule)
 
 
 def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +180,7 @@ def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) ->
     try:
         return call(*args, **kwargs)
     except ValueError as error:
-        if re.match(r"\w+ = ", str(error)):
+        if options.is_refusal(error):
             raise InputError(f"config.{option}.{error}") from error
         raise
 

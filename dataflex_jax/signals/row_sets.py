@@ -52,6 +52,9 @@ class SweptRows:
 class ModelSignals:
     """The signals of one model; see `policies.signals.Signals`.
 
+    Attributes:
+        compared: what `domain_gradients` gave last; None: nobody has asked.
+
     Args:
         subject: the model, and the optimizer's state where there is one.
         sweeper: runs the sweeps.
@@ -70,13 +73,19 @@ class ModelSignals:
     ):
         pool = candidates.pool
         self._asked = subject, sweeper, candidates
-        self._pool, self.domain_gradients = pool, domain_gradients
+        self._pool, self._domain_gradients = pool, domain_gradients
+        self.compared: DomainGradients | None = None
         self.candidates = self._candidates(0, pool.num_rows, "candidates")
         self.targets = None
         if targets is not None:
             target_set, source = targets
             groups = (target_set.groups, target_set.names)
             self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets")
+
+    def domain_gradients(self) -> DomainGradients:
+        """See `policies.signals.Signals`."""
+        self.compared = self._domain_gradients()
+        return self.compared
 
     @property
     def checkpoints(self) -> Sequence[tuple[float, "ModelSignals"]]:

@@ -83,13 +83,13 @@ def use_tokenizer_of(data: ConfigDict, source: str | Path, option: str = "--chec
     data.tokenizer = tokenizer_of(source, option)
     run = run_at(source, option)
     if run is not None:
-        keep_begin_of_text(data, run.folder)
+        keep_begin_of_text(data, run_config.read(run.folder))
 
 
-def keep_begin_of_text(data: ConfigDict, run_folder: Path) -> None:
-    """Sets `config.data.begin_of_text` to a run's, where it is not set."""
+def keep_begin_of_text(data: ConfigDict, of_run: ConfigDict) -> None:
+    """Sets `config.data.begin_of_text` to that of a run's configuration, where it is not set."""
     if data.begin_of_text is None:
-        data.begin_of_text = run_config.read(run_folder).data.begin_of_text
+        data.begin_of_text = of_run.data.begin_of_text
 
 
 def _is_model(folder: Path) -> bool:

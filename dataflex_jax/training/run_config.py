@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import dataflex_jax
 from dataflex_jax import config as configuration
 from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.files import replace_json
+from dataflex_jax.files import JsonlWriter, replace_json
 from dataflex_jax.foreign import read_object
 from dataflex_jax.policies.registry import KINDS
 
@@ -22,6 +22,8 @@ _NEWER: dict[str | None, dict[str, Any]] = {
     "model": {"trainable": None, "resize_vocab": False},
     "data": {"verify": "sampled", "begin_of_text": False},
 }
+# Beside config.json: what it said in earlier starts of the run, a line each.
+HISTORY = "config_history.jsonl"
 
 
 def _git_revision() -> str | None:
@@ -47,9 +49,21 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def write(config: ConfigDict, path: Path) -> None:
-    """Writes config.json."""
-    replace_json(path, resolved(config), indent=2)
+def write(config: ConfigDict, path: Path, step: int = 0) -> None:
+    """Writes config.json, and to `HISTORY` what it said before, if that was another configuration.
+
+    Args:
+        config: of this start.
+        path: of the file.
+        step: steps done with the configurations before; 0: none was, or what it was is not known.
+    """
+    new = resolved(config)
+    if step:
+        old = read_object(path)
+        if old["config"] != json.loads(json.dumps(new["config"])):
+            with JsonlWriter(path.with_name(HISTORY)) as history:
+                history.write({"until_step": step, **old})
+    replace_json(path, new, indent=2)
 
 
 def read(run_folder: Path) -> ConfigDict:

@@ -53,9 +53,14 @@ def made(variant: str, changes: Sequence[Change]) -> ConfigDict:
     for section in (config.mixer or {}, *weighter_sections(config).values()):
         if "reference" in section:
             section.reference = "runs/reference"  # or else it would always be refused
-    for change in changes:
-        _set(config, *change)
+    change(config, changes)
     return config
+
+
+def change(config: ConfigDict, changes: Sequence[Change]) -> None:
+    """Sets the fields to the values."""
+    for name, value in changes:
+        _set(config, name, value)
 
 
 def _places(config: ConfigDict) -> list[str]:

@@ -103,9 +103,10 @@ def doge(
         return moved(state, gradients)
 
     def on_resume(old: DogeState, fresh: DogeState) -> DogeState:
-        started = old.count > 0
-        weights = jnp.where(started, old.weights, fresh.weights)
-        smoothed = jnp.where(started, old.smoothed, fresh.smoothed)
+        # From a weight of 0 no gradient would lead away.
+        kept = (old.count > 0) & (old.weights > 0)
+        weights = jnp.where(kept, old.weights, fresh.weights)
+        smoothed = jnp.where(kept, old.smoothed, fresh.smoothed)
         return old._replace(weights=weights / jnp.sum(weights), smoothed=smoothed / jnp.sum(smoothed))
 
     return Mixer(

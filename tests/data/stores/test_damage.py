@@ -355,7 +355,7 @@ def test_a_domain_whose_name_is_no_text_is_named(tmp_path):
 
 
 def test_a_domains_file_may_have_a_long_name(tmp_path):
-    write_jsonl(tmp_path / "root" / "a" / ("x" * 200 + "\n.jsonl"), RECORDS)
+    write_jsonl(tmp_path / "root" / "a" / ("你" * 66 + " .jsonl"), RECORDS)
     before = opened(tmp_path, domain_field=None)
     assert_same(opened(tmp_path, domain_field=None), before)
     assert list(before) == ["a"]

@@ -15,11 +15,11 @@ from dataflex_jax.errors import InputError
 
 
 def get_config(variant: str = "quickstart"):
-    name, *policies = variant.split(",")
+    name, policies = base.split(variant, "quickstart")
     variants = {"quickstart": quickstart, "local": local, "lora": lora}
     if name not in variants:
         raise InputError(f"unknown variant {name!r} of the sft recipe; known: {', '.join(variants)}")
-    config = base.get_config(",".join(policies))
+    config = base.get_config(policies)
     variants[name](config)
     return config
 

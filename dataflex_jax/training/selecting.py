@@ -22,6 +22,7 @@ from dataflex_jax.signals.registry import Subject
 from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import optim, run_config
+from dataflex_jax.training.fits import check_vocabulary
 from dataflex_jax.training.locate import locate, use_tokenizer_of
 from dataflex_jax.training.weights import How, open_model
 
@@ -88,7 +89,7 @@ def select(
         records: whether `chosen_records` will be asked for.
 
     Raises:
-        InputError: a selector that scores nothing, input that cannot be read, or records that no one file can hold.
+        InputError: a selector that scores nothing, input that cannot be read, or rows that have no records.
     """
     use_tokenizer_of(config.data, sources[0])
     configuration.validate(config)
@@ -97,7 +98,9 @@ def select(
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        domains, _ = open_domains(config.data)
+        domains, tokenizer = open_domains(config.data)
+        for each in sources:
+            check_vocabulary(each, tokenizer)
         pool = Pool(domains)
         if records:
             check_records(pool)

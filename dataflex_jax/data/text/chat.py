@@ -128,9 +128,10 @@ def tuned_with(tokenizer: Tokenizer, template: str) -> Tokenizer:
 class ChatEncoder:
     """Encodes conversations with one template.
 
-    The targets are the contents of the assistant's turns and the control token that ends each (what follows it, such as
-    a line end, is not): all that the model must say after the generation prompt. A token that spans the beginning of a
-    response, as " Paris" does where the template puts a space there, is a target. A turn that says nothing has none.
+    The targets are the contents of the assistant's turns, but for those marked as context only, and the control token
+    that ends each (what follows it, such as a line end, is not): all that the model must say after the generation
+    prompt. A token that spans the beginning of a response, as " Paris" does where the template puts a space there, is a
+    target. A turn that says nothing has none.
 
     Args:
         tokenizer: whose ids to use.
@@ -234,12 +235,18 @@ class ChatEncoder:
 
     def _rendered_or_problem(self, conversation: Conversation) -> tuple[str, list[_Turn]] | str:
         messages, tools = self._hide(conversation.messages), self._hide(conversation.tools)
+        context_only = {i for i, message in enumerate(messages) if not message.pop("target", True)}
         try:
             text = self._render(messages, tools)
             if self._train_on_prompt:
+                if context_only:
+                    raise _BadConversation(
+                        "a message is marked as context only, which data.train_on_prompt contradicts"
+                    )
                 return text, [_Turn(0, len(text), len(text))]
             spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            spoken = [i for i in (spoken[-1:] if self._mask_history else spoken) if _says_something(messages[i])]
+            spoken = spoken[-1:] if self._mask_history else spoken
+            spoken = [i for i in spoken if i not in context_only and _says_something(messages[i])]
             return text, [self._turn(i, messages, tools, text) for i in spoken]
         except _BadConversation as problem:
             return str(problem)

@@ -30,6 +30,7 @@ _KNOWN_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]
 _MIN_VOCABULARY = 257  # every byte and the end of text
 _MAX_VOCABULARY = 1 << 20
 _PIECE_CHARACTERS = 1 << 20
+_SLICE_CHARACTERS = 1 << 22
 _ACCEPTED = "a hub id, a folder, a path to tokenizer.json, 'bytes' or 'train:VOCAB'"
 
 
@@ -89,16 +90,12 @@ class Tokenizer:
         Texts over a million characters are encoded in pieces cut after a line end (memory stays bounded), so a token
         that would span such a cut is lost.
         """
-        pieces, owners = [], []
-        for owner, text in enumerate(texts):
-            for piece in _pieces(text):
-                pieces.append(piece)
-                owners.append(owner)
         ids: list[list[int]] = [[] for _ in texts]
-        for owner, encoding in zip(
-            owners, self._backend.encode_batch_fast(pieces, add_special_tokens=False), strict=True
-        ):
-            ids[owner] = ids[owner] + encoding.ids if ids[owner] else encoding.ids
+        pieces = ((owner, piece) for owner, text in enumerate(texts) for piece in _pieces(text))
+        for some in _slices(pieces):
+            encodings = self._backend.encode_batch_fast([piece for _, piece in some], add_special_tokens=False)
+            for (owner, _), encoding in zip(some, encodings, strict=True):
+                ids[owner] += encoding.ids
         return ids
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -220,6 +217,19 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:] if start else text
 
 
+def _slices(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """The pieces, some at a time: an encoding takes a hundred bytes a character until its ids are taken over."""
+    some, characters = [], 0
+    for owner, piece in pieces:
+        some.append((owner, piece))
+        characters += len(piece)
+        if characters >= _SLICE_CHARACTERS:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
+
+
 def _from_files(files: TokenizerFiles, spec: str, eos_token: str | None, begin_of_text: bool | None) -> Tokenizer:
     loaded = pretrained.load(files, begin_of_text)
     tokenizer = _from_backend(loaded.backend, spec, eos_token or loaded.roles.get("eos_token"))
@@ -277,9 +287,15 @@ def _trained(
             encoded = text.encode()
             key.update(len(encoded).to_bytes(8, "little") + encoded)
     path = cache_dir / "tokenizers" / key.hexdigest() / "tokenizer.json"
-    if path.is_file():
-        return tokenizers.Tokenizer.from_file(str(path))
-    documents = texts()
+    kept = _kept(path)
+    if kept is None:
+        documents = texts()
+        # Who is to have the texts may have had to wait for another process that trained on them.
+        kept = _kept(path)
+    if kept is not None:
+        return kept
+    if path.exists():
+        logger.warning("%s: damaged; the tokenizer is trained again", path)
     first = next(documents, None)
     if first is None:
         raise _refused(spec, "there is no training document to train it on")
@@ -295,5 +311,25 @@ def _trained(
     )
     pieces = itertools.chain.from_iterable(map(_pieces, itertools.chain([first], documents)))
     backend.train_from_iterator(pieces, trainer)
-    replace_file(path, backend.to_str(pretty=True).encode())
+    trained = backend.to_str(pretty=True).encode()
+    replace_file(path.with_name("digest"), _digest(trained))
+    replace_file(path, trained)
     return backend
+
+
+def _kept(path: Path) -> tokenizers.Tokenizer | None:
+    """A tokenizer that was trained earlier; None: there is none, or it is damaged."""
+    if not path.is_file():
+        return None
+    content, kept_digest = path.read_bytes(), path.with_name("digest")
+    # Version 0.1.0 wrote no digest.
+    if kept_digest.is_file() and kept_digest.read_bytes() != _digest(content):
+        return None
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except Exception:  # the library raises nothing narrower
+        return None
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()

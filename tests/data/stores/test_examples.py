@@ -110,9 +110,9 @@ def test_examples_without_a_target_are_dropped_and_counted(root, monkeypatch):
     (a, _), _ = open_example_stores(data, progress=False)
     assert sorted([*a.train.ids, *a.valid.ids]) == list(range(10))
     assert all(targets.sum() == 1 and len(tokens) == prompt + 1 for tokens, targets in stored(a.train))
-    assert "domain a: 30 examples dropped that have no response, or none within data.cutoff_len" in warnings
+    assert "domain a: left out: 30 examples without a target, or without one within data.cutoff_len" in warnings
     data.cutoff_len = prompt
-    with pytest.raises(InputError, match=r"domain 'a' has no training documents; 40 examples have no response"):
+    with pytest.raises(InputError, match=r"domain 'a' has no training documents; 40 examples have no target"):
         open_example_stores(data, progress=False)
 
 

@@ -63,7 +63,8 @@ def read_bytes(path: str | os.PathLike[str], kind: str = "a file", limit: int = 
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: not a file; {kind} is expected")
         with open(path, "rb") as file:
-            contents = file.read(limit + 1)
+            # `read` makes room for as much as it is asked for.
+            contents = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {kind} is expected") from error
     if len(contents) > limit:

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     configuration.validate(config)
     stores, _ = open_document_stores(config.data)
     domains = summary(stores)
-    path = Path(config.data.cache_dir).expanduser() / "rows_store.json"
+    path = Path(config.data.cache_dir) / "rows_store.json"
     path.write_text(json.dumps({"data": config.data.to_dict(), "domains": domains}, indent=2) + "\n")
     print(table(domains))
     print(f"Written to {path}.")

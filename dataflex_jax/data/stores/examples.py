@@ -56,7 +56,7 @@ class ExampleEncoder:
         if isinstance(chat, str):
             return Rejection("bad", chat)
         if not chat.targets.any():
-            return Rejection("untargeted", "nothing to learn within data.cutoff_len")
+            return Rejection("untargeted", "no target, or none within data.cutoff_len")
         identity = (event.after.part << PART_BITS) + event.after.index - 1
         columns = (chat.tokens.astype(self.columns[0].dtype), chat.targets, np.array([identity]))
         return Item(columns, {"bytes": chat.target_bytes, "targets": int(chat.targets.sum())})

@@ -343,7 +343,7 @@ def test_a_table_names_the_columns_that_it_has(tmp_path):
 def test_formatting_belongs_to_the_entries_of_dataset_info(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"^config.data.formatting: not with source 'dataset_info': each entry .* has its own; leave it None",
+        match=r"^config.data.formatting: not with source 'dataset_info': each entry .* has its own; set it to None",
     ):
         open_source(config(tmp_path, formatting="alpaca"))
 

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from dataflex_jax.data.stores import build
 from dataflex_jax.data.stores.documents import open_document_stores
 from dataflex_jax.data.stores.writer import DomainWriter
 from dataflex_jax.errors import InputError, TrainingError
+from tests.helpers import foreign_tokenizer
 
 TEXTS = {name: [f"{name} document {i} " + "word " * (i % 7) for i in range(60)] for name in ("a", "b")}
 
@@ -36,9 +38,11 @@ def config(tmp_path, **fields):
             "formatting": None,
             "tokenizer": "bytes",
             "eos_token": None,
+            "begin_of_text": None,
             "valid_fraction": 0.2,
             "cache_dir": str(tmp_path / "cache"),
             "on_bad_record": "raise",
+            "verify": "sampled",
         }
         | fields
     )
@@ -151,6 +155,21 @@ def test_changed_input_option_or_tokenizer_is_another_store(tmp_path, root):
     assert open_quietly(config(tmp_path))[0][0].key in seen
 
 
+def test_documents_begin_as_their_tokenizer_says(tmp_path, root):
+    tokenizer = str(foreign_tokenizer.write(tmp_path / "tokenizer"))
+    (begun, *_), _ = open_quietly(config(tmp_path, tokenizer=tokenizer))
+    (plain, *_), _ = open_quietly(config(tmp_path, tokenizer=tokenizer, begin_of_text=False))
+    (other, *_), _ = open_quietly(config(tmp_path, tokenizer=str(foreign_tokenizer.write(tmp_path / "o", begin=False))))
+    assert begun.key != plain.key == other.key  # only where the tokens change
+    for number, (start, end) in enumerate(itertools.pairwise(plain.train.offsets)):
+        without = plain.train.tokens[start:end].tolist()
+        assert begun.train.tokens[start + number : end + number + 1].tolist() == [foreign_tokenizer.BEGIN, *without]
+        assert without[-1] == foreign_tokenizer.END
+    # A byte of text is no more of them.
+    assert begun.train.num_tokens == plain.train.num_tokens + plain.train.num_documents
+    assert begun.train.num_bytes == plain.train.num_bytes
+
+
 def test_duplicates_land_on_one_side_and_the_split_ignores_order(tmp_path, root):
     write_jsonl(root / "a.jsonl", TEXTS["a"] * 2)
     write_jsonl(root / "b.jsonl", TEXTS["a"][::-1])
@@ -260,7 +279,7 @@ def test_bad_options(tmp_path, root, fields, message):
 
 def test_cache_dir_that_is_a_file(tmp_path, root):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"config.data.cache_dir = .*file': is not a writable folder"):
+    with pytest.raises(InputError, match=r"^config.data.cache_dir: .*/file is not a writable folder: File exists"):
         open_quietly(config(tmp_path, cache_dir=str(tmp_path / "file")))
 
 
@@ -269,10 +288,21 @@ def test_empty_held_out_split_warns_and_reads_as_empty(tmp_path, root, monkeypat
     monkeypatch.setattr(
         "dataflex_jax.data.stores.cache.logger.warning", lambda message, *values: warnings.append(message % values)
     )
-    (a, _), _ = open_quietly(config(tmp_path, valid_fraction=0.0))
-    assert warnings[0] == "domain a: no held-out document; raise data.valid_fraction for evaluation"
+    (a, _), _ = open_quietly(config(tmp_path, valid_fraction=1e-9))
+    assert warnings == ["domain a, b: no held-out document; raise data.valid_fraction for evaluation"]
     assert a.valid.num_rows(8) == 0
     assert (len(a.valid.tokens), list(a.valid.offsets)) == (0, [0])
+
+
+def test_many_domains_are_one_line_without_held_out_documents_that_nobody_wants(tmp_path, monkeypatch):
+    (tmp_path / "root").mkdir()
+    for number in range(30):
+        (tmp_path / "root" / f"n{number}.jsonl").write_text('{"text": "' + 40 * "x" + '"}\n')
+    lines = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(f"dataflex_jax.data.stores.cache.logger.{level}", lambda text, *of: lines.append(text % of))
+    open_quietly(config(tmp_path, valid_fraction=0.0, domains=None))
+    assert lines == ["30 domains: train 30 documents, 1,230 tokens; held out 0 documents, 0 tokens"]
 
 
 def test_a_line_a_domain_says_what_was_read_and_one_what_was_not(tmp_path, root, monkeypatch):
@@ -315,7 +345,7 @@ def test_full_disk_says_what_is_safe_and_the_rerun_goes_on(tmp_path, root, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dataflex_jax.data.stores.writer.os.fsync", full)
+        patch.setattr("dataflex_jax.data.stores.flat_files.os.fsync", full)
         with pytest.raises(TrainingError, match="no space left while building the rows store"):
             open_quietly(config(tmp_path))
     assert len(open_quietly(config(tmp_path))[0]) == 2

@@ -116,6 +116,17 @@ def test_examples_without_a_target_are_dropped_and_counted(root, monkeypatch):
         open_example_stores(data, progress=False)
 
 
+def test_an_empty_response_teaches_nothing(root, monkeypatch):
+    """Of a conversation it is passed over; an example with no other is dropped and counted."""
+    warnings = []
+    monkeypatch.setattr("dataflex_jax.data.stores.cache.logger.warning", lambda text, *a: warnings.append(text % a))
+    records = [record(0, 3), record(1, 0), {"instruction": "?", "output": " \n"}]
+    (root / "a.json").write_text(json.dumps(records))
+    (a, _), _ = opened(root, data__valid_fraction=0.0)
+    assert a.train.ids.tolist() == [0]
+    assert "domain a: 2 examples dropped that have no response, or none within data.cutoff_len" in warnings
+
+
 def test_a_record_that_the_template_refuses_is_named_or_skipped(root):
     call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]

@@ -50,7 +50,7 @@ def record_place(path: Path, index: int) -> str:
     suffix = _suffix(path)
     if suffix == ".parquet":
         return f"{path}: row {index}"
-    if suffix.startswith(".json") and not suffix.startswith(".jsonl"):
+    if _is_json(path):
         return f"{path}: record {index}"
     return str(path) if suffix == ".txt" else f"{path}:{index + 1}"
 
@@ -79,7 +79,7 @@ def read_records(path: Path, columns: Sequence[str], start: int = 0, optional: S
         elif suffix == ".txt":
             if start == 0:
                 yield _text_record(path, columns[0])
-        elif suffix.startswith(".json") and not suffix.startswith(".jsonl") and _is_array(path):
+        elif _is_json(path) and _is_array(path):
             yield from _array_records(path, start)
         else:
             yield from _line_records(path, start)
@@ -101,6 +101,10 @@ def _suffix(path: Path) -> str:
     return (split_format(path.name) or ("", ""))[1]
 
 
+def _is_json(path: Path) -> bool:
+    return re.match(r"\.json(\.|$)", _suffix(path)) is not None
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, io.BufferedReader]]:
     """The file, whose position tells how far it is read, and its content decompressed."""
@@ -119,6 +123,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, io.BufferedReader]]:
 
 
 def _line_records(path: Path, start: int) -> Iterator[Record]:
+    hint = "; a .json file holds arrays, or one object a line" if _is_json(path) else ""
     with _opened(path) as (raw, content):
         for index, line in enumerate(itertools.islice(_lines(content), start, None), start):
             if line is None:
@@ -127,7 +132,7 @@ def _line_records(path: Path, start: int) -> Iterator[Record]:
                 try:
                     yield _object_record(index, raw.tell(), parse_json(line))
                 except ValueError as error:
-                    yield Record(index, raw.tell(), None, f"not valid JSON: {one_line(error)}")
+                    yield Record(index, raw.tell(), None, f"not valid JSON: {one_line(error)}{hint}")
 
 
 def _lines(content: io.BufferedReader) -> Iterator[bytes | None]:

@@ -20,6 +20,7 @@ Embed = Callable[[Float[Array, "B T D"], Float[Array, "B T"]], Float[Array, "B E
 
 METHODS = ("sketch", "rademacher", "kronecker", "none")
 EPS_MODES = ("outside", "inside")
+PARAMETERS = ("blocks", "all")
 
 
 class Projection(NamedTuple):
@@ -68,11 +69,14 @@ class Gradients:
         projection: from the trained parameters to P numbers; the same map for all row sets.
         adam: precondition by the optimizer's state; None: the plain gradient.
         then: keeps only what is wanted of the P numbers [B, P] -> [B, ...]; traced into the sweep.
+        parameters: one of `PARAMETERS`; "blocks": the adapters where there are any, else the kernels of the blocks'
+            linear layers; "all": all trained ones, embeddings, head, norms and biases too.
     """
 
     projection: Projection
     adam: Preconditioner | None = None
     then: Callable[[Float[Array, "B P"], PyTree], Float[Array, "B *F"]] | None = None
+    parameters: str = "blocks"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,9 +56,15 @@ class Losses:
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """`embed` of each row's last hidden states, [n, E]."""
+    """`embed` of each row's last hidden states, [n, E].
+
+    Attributes:
+        embed: hidden states and where inputs are no padding -> [B, E].
+        whole: whether a row's last token, which is only predicted otherwise, is an input too.
+    """
 
     embed: Embed
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,8 @@ def embeddings(signal: Embeddings) -> RowFunction:
     """One vector a row of its last hidden states."""
 
     def of_rows(subject, batch, operand):
-        return signal.embed(subject.model.hidden_states(batch), batch.real_inputs)
+        seen = batch.with_last_inputs() if signal.whole else batch
+        return signal.embed(subject.model.hidden_states(seen), seen.real_inputs)
 
     return of_rows
 

@@ -54,21 +54,17 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     """
     agreement.agree_on_configuration(config)
     configuration.validate(config)
-    agreement.agree_on_run_folder(run_folder)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
     active_policies(config)  # refuses what it can before any data is read
     check_evaluators(config)
 
+    agreement.agree_on_run_folder(run_folder)
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         group.at_loss(checkpoints.newest)
         latest = checkpoints.latest()
         inputs = open_inputs(config.data, run_folder, latest)
-        agreement.agree(
-            {"the newest checkpoint": latest, "the tokenizer": inputs.tokenizer.fingerprint}
-            | {f"the data of domain {domain.name!r}": domain.key for domain in inputs.domains}
-            | agreement.plugins(config)
-        )
+        agreement.agree({"the newest checkpoint": latest} | _found(inputs) | agreement.plugins(config))
         experiment = _experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
@@ -86,6 +82,11 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
             if position.sampler.step > 0 and job.selection is not None:
                 job.selection.restore(checkpoints.read_selection(latest))
             yield job, state, position
+
+
+def _found(inputs: Inputs) -> dict[str, str]:
+    contents = {f"the data of domain {domain.name!r}": domain.key for domain in inputs.domains}
+    return {"the tokenizer": inputs.tokenizer.fingerprint} | contents
 
 
 def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> Experiment:

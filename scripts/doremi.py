@@ -31,7 +31,7 @@ from dataflex_jax.training.domain_weights import read_weights
 _WEIGHTS = "domain_weights.json"
 COLUMNS = ("baseline proportions", "DoReMi weights", "baseline nll", "target nll")
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/doremi", "The folder of all runs.")
+_WORKDIR = cli.define_path("workdir", "runs/doremi", "The folder of all runs.")
 _SCALE = flags.DEFINE_string("scale", "quickstart", "One of configs/scales.py.")
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "At most so many rounds of reference and proxy.", lower_bound=1)
 _THRESHOLD = flags.DEFINE_float("threshold", 0.01, "Rounds end when no weight moves by more.", lower_bound=0.0)
@@ -130,4 +130,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, unknown_flags="options of the runs stand after --, as in: doremi.py -- --config.seed=1")

@@ -2,7 +2,8 @@
 
 Guarantees:
     * Every host computes the same plan; a plan depends on nothing but its arguments.
-    * With "systematic" drawing each domain's count is within 1 of `B * w_i`, and its expectation is `B * w_i`.
+    * With "systematic" drawing each domain's count is within 1 of `B * w_i`, and its expectation is `B * w_i`. Domains
+      are gone through in another order at every step, so that none always comes together with its neighbours.
     * Cursors only advance by what was drawn: a change of weights, a further domain or a resume neither skips nor
       repeats a row, and each epoch of a domain visits every row once.
 """
@@ -14,6 +15,8 @@ from jaxtyping import Float64, Int64
 
 from dataflex_jax.errors import InputError
 
+VERSION = 2
+
 
 class SamplerState(NamedTuple):
     """Where the sampler stands between two steps.
@@ -24,12 +27,15 @@ class SamplerState(NamedTuple):
         weights: the proportions in effect, float64 [K].
         pending: published proportions that are not yet in effect: (first step that they apply to, float64 [K]), in
             order.
+        version: what draws the run began with, and goes on with. 1: systematic draws go through the domains in their
+            own order; a selector's choice of more rows than there are is shuffled with its repeats. 2: as they are now.
     """
 
     step: int
     cursors: Int64[np.ndarray, " K"]
     weights: Float64[np.ndarray, " K"]
     pending: tuple[tuple[int, Float64[np.ndarray, " K"]], ...] = ()
+    version: int = VERSION
 
 
 class Plan(NamedTuple):
@@ -62,22 +68,28 @@ class Sampler(NamedTuple):
         while pending and pending[0][0] <= step:
             weights, pending = pending[0][1], pending[1:]
         random = np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        counts = self._counts(weights, random)
+        permuted = self.draw == "systematic" and state.version > 1
+        # Sorting uniforms is stable across NumPy's versions.
+        through = np.argsort(random.random(len(weights)), kind="stable") if permuted else np.arange(len(weights))
+        counts = self._counts(weights, through, random)
         domains = np.repeat(np.arange(len(weights)), counts)
         positions = np.concatenate([c + np.arange(n) for c, n in zip(state.cursors, counts, strict=True)])
-        # Every shard and microbatch gets its share of every domain. Sorting uniforms is stable across NumPy's versions.
+        # Every shard and microbatch gets its share of every domain.
         order = np.argsort(random.random(self.batch_size), kind="stable")
         plan = Plan(step, domains[order], positions[order], weights)
-        return plan, SamplerState(step, state.cursors + counts, weights, pending)
+        return plan, state._replace(step=step, cursors=state.cursors + counts, weights=weights, pending=pending)
 
-    def _counts(self, weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def _counts(self, weights: np.ndarray, through: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        weights = weights[through]
         edges = np.cumsum(weights) / np.sum(weights)
         edges[np.flatnonzero(weights)[-1] :] = 1.0
         if self.draw == "systematic":
             upper = np.floor(edges * self.batch_size + random.random())
         else:
             upper = np.searchsorted(np.sort(random.random(self.batch_size)), edges)
-        return np.diff(upper, prepend=0).astype(np.int64)
+        counts = np.zeros(len(weights), np.int64)
+        counts[through] = np.diff(upper, prepend=0)
+        return counts
 
 
 def publish(state: SamplerState, effective_step: int, weights: np.ndarray) -> SamplerState:
@@ -100,6 +112,7 @@ def publish(state: SamplerState, effective_step: int, weights: np.ndarray) -> Sa
 def to_json(state: SamplerState, names: tuple[str, ...]) -> dict:
     """The state by domain name, for a checkpoint; floats survive JSON exactly."""
     return {
+        "version": state.version,
         "step": state.step,
         "cursors": dict(zip(names, state.cursors.tolist(), strict=True)),
         "weights": dict(zip(names, state.weights.tolist(), strict=True)),
@@ -128,4 +141,5 @@ def from_json(saved: dict, names: tuple[str, ...]) -> SamplerState:
         cursors=align(saved["cursors"], np.int64),
         weights=align(saved["weights"], np.float64),
         pending=tuple((step, align(w, np.float64)) for step, w in saved["pending"]),
+        version=saved.get("version", 1),
     )

@@ -3,11 +3,16 @@
 from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
 from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.base import Mixer, Order, Reference, Selector, Weighter
+from dataflex_jax.policies.contract import checked_mixer, checked_order, checked_selector, checked_weighter
+from dataflex_jax.policies.proportions import only
 from dataflex_jax.policies.schedule import Schedule, Scheduled
 
 
@@ -51,6 +56,23 @@ class ActivePolicies(NamedTuple):
             "weighter.name": "+".join(weighter.name for weighter in self.weighters) or None,
         }
 
+    def weighing(self) -> str:
+        """Those that weight the loss, in words."""
+        mixers = () if self.mixer.policy.loss_weights is None else (f"mixer {self.mixer.name!r}",)
+        return ", ".join((*mixers, *(f"weighter {weighter.name!r}" for weighter in self.weighters)))
+
+    def drawing(self, proportions: Float[Array, " K"]) -> "ActivePolicies":
+        """These policies at work on K domains, of which a mixer never draws those at proportion 0.
+
+        Args:
+            proportions: the run's, a distribution.
+        """
+        mixer = checked_mixer(self.mixer, len(proportions))
+        drawn = np.asarray(proportions) > 0
+        if not drawn.all():
+            mixer = mixer._replace(policy=_drawing_only(mixer.policy, drawn))
+        return self._replace(mixer=mixer)
+
     def reference(self) -> Reference | None:
         """The reference model that they compare with.
 
@@ -78,7 +100,7 @@ class ActivePolicies(NamedTuple):
 
 
 def active_policies(config: ConfigDict) -> ActivePolicies:
-    """Builds what `config.mixer`, `.selector`, `.order` and `.weighter` name.
+    """Builds what `config.mixer`, `.selector`, `.order` and `.weighter` name; a run calls `drawing` of them.
 
     Raises:
         InputError: an unknown policy, a value it refuses, or policies that do not go together.
@@ -88,12 +110,14 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
     selector = order = None
     if config.selector:
         selector = registry.build("selector", config.selector, schedule)
-        selector = None if selector.policy.score is None else selector
+        selector = None if selector.policy.score is None else checked_selector(selector)
     if config.order:
         order = registry.build("order", config.order, schedule)
         _check_order(config.order, order.policy, selector)
+        order = checked_order(order)
     weighters = tuple(
-        registry.build("weighter", section, schedule, option) for option, section in weighter_sections(config).items()
+        checked_weighter(registry.build("weighter", section, schedule, option))
+        for option, section in weighter_sections(config).items()
     )
     by_domain = config.mixer is not None or not (selector or order)
     if not by_domain:
@@ -118,6 +142,22 @@ def weighter_sections(config: ConfigDict) -> dict[str, ConfigDict]:
     if "name" in config.weighter:
         return {"weighter": config.weighter}
     return {f"weighter.{name}": section for name, section in config.weighter.items()}
+
+
+def _drawing_only(mixer: Mixer, drawn: Bool[np.ndarray, " K"]) -> Mixer:
+    """The mixer with its weights of the other domains at 0 throughout, and those of the drawn ones in proportion."""
+
+    def masked(weights_of):
+        return weights_of and (lambda state: only(weights_of(state), drawn))
+
+    def loss_weights(state: PyTree) -> Float[Array, " K"]:
+        return jnp.where(drawn, mixer.loss_weights(state), 0.0)
+
+    return mixer._replace(
+        sampling_weights=masked(mixer.sampling_weights),
+        average=masked(mixer.average),
+        loss_weights=mixer.loss_weights and loss_weights,
+    )
 
 
 def _check_order(section: ConfigDict, order: Order, selector: Scheduled[Selector] | None) -> None:

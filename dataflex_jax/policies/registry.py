@@ -16,7 +16,6 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -25,12 +24,15 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, shown
 from dataflex_jax.policies import mixers, options, orders, selectors, weighters
+from dataflex_jax.policies.base import Mixer, Order, Selector, Weighter
 from dataflex_jax.policies.schedule import Schedule, Scheduled
+from dataflex_jax.policies.user_code import user_code
 
 _BUILTIN = {"mixer": mixers, "selector": selectors, "order": orders, "weighter": weighters}
 KINDS = tuple(_BUILTIN)
+_PROTOCOLS = {"mixer": Mixer, "selector": Selector, "order": Order, "weighter": Weighter}
 _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}
 _SCHEDULE_FIELDS = Schedule._fields
 _ENTRY_POINTS = "dataflex_jax.policies"
@@ -79,10 +81,11 @@ def load_plugins(modules: Iterable[str]) -> None:
     """
     _load_installed()
     for module in modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise InputError(f"cannot import {module!r}: {error}", option="plugins") from error
+        with user_code(f"config.plugins: importing {module!r}"):
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                raise InputError(f"cannot import {module!r}: {error}", option="plugins") from error
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -93,8 +96,9 @@ def names(kind: str) -> tuple[str, ...]:
 
 def _factory(kind: str, name: str) -> Callable[..., Any]:
     _load_installed()
-    if name not in _FACTORIES[kind]:
-        raise InputError(f"unknown {kind} {name!r}; known: {', '.join(names(kind))} (config.plugins adds your own)")
+    if not isinstance(name, str) or name not in _FACTORIES[kind]:
+        known = ", ".join(names(kind))
+        raise InputError(f"unknown {kind} {shown(name)}; known: {known} (config.plugins adds your own)")
     return _FACTORIES[kind][name]
 
 
@@ -133,19 +137,23 @@ def build(
         option: the section's dotted name without "config."; None: the kind.
 
     Raises:
-        InputError: an unknown name or hyperparameter (with the accepted ones), or a value the policy refuses.
+        InputError: an unknown name or hyperparameter (with the accepted ones), a value the policy refuses, or a factory
+            that makes no policy.
     """
     name, option = section.get("name"), option or kind
     factory = _factory(kind, name)
-    accepted = tuple(inspect.signature(factory).parameters)
-    run_fields = tuple(_RUN_FIELDS.get(kind, {}))
+    accepted = inspect.signature(factory).parameters
+    run_fields = _RUN_FIELDS.get(kind, {})
     overrides, hyperparameters = {}, {}
     for field, value in section.items():
         if field in _SCHEDULE_FIELDS:
             overrides.update({} if value is None else {field: value})
         elif field in accepted:
+            checked(option, _check_type, accepted[field], value)
             hyperparameters[field] = value
-        elif field not in ("name", *run_fields):
+        elif field in run_fields:
+            checked(option, options.of_type, field, value, type(run_fields[field]))
+        elif field != "name":
             raise InputError(
                 f"{kind} {name!r} has no such hyperparameter; accepted: "
                 f"{', '.join((*accepted, *run_fields, *_SCHEDULE_FIELDS))} (to change the {kind}, choose it by "
@@ -154,7 +162,12 @@ def build(
             )
     schedule = schedule._replace(**overrides)
     checked(option, _check_schedule, schedule)
-    return Scheduled(name, checked(option, factory, **hyperparameters), schedule)
+    with user_code(f"{kind} {name!r}: its factory"):
+        policy = checked(option, factory, **hyperparameters)
+    if not isinstance(policy, _PROTOCOLS[kind]):
+        expected = _PROTOCOLS[kind].__name__
+        raise InputError(f"{kind} {name!r}: its factory returned a {type(policy).__name__}; a {expected} is expected")
+    return Scheduled(name, policy, schedule)
 
 
 def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -167,12 +180,20 @@ def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) ->
     try:
         return call(*args, **kwargs)
     except ValueError as error:
-        if re.match(r"\w+ = ", str(error)):
+        if options.is_refusal(error):
             raise InputError(f"config.{option}.{error}") from error
         raise
 
 
+def _check_type(parameter: inspect.Parameter, value: Any) -> None:
+    """Refuses what is neither as the parameter's annotation says nor its default, which need not be."""
+    if type(value) is not type(parameter.default) or value != parameter.default:
+        options.of_type(parameter.name, value, parameter.annotation)
+
+
 def _check_schedule(schedule: Schedule) -> None:
+    for name, value in schedule._asdict().items():
+        options.of_type(name, value, int)
     options.at_least("warmup_step", schedule.warmup_step, 0)
     options.at_least("update_step", schedule.update_step, 1)
     times = schedule.update_times

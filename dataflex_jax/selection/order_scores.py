@@ -1,6 +1,7 @@
 """The scores that an order goes by."""
 
-import json
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from dataflex_jax.data.pool import Pool
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.foreign import parse_json, read_bytes
 from dataflex_jax.policies.base import ScoreSource
 from dataflex_jax.policies.signals import Losses, Signals
 
@@ -46,9 +48,9 @@ def _field(source: ScoreSource, pool: Pool) -> Float[np.ndarray, " N"]:
     except InputError as error:
         raise InputError(error, **option) from error
     for number, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not _is_number(value):
             raise InputError(f"candidate {number} has {value!r}, not a number", **option)
-    return np.array(values, np.float32)
+    return np.array(list(map(float, values)), np.float32)
 
 
 def _file(path: Path, num_rows: int) -> Float[np.ndarray, " N"]:
@@ -60,29 +62,39 @@ def _file(path: Path, num_rows: int) -> Float[np.ndarray, " N"]:
         except (OSError, EOFError, ValueError) as error:
             raise InputError(f"{path}: not an .npy file of numbers ({error})") from error
     elif path.suffix == ".jsonl":
-        values = np.array([_score(path, i, record) for i, record in enumerate(_records(path), start=1)])
+        values = np.array([_score(path, i, line) for i, line in enumerate(_lines(path), start=1)])
     else:
         raise InputError(f"accepted: {_ACCEPTED}", option="order.scores", value=str(path))
     if values.shape != (num_rows,) or values.dtype.kind not in "fiu":
         raise InputError(
             f"{path}: {values.dtype} {list(values.shape)}; one number for each of {num_rows} candidates is expected"
         )
+    if np.isnan(values).any():
+        raise InputError(f"{path}: the score of candidate {np.isnan(values).argmax()} is NaN; a number is expected")
     return values.astype(np.float32)
 
 
-def _records(path: Path) -> list[Any]:
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            reason = f"not valid JSON ({error}); one score a line is expected"
-            raise InputError(f"{path}:{number}: {reason}") from error
-    return records
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_bytes(path, "a .jsonl file of scores").decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error}); one score a line is expected") from error
 
 
-def _score(path: Path, number: int, record: Any) -> float:
+def _score(path: Path, number: int, line: str) -> float:
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        reason = f"not valid JSON ({one_line(error)}); one score a line is expected"
+        raise InputError(f"{path}:{number}: {reason}") from error
     value = record.get("score") if isinstance(record, dict) else record
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_number(value):
         raise InputError(f"{path}:{number}: a number, or an object with a number `score`, is expected")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that a float holds; JSON's readers take NaN for one too."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not math.isnan(value) if isinstance(value, float) else abs(value) <= sys.float_info.max

@@ -89,7 +89,7 @@ class Selection:
     def forget_after(self, step: int) -> None:
         """Deletes the selections that a restart at `step` makes again."""
         for path in self._folder.glob("step_*.npz"):
-            if int(path.stem.removeprefix("step_")) >= step:
+            if (number := path.stem.removeprefix("step_")).isdecimal() and int(number) >= step:
                 path.unlink()
 
     def due(self, step: int) -> bool:
@@ -142,7 +142,9 @@ class Selection:
     def _decide(self, step: int, planned: SamplerState, key: PRNGKeyArray, signals: Signals) -> dict[str, Any]:
         schedule, pool = self._schedule(), self._draws.pool
         update = (step - schedule.warmup_step) // schedule.update_step
-        key, counts = _key(key, update + 1), self._upcoming_rows(planned, schedule.update_step)
+        # "Once" is an update_step that no run reaches: of what it would choose, no more is drawn than a whole run.
+        steps = min(schedule.update_step, self._train_step)
+        key, counts = _key(key, update + 1), self._upcoming_rows(planned, steps)
         record: dict[str, Any] = {"update": update, "pool": pool.num_rows}
         if self._selector is None:
             parts, scores = self._rearranged(planned, counts, signals)
@@ -151,7 +153,9 @@ class Selection:
             updates = sum(map(schedule.is_update, range(self._train_step)))
             request = Request(jnp.int32(update + 1), jnp.int32(updates), key)
             chosen, state = self._chooser.choose(self._state, signals, request, counts)
-            parts, scores = [chosen.ids[part] for part in chosen.groups], chosen.all_scores
+            # A window begins again when it is used up, and so takes each once before it takes any again.
+            places = chosen.once if planned.version > 1 else chosen.groups
+            parts, scores = [chosen.ids[part] for part in places], chosen.all_scores
             decided = {"policy": self._selector.name, **self._write(step, chosen)}
             if self._order is not None and self._order.policy.scores.kind != "selector":
                 scores = self._scores_of(np.unique(chosen.ids), signals)

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from dataflex_jax.data.targets import TargetSet
-from dataflex_jax.policies.signals import DomainGradients
+from dataflex_jax.policies.signals import DomainGradients, Gradients
 from dataflex_jax.signals import model_signals  # noqa: F401 - registers the signals
+from dataflex_jax.signals.moments import say_if_fresh
 from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.sweep import Source, Sweeper
 
@@ -42,12 +43,17 @@ class SweptRows:
     def sweep(self, signal: Hashable, ids: Int[np.ndarray, " m"] | None = None, operand: PyTree = None) -> PyTree:
         """See `policies.signals.RowSet`."""
         chosen = self._ids if ids is None else self._ids[ids]
+        if isinstance(signal, Gradients) and signal.adam is not None and self._subject.adam is not None:
+            say_if_fresh(self._subject.adam)
         description = f"{type(signal).__name__.lower()} of {self._what}"
         return self._sweeper.run(row_function(signal), (self._subject, operand), self._source, chosen, description)
 
 
 class ModelSignals:
     """The signals of one model; see `policies.signals.Signals`.
+
+    Attributes:
+        compared: what `domain_gradients` gave last; None: nobody has asked.
 
     Args:
         subject: the model, and the optimizer's state where there is one.
@@ -67,13 +73,19 @@ class ModelSignals:
     ):
         pool = candidates.pool
         self._asked = subject, sweeper, candidates
-        self._pool, self.domain_gradients = pool, domain_gradients
+        self._pool, self._domain_gradients = pool, domain_gradients
+        self.compared: DomainGradients | None = None
         self.candidates = self._candidates(0, pool.num_rows, "candidates")
         self.targets = None
         if targets is not None:
             target_set, source = targets
             groups = (target_set.groups, target_set.names)
             self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets")
+
+    def domain_gradients(self) -> DomainGradients:
+        """See `policies.signals.Signals`."""
+        self.compared = self._domain_gradients()
+        return self.compared
 
     @property
     def checkpoints(self) -> Sequence[tuple[float, "ModelSignals"]]:

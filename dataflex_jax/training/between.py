@@ -8,8 +8,8 @@ import numpy as np
 
 from dataflex_jax.data.sampler import SamplerState
 from dataflex_jax.policies.active import ActivePolicies
-from dataflex_jax.policies.signals import Signals
 from dataflex_jax.selection.windows import Selection
+from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.training.state import TrainState
 
 
@@ -22,14 +22,14 @@ class Updates:
     Args:
         policies: of the run.
         selection: as above.
-        signals_of: (state, steps done) -> the signals of the state's model.
+        signals_of: (state, steps done) -> the signals of the state's model, fresh ones.
     """
 
     def __init__(
         self,
         policies: ActivePolicies,
         selection: Selection | None,
-        signals_of: Callable[[TrainState, int], Signals],
+        signals_of: Callable[[TrainState, int], ModelSignals],
     ):
         self.selection = selection
         self._policies, self._signals_of = policies, signals_of
@@ -47,7 +47,11 @@ class Updates:
             records += [record] if record else []
         mixer = self._policies.mixer
         if mixer.policy.refresh is not None and mixer.schedule.is_update(step + 1):
-            refreshed = mixer.policy.refresh(state.mixer, self._signals_of(state, step))
+            signals = self._signals_of(state, step)
+            refreshed = mixer.policy.refresh(state.mixer, signals)
+            if signals.compared is not None:
+                compared = jax.device_get(jax.device_put(signals.compared, state.step.sharding))
+                records.append({"step": step, "policy": mixer.name, "domain_gradients": compared._asdict()})
             placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), refreshed, state.mixer)
             state = state._replace(mixer=placed)
         return state, records

@@ -12,6 +12,8 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.training import optim
+from dataflex_jax.training.fits import check_memory
+from dataflex_jax.training.rehearsal import Sizes, rehearse
 from dataflex_jax.training.state import Start, TrainState
 from dataflex_jax.training.weights import Base, Origin, open_base, resolved_model, starting_params, trained_of
 
@@ -55,13 +57,16 @@ def make_learner(
         mesh: the devices.
 
     Raises:
-        InputError: a model that cannot be resolved, a base that cannot be read, or proportions that a mixer refuses.
+        InputError: a model that cannot be resolved or is too large, a base that cannot be read, proportions that a
+            mixer refuses, or a policy that returns what no step can work with.
     """
     model = resolved_model(config, vocab_size)
-    trained = trained_of(model, config.model.trainable)
-    base = open_base(Origin.of(config), model, trained, mesh)
+    check_memory(model)
     mixer = registry.checked("mixer", policies.mixer.policy.init, proportions)
     weighters = tuple(weighter.policy.init(model.hidden_size) for weighter in policies.weighters)
+    rehearse(policies, mixer, weighters, Sizes.of(config.data, len(proportions), model.hidden_size))
+    trained = trained_of(model, config.model.trainable)
+    base = open_base(Origin.of(config), model, trained, mesh)
     learning_rate = optim.learning_rate(config.optim, config.train_step)
     start = Start(Model.shape(model), trained, optim.adamw(config.optim, learning_rate), mixer, weighters)
     return Learner(start, base, learning_rate, start.abstract(mesh))

@@ -11,8 +11,10 @@ from jaxtyping import Int64
 
 from dataflex_jax.data import sampler as sampling
 from dataflex_jax.data.sampler import SamplerState
+from dataflex_jax.policies.contract import distribution_fault
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.reporting.run_log import named_state
+from dataflex_jax.training.objective import WEIGHT_BOUNDS
 
 # Of the metrics of a step, by name; see `TrainStep`.
 Values = dict[str, Any]
@@ -66,15 +68,22 @@ def advanced(position: Position, done: Done, publishing: Publishing) -> Position
     return Position(planned, position.tokens_seen + int(done.values["tokens"]), position.rows_seen + done.rows)
 
 
-def fault(done: Done, domains: Sequence[str], mixer: str) -> str | None:
-    """Why a run cannot go on from a step: its loss, its gradient or its mixer is not finite; None: it can.
+def fault(done: Done, domains: Sequence[str], mixer: str, weighing: str = "") -> str | None:
+    """Why a run cannot go on from a step; None: it can.
+
+    Its loss, its gradient or its mixer is not finite, the mixer's weights are no distribution, or a weighter's are
+    negative or not finite.
 
     Args:
         done: the step.
         domains: their names.
         mixer: its name.
+        weighing: the policies that weight the loss, in words.
     """
     values = done.values
+    # Where the losses themselves are finite, the weights are to blame for what is not.
+    if np.isfinite(values["domain_loss"]).all() and (wrong := _wrong_weight(values)) is not None:
+        return at(f"{weighing}: a weight of the loss is {wrong}, not finite and >= 0,", done, domains)
     for name in ("loss", "grad_norm"):
         if not math.isfinite(values[name]):
             return at(f"{name} is {values[name]}", done, domains)
@@ -83,7 +92,15 @@ def fault(done: Done, domains: Sequence[str], mixer: str) -> str | None:
         if not all(np.isfinite(leaf).all() for leaf in floats):
             described = named_state(values[name], domains)
             return at(f"mixer {mixer}: not all finite, {name} = {described}", done, domains)
+    if wrong := distribution_fault(values["sampling_weights"]):
+        described = named_state(values["sampling_weights"], domains)
+        return at(f"mixer {mixer}: no distribution ({wrong}), sampling_weights = {described}", done, domains)
     return None
+
+
+def _wrong_weight(values: Values) -> float | None:
+    found = [values[name] for name in WEIGHT_BOUNDS if name in values]
+    return next((float(value) for value in found if not 0 <= value < math.inf), None)
 
 
 def at(what: str, done: Done, domains: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 Without loss weights the loss is the mean over the batch's tokens. A mixer's loss weights multiply tokens by their
 domain (`Mixer.loss_mean` says how they are normalised). With a weighter the loss is `sum_b w_b l_b / B` of the rows'
-token-mean losses `l_b`, during its warm-up with ones for weights, so that nothing jumps when it starts. The scale of
+token-mean losses `l_b`, during its warm-up with ones for weights, so that nothing jumps when it starts. Where another
+one chooses tokens, `l_b` is the mean over those, and the B rows are those that have any. The scale of
 the loss depends neither on the batch size nor on the number of microbatches or devices.
 """
 
@@ -18,6 +19,7 @@ from dataflex_jax.policies.base import Mixer, RowObservation, Weighter
 from dataflex_jax.policies.schedule import Scheduled
 
 Weighters = tuple[Scheduled[Weighter], ...]
+WEIGHT_BOUNDS = ("token_weight_min", "example_weight_min", "example_weight_max")  # metrics that are finite and >= 0
 _TINY = 1e-30
 
 
@@ -89,9 +91,14 @@ def weigh(
             tokens = tokens / jnp.maximum(jnp.sum(tokens), _TINY)
         return Weights(jax.lax.stop_gradient(tokens), rows)
     tokens = mask if kept is None else mask * kept
-    means = tokens / jnp.maximum(jnp.sum(tokens, axis=1, keepdims=True), _TINY)
-    counted = row_tokens > 0
-    factors = rows * domains / jnp.mean(domains, where=counted) / jnp.sum(counted)
+    sums = jnp.sum(tokens, axis=1)
+    means = tokens / jnp.maximum(sums, _TINY)[:, None]
+    counted, scaled = row_tokens > 0, rows
+    if kept is not None:
+        # Rows without a kept token are not in the mean, and take none of the weights' sum with them.
+        mean, counted = jnp.mean(rows, where=counted), sums > 0
+        scaled = rows * mean / jnp.maximum(jnp.mean(rows, where=counted), _TINY)
+    factors = scaled * domains / jnp.mean(domains, where=counted) / jnp.sum(counted)
     return Weights(jax.lax.stop_gradient(factors[:, None] * means), rows)
 
 

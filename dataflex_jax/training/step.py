@@ -70,7 +70,8 @@ class TrainStep:
             The new state and the metrics: loss (the objective, nats a token), grad_norm, learning_rate, tokens (that
             count in the loss), inputs (without padding), domain_loss / domain_rows [K], drawn_with [K], the mixer's
             state and sampling_weights after the step; with weighters also example_weight_{min,max,mean} and
-            effective_sample_size; with a reference model domain_excess [K], the mean excess over it.
+            effective_sample_size; where anything weights the loss, token_weight_min, the least factor of a token's
+            loss; with a reference model domain_excess [K], the mean excess over it.
         """
         row_keys = dropout_keys(state.key, state.step, batch.num_rows)
         (loss, (forward, weights)), gradients = self._gradients(state, fixed, batch, row_keys)
@@ -93,6 +94,8 @@ class TrainStep:
         }
         if self.weighters:
             metrics |= objective.statistics(weights.rows)
+        if self.weighters or self.mixer.policy.loss_weights is not None:
+            metrics["token_weight_min"] = jnp.min(weights.tokens)
         if forward.reference_losses is not None:
             excess = jnp.maximum(forward.token_losses - forward.reference_losses, 0.0)
             metrics["domain_excess"] = domain_statistics(excess, batch).loss

@@ -108,3 +108,56 @@ def test_a_plan_depends_on_seed_and_step_only():
         np.testing.assert_array_equal(a.domains, b.domains)
     assert any((a.domains != b.domains).any() for a, b in zip(plans[0], plans[2], strict=True))
     assert any((plans[0][0].domains != p.domains).any() for p in plans[0][1:])
+
+
+def transcribed_counts(weights, seed, step, batch_size, version):
+    """Version 1: one offset, domains in their order; 2: in the order of as many uniforms, which are drawn first."""
+    random = np.random.Generator(np.random.Philox(key=[seed, step]))
+    order = range(len(weights))
+    if version > 1:
+        order = sorted(order, key=random.random(len(weights)).__getitem__)
+    offset, edge, before, counts = random.random(), 0.0, 0, np.zeros(len(weights), int)
+    for k in order:
+        edge += weights[k]
+        upper = int(np.floor(round(edge, 12) * batch_size + offset))
+        counts[k], before = upper - before, upper
+    return counts
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_systematic_counts_equal_a_transcription(version):
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        weights = rng.dirichlet(np.ones(6)) * np.array([1, 1, 0, 1, 1, seed % 2])
+        weights /= weights.sum()
+        plans, _ = run(s.Sampler(seed, 16, "systematic"), start(weights)._replace(version=version), 5)
+        for plan in plans:
+            counts = np.bincount(plan.domains, minlength=6)
+            np.testing.assert_array_equal(counts, transcribed_counts(weights, seed, plan.step, 16, version))
+
+
+def compositions(version):
+    state = start(np.full(40, 1 / 40))._replace(version=version)
+    plans, _ = run(s.Sampler(0, 8, "systematic"), state, 200)
+    return {tuple(sorted(plan.domains)) for plan in plans}
+
+
+def test_all_compositions_of_a_batch_occur():
+    assert len(compositions(version=1)) == 5
+    assert len(compositions(version=2)) > 190
+
+
+@pytest.mark.parametrize("draw", ["systematic", "multinomial"])
+def test_a_run_goes_on_with_the_draws_that_it_began_with(draw):
+    sampler = s.Sampler(3, 8, draw)
+    old, new = start()._replace(version=1), start()
+    saved = s.to_json(run(sampler, old, 4)[1], NAMES)
+    del saved["version"]  # as checkpoints were before there was one
+    restored = s.from_json(json.loads(json.dumps(saved)), NAMES)
+    assert restored.version == 1
+    whole = run(sampler, old, 9)[0]
+    for ours, theirs in zip(run(sampler, restored, 5)[0], whole[4:], strict=True):
+        np.testing.assert_array_equal(ours.domains, theirs.domains)
+    assert s.from_json(s.to_json(run(sampler, new, 1)[1], NAMES), NAMES).version == s.VERSION == new.version
+    same = [np.array_equal(a.domains, b.domains) for a, b in zip(run(sampler, new, 9)[0], whole, strict=True)]
+    assert all(same) == (draw == "multinomial")

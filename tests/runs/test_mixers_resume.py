@@ -1,5 +1,6 @@
 """Every mixer goes on exactly where it was, whatever state it has."""
 
+import numpy as np
 import pytest
 
 from dataflex_jax.policies import registry
@@ -25,9 +26,24 @@ def reference(root, tmp_path_factory):
 def test_every_mixer_goes_on_as_if_never_interrupted(root, reference, tmp_path, monkeypatch, name):
     monkeypatch.setattr(scaling_law, "_ITERATIONS", 8)  # a rough fit goes on as exactly as a good one
     config = policy_runs.resumable(root, reference, "mixer", name, **FIELDS.get(name, {}))
-    _, policy = policy_runs.assert_goes_on(config, tmp_path)
+    _, lines = policy_runs.assert_goes_on(config, tmp_path)
+    policy = [line for line in lines if "observed" in line]
     assert [line["step"] for line in policy] == list(range(1, 11))
+    assert (len(lines) > len(policy)) == (name == "doge")
     if name == "ado":
         assert all(policy[-1]["state"]["fitted"].values())
     if name == "doge":
         assert policy[-1]["state"]["count"] == 10
+        compared = [line for line in lines if "domain_gradients" in line]
+        assert [line["step"] for line in compared] == list(range(10))
+        # What is needed to recompute the weights is there; see `doge`.
+        before = None
+        for line, after in zip(compared, policy, strict=True):
+            gram, lr = np.array(line["domain_gradients"]["gram"]), line["domain_gradients"]["learning_rate"]
+            norms = np.sqrt(np.diagonal(gram))
+            score = np.clip(lr * (gram.sum(axis=1) - norms**2) / norms.mean(), 0, 5 * lr)
+            weights = np.array(list(after["state"]["weights"].values()))
+            if before is not None:
+                moved = before * np.exp(score / 0.01)
+                np.testing.assert_allclose(weights, moved / moved.sum(), rtol=1e-4)
+            before = weights

@@ -19,6 +19,7 @@ def random_step(rng, step):
         "grad_norm": np.float32(rng.uniform(0, 2)),
         "tokens": np.float32(rng.integers(0, 500)),
         "domain_rows": rows,
+        "domain_loss": rng.uniform(1, 5, 3).astype(np.float32),
         "mixer": {"alpha": weights.astype(np.float32), "count": np.int32(step)},
         "sampling_weights": weights,
     }
@@ -94,3 +95,28 @@ def test_a_fault_says_what_at_which_step_with_which_rows(bad):
     assert fault(changed(sampling_weights=weights), NAMES, "odm") == expected
     expected = f"mixer odm: not all finite, mixer = {{'alpha': {described}, 'count': 2}} {rows}"
     assert fault(changed(mixer={"alpha": weights, "count": np.int32(2)}), NAMES, "odm") == expected
+
+
+@pytest.mark.parametrize(
+    ("weights", "wrong"),
+    [((0.7, 0.7, 0.1), "the sum is 1.5, not 1"), ((1.2, -0.2, 0.0), "-0.2 is negative")],
+)
+def test_a_mixer_that_returns_no_distribution_is_named(weights, wrong):
+    described = str(dict(zip(NAMES, weights, strict=True)))
+    expected = f"mixer mine: no distribution ({wrong}), sampling_weights = {described} at step 7; rows in"
+    assert fault(changed(sampling_weights=np.array(weights)), NAMES, "mine").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("example_weight_min", -0.5), ("token_weight_min", -0.01), ("example_weight_max", np.inf)]
+)
+def test_a_weighter_that_returns_negative_or_infinite_weights_is_named(name, value):
+    expected = f"weighter 'mine': a weight of the loss is {value}, not finite and >= 0, at step 7; rows"
+    assert fault(changed(**{name: value}), NAMES, "odm", "weighter 'mine'").startswith(expected)
+    assert fault(changed(**{name: 0.5}), NAMES, "odm", "weighter 'mine'") is None
+
+
+def test_a_loss_that_is_not_finite_itself_is_not_the_weighters_fault():
+    losses = np.array([2.0, np.nan, 1.0])
+    found = fault(changed(loss=np.nan, domain_loss=losses, example_weight_min=np.nan), NAMES, "odm", "weighter 'loss'")
+    assert found.startswith("loss is nan at step 7")

@@ -81,10 +81,12 @@ def transcription(loss_mean, row_weights, token_weights, batch, losses):
         product = np.prod(row_weights, axis=0)
         if len(row_weights) > 1:
             product = product / product.mean() * np.prod([np.mean(weights) for weights in row_weights])
-        product = product * of_rows / of_rows.mean()
+        having = np.array([(mask[b] * kept[b]).sum() > 0 for b in range(len(mask))])
+        product = product * product.mean() / product[having].mean()
+        product = product * of_rows / of_rows[having].mean()
         for b in range(len(mask)):
             counted = mask[b] * kept[b]
-            factors[b] = product[b] * counted / max(counted.sum(), 1e-30) / len(mask)
+            factors[b] = product[b] * counted / max(counted.sum(), 1e-30) / having.sum()
     else:
         for b in range(len(mask)):
             factors[b] = of_rows[b] * mask[b] * kept[b]
@@ -182,3 +184,15 @@ def test_the_effective_sample_size_falls_as_the_temperature_falls(strategy):
     assert sizes[0] == pytest.approx(32)
     assert all(np.diff(sizes) < 0)
     assert sizes[-1] < 26
+
+
+def test_rows_without_a_kept_token_do_not_shrink_the_loss():
+    """Equal losses: whatever is kept and however rows are weighted, the loss is that of plain training."""
+    batch, _, _ = random_batch(0, rows=8)
+    losses, reference = np.full(batch.mask.shape, 2.0, np.float32), np.zeros(batch.mask.shape, np.float32)
+    reference[2:] = 3
+    of_rows = Weighter(init=lambda width: (), weigh=lambda state, seen: jnp.linspace(0.2, 1.8, 8))
+    for weighters in ((of_rows, BY_TOKEN), (of_rows,)):
+        weights = weigh(mixer_of(None), scheduled(*weighters), batch, losses, reference)
+        np.testing.assert_allclose(jnp.sum(weights.tokens * losses), 2.0, rtol=1e-5)
+        np.testing.assert_allclose(weights.rows, np.linspace(0.2, 1.8, 8), rtol=1e-6)

@@ -153,7 +153,14 @@ def test_frozen_parameters_are_left_out_on_request(adapted):
     assert opened.model.params["layers"]["mlp"]["up_proj"].keys() == {"lora_a", "lora_b"}
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "3", '{"hidden_size": 8}'])
+@pytest.mark.parametrize("content", ["", "[]", "3", "version https://git-lfs.github.com/spec/v1"])
+def test_a_config_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/config.json: "):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, '{"hidden_size": 8}'])
 def test_what_is_no_checkpoint_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -168,6 +175,10 @@ def test_a_path_that_is_not_there_is_no_hub_id(tmp_path):
     for path in (tmp_path / "none", "/no/such", "a/b/c"):
         with pytest.raises(InputError, match="neither a run folder"):
             locate(path)
+    for path in ("~nobody-of-that-name/model", "$NO_SUCH_VARIABLE/model", "x" * 5000 + "/y/z", "a\0b"):
+        with pytest.raises(InputError) as error:
+            locate(path)
+        assert "\n" not in str(error.value)
     assert locate("some-id") is locate("owner/some-id") is None
 
 
@@ -226,6 +237,6 @@ def test_another_tokenizer_than_the_weights_is_refused(root, run, tmp_path):
 
 def test_weights_that_are_none_are_one_line(root, tmp_path):
     made = starting_from(tmp_path / "none", root, data__tokenizer="bytes")
-    with pytest.raises(InputError, match=rf"^config.model.name_or_path = '{tmp_path}/none': no such folder") as e:
+    with pytest.raises(InputError, match=rf"^config.model.name_or_path = '{tmp_path}/none': neither a run folder") as e:
         train_and_evaluate(made, tmp_path / "run")
     assert "\n" not in str(e.value)

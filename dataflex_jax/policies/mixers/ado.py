@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 from dataflex_jax.policies.common import scaling_law
 from dataflex_jax.policies.common.loss_history import LossHistory
-from dataflex_jax.policies.proportions import all_positive, starting_proportions
+from dataflex_jax.policies.proportions import Proportions, all_positive, only, starting_proportions
 
 STEP_SIZES = ("same", "own")
 _LEAST_EXPONENT = 0.05
@@ -53,7 +53,7 @@ def ado(
     ignore: int = 100,
     smoothing: int = 10,
     history: int = 256,
-    prior: tuple | str | None = None,
+    prior: Proportions = None,
 ) -> Mixer:
     """Samples a domain more often the faster its loss is about to fall.
 
@@ -67,7 +67,7 @@ def ado(
 
     where mu is the prior, h the moving average (0.9) of the domains' shares of the rows that were drawn, and w is
     sampled from. Before that, w is the prior. A fit takes 8 points at least, so that nothing happens before
-    `ignore + 8 smoothing` steps.
+    `ignore + 8 smoothing` steps. A domain that the run has at proportion 0 has no prior, needs no law and has rho 0.
 
     Args:
         step_size: what n counts: rows of all domains ("same", the authors' default) or the domain's "own".
@@ -88,7 +88,7 @@ def ado(
 
     def init(natural: Float[Array, " K"]) -> AdoState:
         mu = starting_proportions("prior", prior, natural)
-        all_positive("prior", prior, mu)
+        all_positive("prior", prior, mu, natural)
         num_domains = mu.shape[0]
         return AdoState(
             prior=mu,
@@ -108,7 +108,7 @@ def ado(
         seen = state.history.add(observation.domain_loss, rows, samples, observation.step > ignore)
         rho = preference(state.law, samples, state.prior, drawn)
         weights, average = mixed(rho, state.average, observation.step)
-        active = jnp.all(state.fitted)
+        active = jnp.all(state.fitted | (state.prior <= 0))
         return state._replace(
             weights=jnp.where(active, weights, state.weights),
             average=jnp.where(active, average, state.average),
@@ -119,9 +119,10 @@ def ado(
 
     def on_resume(old: AdoState, fresh: AdoState) -> AdoState:
         """All goes on with the new prior; with a further domain, w stays until it has a scaling law."""
-        started = jnp.any(old.fitted)
-        weights = jnp.where(started, old.weights, fresh.weights)
-        average = jnp.where(started, old.average, fresh.average)
+        # What had no prior is as a further domain.
+        kept = jnp.any(old.fitted) & (old.prior > 0)
+        weights = only(jnp.where(kept, old.weights, fresh.weights), fresh.prior > 0)
+        average = only(jnp.where(kept, old.average, fresh.average), fresh.prior > 0)
         return old._replace(
             prior=fresh.prior,
             weights=weights / jnp.sum(weights),
@@ -164,7 +165,7 @@ def preference(
     a, _, b = law.T
     slope = jnp.maximum(b, _LEAST_EXPONENT) * jnp.exp(a - b * jnp.log(n)) / n
     rho = slope * prior * jnp.sqrt(drawn)
-    rho = jnp.maximum(rho / jnp.sum(rho), _LEAST_PROBABILITY)
+    rho = jnp.where(prior > 0, jnp.maximum(rho / jnp.sum(rho), _LEAST_PROBABILITY), 0.0)
     return rho / jnp.sum(rho)
 
 

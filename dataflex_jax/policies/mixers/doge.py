@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import TARGETS, DomainGradients, Mixer, Signals, options, register_mixer
-from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.policies.proportions import Proportions, starting_proportions
 
 TOWARDS = ("others", "targets")
 
@@ -49,7 +49,7 @@ def doge(
     clip: float = 5.0,
     targets: str = "others",
     ema: float = 0.0,
-    initial_proportions: tuple | str | None = None,
+    initial_proportions: Proportions = None,
 ) -> Mixer:
     """Samples a domain more often the better its gradient g_i agrees with those of what shall improve.
 
@@ -103,9 +103,10 @@ def doge(
         return moved(state, gradients)
 
     def on_resume(old: DogeState, fresh: DogeState) -> DogeState:
-        started = old.count > 0
-        weights = jnp.where(started, old.weights, fresh.weights)
-        smoothed = jnp.where(started, old.smoothed, fresh.smoothed)
+        # From a weight of 0 no gradient would lead away.
+        kept = (old.count > 0) & (old.weights > 0)
+        weights = jnp.where(kept, old.weights, fresh.weights)
+        smoothed = jnp.where(kept, old.smoothed, fresh.smoothed)
         return old._replace(weights=weights / jnp.sum(weights), smoothed=smoothed / jnp.sum(smoothed))
 
     return Mixer(

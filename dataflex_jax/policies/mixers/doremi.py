@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 from dataflex_jax.policies.common.reference import reference_model
-from dataflex_jax.policies.proportions import all_positive, starting_proportions
+from dataflex_jax.policies.proportions import Proportions, all_positive, only, starting_proportions
 
 INITIAL = ("uniform", "sampling")
 LOSS_NORMS = ("official", "paper")
@@ -52,7 +52,7 @@ def doremi(
     reference_losses: str = "model",
     eta: float = 1.0,
     c: float = 1e-3,
-    sampling: tuple | str | None = None,
+    sampling: Proportions = None,
     initial: str = "uniform",
     initial_excess: float | None = None,
     loss_norm: str = "official",
@@ -65,7 +65,8 @@ def doremi(
         lam_i = sum over the tokens of domain i of max(l_tok - l_tok_reference, 0) / number of those tokens
         alpha <- softmax(log alpha + eta lam),   alpha <- (1 - c) alpha + c / K
 
-    A domain without tokens in the batch keeps its last lam. lam is followed during the warm-up too, alpha stays.
+    A domain without tokens in the batch keeps its last lam. lam is followed during the warm-up too, alpha stays. A
+    domain that the run has at proportion 0 has alpha 0.
 
     The loss of a batch, q the sampling proportions, is
 
@@ -99,8 +100,8 @@ def doremi(
     def init(natural: Float[Array, " K"]) -> DoremiState:
         chosen = {None: "uniform", "natural": None}.get(sampling, sampling)
         q = starting_proportions("sampling", chosen, natural)
-        all_positive("sampling", sampling, q)
-        alpha = q if initial == "sampling" else jnp.full_like(q, 1 / q.shape[0])
+        all_positive("sampling", sampling, q, natural)
+        alpha = q if initial == "sampling" else only(jnp.full_like(q, 1 / q.shape[0]), q > 0)
         return DoremiState(
             alpha=alpha,
             lam=jnp.full_like(q, initial_excess or 0.0),
@@ -123,7 +124,7 @@ def doremi(
         if initial_excess is None:
             assumed = jnp.where(seen, lam, jnp.sum(lam * seen) / jnp.maximum(jnp.sum(seen), 1))
         alpha = jax.nn.softmax(jnp.log(state.alpha) + eta * assumed)
-        alpha = (1 - c) * alpha + c / num_domains
+        alpha = only((1 - c) * alpha + c / num_domains, state.sampling > 0)
         moved = observation.steps_since_warmup > 0
         return DoremiState(
             alpha=jnp.where(moved, alpha, state.alpha),
@@ -140,8 +141,10 @@ def doremi(
     def on_resume(old: DoremiState, fresh: DoremiState) -> DoremiState:
         """With the same sampling all goes on; otherwise alpha does and its average starts over."""
         same = jnp.all(old.sampling == fresh.sampling)
+        # What was not drawn is as a further domain.
+        alpha = only(jnp.where(old.sampling > 0, old.alpha, fresh.alpha), fresh.sampling > 0)
         return old._replace(
-            alpha=old.alpha / jnp.sum(old.alpha),
+            alpha=alpha / jnp.sum(alpha),
             alpha_sum=jnp.where(same, old.alpha_sum, fresh.alpha_sum),
             count=jnp.where(same, old.count, fresh.count),
             sampling=fresh.sampling,

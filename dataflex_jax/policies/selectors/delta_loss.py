@@ -77,9 +77,12 @@ def window(
     update: Int[Array, ""], updates: Int[Array, ""], n: int, window_size: float
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """The first place of the window and the one after its last, before they are cut; see `delta_loss`."""
-    x = jnp.where(updates > 1, (update - 1) / jnp.maximum(updates - 1, 1), 1.0)
-    start = jax.nn.sigmoid(10 * (x - 0.5)) * ((1 - window_size) * n)
-    return jnp.int32(start), jnp.int32(start + window_size * n)
+    # In float32 places would be off by one in pools of a million.
+    with jax.enable_x64(True):
+        done, all_of_them = jnp.asarray(update - 1, jnp.float64), jnp.asarray(updates - 1, jnp.float64)
+        x = jnp.where(all_of_them > 0, done / jnp.maximum(all_of_them, 1), 1.0)
+        start = 1 / (1 + jnp.exp(-10 * (x - 0.5))) * (1 - window_size) * n
+        return start.astype(jnp.int32), (start + window_size * n).astype(jnp.int32)
 
 
 def in_window(

@@ -38,6 +38,18 @@ def test_check_values_of_the_window(update, updates, expected):
     assert (int(start), int(end)) == expected
 
 
+def test_the_window_is_exact_in_large_pools():
+    def of_update(update, updates):
+        return window(update, updates, 1_000_000, 0.2)
+
+    found = jax.jit(jax.vmap(of_update))(*(jnp.asarray(x, jnp.int32) for x in np.triu_indices(110, 1)))
+    assert found[0].dtype == found[1].dtype == jnp.int32
+    for update, updates, start, end in zip(*np.triu_indices(110, 1), *map(np.asarray, found), strict=True):
+        x = (update - 1) / (updates - 1) if updates > 1 else 1.0
+        expected = 1 / (1 + math.exp(-10 * (x - 0.5))) * (1 - 0.2) * 1_000_000
+        assert (start, end) == (int(expected), int(expected + 0.2 * 1_000_000)), (update, updates)
+
+
 @pytest.mark.parametrize("w", [0.2, 0.05, 0.7, 1.0])
 @pytest.mark.parametrize("n", [1, 3, 53, 200])
 def test_equals_the_transcription(n, w):

@@ -1,0 +1,234 @@
+"""What a policy's functions must return, checked where a run calls them: users write policies too.
+
+Shapes, dtypes and structure are checked while a function is traced, so that a step costs nothing more, and values where
+the host has them anyway. Every refusal names the policy, the function, what it returned and what is expected.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.policies.base import Choice, Evidence, Mixer, Order, Selector, Weighter
+from dataflex_jax.policies.schedule import Scheduled
+from dataflex_jax.policies.user_code import user_code
+
+_TOLERANCE = 1e-3  # of a distribution's sum: float32, or even bfloat16, over many domains
+
+
+def checked_mixer(scheduled: Scheduled[Mixer], num_domains: int) -> Scheduled[Mixer]:
+    """The mixer, its functions refusing what K domains cannot be drawn with.
+
+    Raises:
+        InputError: from these functions.
+    """
+    of = functools.partial(_checked, f"mixer {scheduled.name!r}")
+    mixer = scheduled.policy
+
+    def one_each(result: Any, *_: Any) -> str | None:
+        return (
+            None if _is_array(result, jnp.number, (num_domains,)) else f"one number for each of {num_domains} domains"
+        )
+
+    return scheduled._replace(
+        policy=mixer._replace(
+            init=of("init", mixer.init, _no_arrays),
+            update=of("update", mixer.update, _other_state),
+            sampling_weights=of("sampling_weights", mixer.sampling_weights, one_each),
+            loss_weights=of("loss_weights", mixer.loss_weights, one_each),
+            average=of("average", mixer.average, one_each),
+            on_resume=of("on_resume", mixer.on_resume, lambda result, old, fresh: _other_state(result, fresh)),
+            refresh=of("refresh", mixer.refresh, _other_state),
+            log=of("log", mixer.log, lambda result, state: None if isinstance(result, Mapping) else "names to numbers"),
+        )
+    )
+
+
+def checked_weighter(scheduled: Scheduled[Weighter]) -> Scheduled[Weighter]:
+    """The weighter, its functions refusing what no batch can be weighted with.
+
+    Raises:
+        InputError: from these functions.
+    """
+    of = functools.partial(_checked, f"weighter {scheduled.name!r}")
+    weighter = scheduled.policy
+
+    def weights(result: Any, state: PyTree, seen: Any) -> str | None:
+        shapes = seen.losses.shape, seen.mask.shape
+        if any(_is_array(result, jnp.number, shape) for shape in shapes):
+            return None
+        rows, tokens = (",".join(map(str, shape)) for shape in shapes)
+        return f"a weight of each row, [{rows}], or of each token, [{tokens}]"
+
+    def vectors(result: Any, hidden: Array, inputs: Array) -> str | None:
+        right = _is_array(result, jnp.number) and len(result.shape) == 2 and result.shape[0] == hidden.shape[0]
+        return None if right else f"a vector of each row, [{hidden.shape[0]}, E]"
+
+    return scheduled._replace(
+        policy=weighter._replace(
+            init=of("init", weighter.init, _no_arrays),
+            weigh=of("weigh", weighter.weigh, weights),
+            embed=of("embed", weighter.embed, vectors),
+            refresh=of("refresh", weighter.refresh, _other_state),
+        )
+    )
+
+
+def checked_selector(scheduled: Scheduled[Selector]) -> Scheduled[Selector]:
+    """The selector, its functions refusing what says nothing of each candidate.
+
+    Raises:
+        InputError: from these functions.
+    """
+    of = functools.partial(_checked, f"selector {scheduled.name!r}")
+    selector = scheduled.policy
+
+    def evidence_of_all(result: Any, state: PyTree, signals: Any, request: Any) -> str | None:
+        n = signals.candidates.num_rows
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Evidence)):
+            return "a pair (Evidence, state)"
+        leaves = jax.tree.leaves(result[0].rows)
+        if not leaves or not all(_is_array(leaf, jnp.generic) and leaf.shape[:1] == (n,) for leaf in leaves):
+            return f"evidence whose rows have an entry for each of {n} candidates"
+        return None if isinstance(result[1], dict) else "a dict of arrays as the state"
+
+    def choice_of(result: Any, evidence: Evidence, request: Any, num: int) -> str | None:
+        n = jax.tree.leaves(evidence.rows)[0].shape[0]
+        right = isinstance(result, Choice) and (
+            _is_array(result.ids, jnp.integer, (num,))
+            and _is_array(result.scores, jnp.number, (num,))
+            and _is_array(result.all_scores, jnp.number, (n,))
+        )
+        return None if right else f"a Choice of {num} ids, their {num} scores and the scores of all {n} candidates"
+
+    return scheduled._replace(
+        policy=selector._replace(
+            init=of("init", selector.init, lambda state, _: None if isinstance(state, dict) else "a dict of arrays"),
+            score=of("score", selector.score, evidence_of_all),
+            choose=of("choose", selector.choose, choice_of),
+        )
+    )
+
+
+def checked_order(scheduled: Scheduled[Order]) -> Scheduled[Order]:
+    """The order, refusing what is no permutation.
+
+    Raises:
+        InputError: from `arrange`.
+    """
+
+    def permutation(result: Any, scores: np.ndarray, key: Any) -> str | None:
+        ids, n = np.asarray(result), len(scores)
+        right = ids.shape == (n,) and ids.dtype.kind in "iu" and np.array_equal(np.sort(ids), np.arange(n))
+        return None if right else f"a permutation of the numbers from 0 to {n - 1}"
+
+    arrange = _checked(f"order {scheduled.name!r}", "arrange", scheduled.policy.arrange, permutation)
+    return scheduled._replace(policy=scheduled.policy._replace(arrange=arrange))
+
+
+def check_ids(selector: str, ids: Int[np.ndarray, " num"], candidates: int, *, replacement: bool) -> None:
+    """Refuses a choice of candidates that there are not, or of one twice.
+
+    Args:
+        selector: its name.
+        ids: chosen.
+        candidates: how many there are.
+        replacement: whether one may be chosen several times.
+
+    Raises:
+        InputError: names the first wrong id.
+    """
+    outside = ids[(ids < 0) | (ids >= candidates)]
+    if len(outside):
+        raise InputError(
+            f"selector {selector!r}: choose returned the id {outside[0]}; ids from 0 to {candidates - 1} are expected"
+        )
+    counts = np.bincount(ids)
+    if not replacement and counts.max(initial=0) > 1:
+        raise InputError(
+            f"selector {selector!r}: choose returned the id {counts.argmax()} {counts.max()} times; distinct ids are "
+            "expected (or Selector(..., replacement=True))"
+        )
+
+
+def distribution_fault(weights: Float[np.ndarray, " K"]) -> str | None:
+    """What keeps numbers from being a distribution, in words; None: they are one."""
+    weights = np.asarray(weights, np.float64)
+    if not np.isfinite(weights).all():
+        return "not all finite"
+    if (weights < 0).any():
+        return f"{weights.min():.6g} is negative"
+    total = weights.sum()
+    return None if abs(total - 1) <= _TOLERANCE else f"the sum is {total:.6g}, not 1"
+
+
+def _checked(
+    who: str, name: str, function: Callable[..., Any] | None, expected: Callable[..., str | None]
+) -> Callable[..., Any] | None:
+    """`function`, its result refused where `expected` of it and of the arguments says what it should have been."""
+    if function is None:
+        return None
+
+    @functools.wraps(function, updated=())
+    def call(*arguments: Any) -> Any:
+        with user_code(f"{who}: {name}"):
+            result = function(*arguments)
+        wanted = expected(result, *arguments)
+        if wanted is not None:
+            raise InputError(f"{who}: {name} returned {_described(result)}; expected {wanted}")
+        return result
+
+    return call
+
+
+def _no_arrays(state: PyTree, *_: Any) -> str | None:
+    others = [leaf for leaf in jax.tree.leaves(state) if not _is_array(leaf, jnp.generic)]
+    return f"arrays and numbers only, not a {type(others[0]).__name__}" if others else None
+
+
+def _other_state(new: PyTree, old: PyTree, *_: Any) -> str | None:
+    """What a new state must be like, where it is not like the old one."""
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        return f"the structure of the state, {_described(old)}"
+    pairs = zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(old), strict=True)
+    for (path, leaf), before in pairs:
+        if not _is_array(leaf, jnp.generic) or _type(leaf) != _type(before):
+            name = jax.tree_util.keystr(path, simple=True, separator=".") or "the state"
+            return f"a state like the one before, {name} being {_type(before)}, not {_described(leaf)}"
+    return None
+
+
+def _is_array(value: Any, kind: type, shape: tuple[int, ...] | None = None) -> bool:
+    try:
+        abstract = jax.typeof(value)
+    except TypeError:
+        return False
+    return jnp.issubdtype(abstract.dtype, kind) and shape in (None, abstract.shape)
+
+
+def _type(value: Any) -> str:
+    """Such as "float32[3]"."""
+    abstract = jax.typeof(value)
+    return f"{abstract.dtype}[{','.join(map(str, abstract.shape))}]"
+
+
+def _described(result: Any) -> str:
+    """A result in short: types in place of arrays."""
+    if _is_array(result, jnp.generic):
+        return _type(result)
+    if jax.tree_util.all_leaves([result]):
+        return f"a {type(result).__name__}"
+    types = jax.tree.map(lambda leaf: _Word(_described(leaf)), result)
+    return one_line(repr(types), 200)
+
+
+class _Word(str):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)

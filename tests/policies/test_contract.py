@@ -1,0 +1,191 @@
+"""What a policy returns is refused by name where no run could work with it, as soon as it is traced."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dataflex_jax.errors import InputError
+from dataflex_jax.policies import Choice, Evidence, Mixer, Order, Selector, Weighter
+from dataflex_jax.policies.contract import (
+    check_ids,
+    checked_mixer,
+    checked_order,
+    checked_selector,
+    checked_weighter,
+    distribution_fault,
+)
+from dataflex_jax.policies.mixers.odm import odm
+from dataflex_jax.policies.schedule import Schedule, Scheduled
+from tests.helpers import fake_signals, observations
+
+NATURAL = jnp.asarray([0.5, 0.3, 0.2])
+
+
+class State(NamedTuple):
+    weights: jax.Array
+    n: object
+
+
+def scheduled(policy):
+    return Scheduled("mine", policy, Schedule(0, 1, -1))
+
+
+def mixer(**functions):
+    made = Mixer(
+        init=lambda natural: State(natural, 0),
+        update=lambda state, seen: state,
+        sampling_weights=lambda state: state.weights,
+    )
+    return checked_mixer(scheduled(made._replace(**functions)), 3).policy
+
+
+def refused(function, *arguments):
+    with pytest.raises(InputError) as caught:
+        jax.eval_shape(function, *arguments)
+    return str(caught.value)
+
+
+def test_a_right_one_is_what_it_was():
+    plain, checked = odm(), checked_mixer(scheduled(odm()), 3).policy
+    seen = observations.of_domains(1, [3, 2, 1], [1, 1, 0])
+    state = checked.update(checked.init(NATURAL), seen)
+    for ours, theirs in zip(state, plain.update(plain.init(NATURAL), seen), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(checked.sampling_weights(state), state.weights)
+    assert checked.loss_weights is None
+
+
+@pytest.mark.parametrize(
+    ("update", "returned"),
+    [
+        (lambda state, seen: state._replace(n=state.n + 0.5), "State(weights=float32[3], n=float32[])"),
+        (lambda state, seen: state._replace(weights=state.weights[:2]), "State(weights=float32[2], n=int32[])"),
+        (lambda state, seen: (state.weights, state.n), "(float32[3], int32[])"),
+        (lambda state, seen: state._replace(n="one"), "State(weights=float32[3], n=a str)"),
+        (lambda state, seen: None, "None"),
+    ],
+)
+def test_a_state_that_changes_its_kind_is_named(update, returned):
+    policy = mixer(update=update)
+    message = refused(lambda state: policy.update(state, None), policy.init(NATURAL))
+    assert message.startswith(f"mixer 'mine': update returned {returned}; expected ")
+    if "n=float32[]" in returned:
+        assert message.endswith("a state like the one before, n being int32[], not float32[]")
+    policy = mixer(refresh=update, on_resume=lambda old, fresh: update(old, None))
+    assert "refresh returned" in refused(lambda state: policy.refresh(state, None), policy.init(NATURAL))
+    assert "on_resume returned" in refused(lambda s: policy.on_resume(s, policy.init(NATURAL)), policy.init(NATURAL))
+
+
+@pytest.mark.parametrize("name", ["sampling_weights", "loss_weights", "average"])
+@pytest.mark.parametrize(
+    ("weights", "returned"),
+    [(jnp.ones(2), "float32[2]"), (jnp.ones((3, 1)), "float32[3,1]"), (0.5, "float32[]"), ("even", "a str")],
+)
+def test_weights_are_one_number_a_domain(name, weights, returned):
+    policy = mixer(**{name: lambda state: weights})
+    message = refused(lambda state: getattr(policy, name)(state) and 0, policy.init(NATURAL))
+    assert message == f"mixer 'mine': {name} returned {returned}; expected one number for each of 3 domains"
+
+
+def test_a_state_and_a_log_are_what_a_run_can_keep():
+    assert "init returned a str; expected arrays and numbers only" in refused(lambda: mixer(init=lambda _: "x").init(0))
+    policy = mixer(log=lambda state: state.weights)
+    with pytest.raises(InputError, match=r"^mixer 'mine': log returned float32\[3\]; expected names to numbers$"):
+        policy.log(State(np.ones(3, np.float32), 0))
+
+
+@pytest.mark.parametrize(
+    ("weights", "returned"),
+    [
+        (lambda seen: seen.losses[:2], "float32[2]"),
+        (lambda seen: jnp.ones((4, 4)), "float32[4,4]"),
+        (lambda seen: 1.0, "float32[]"),
+        (lambda seen: (seen.losses, seen.losses), "(float32[4], float32[4])"),
+    ],
+)
+def test_a_weighter_weighs_rows_or_tokens(weights, returned):
+    policy = checked_weighter(scheduled(Weighter(lambda width: (), lambda state, seen: weights(seen)))).policy
+    seen = observations.of_rows(np.arange(4), mask=np.ones((4, 7)))
+    message = refused(lambda: policy.weigh((), seen))
+    assert message == (
+        f"weighter 'mine': weigh returned {returned}; expected a weight of each row, [4], or of each token, [4,7]"
+    )
+
+
+def test_a_weighter_embeds_rows():
+    made = Weighter(lambda width: (), lambda state, seen: seen.losses, embed=lambda hidden, inputs: hidden)
+    message = refused(checked_weighter(scheduled(made)).policy.embed, jnp.ones((4, 7, 16)), jnp.ones((4, 7)))
+    assert message == "weighter 'mine': embed returned float32[4,7,16]; expected a vector of each row, [4, E]"
+
+
+def selector(**functions):
+    made = Selector(
+        score=lambda state, signals, request: (Evidence(np.zeros(5, np.float32)), state),
+        choose=lambda evidence, request, num: Choice(jnp.arange(num), evidence.rows[:num], evidence.rows),
+    )
+    return checked_selector(scheduled(made._replace(**functions))).policy
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (np.zeros(5), "a pair (Evidence, state)"),
+        ((Evidence(np.zeros(4)), {}), "evidence whose rows have an entry for each of 5 candidates"),
+        ((Evidence(()), {}), "evidence whose rows have an entry for each of 5 candidates"),
+        ((Evidence(np.zeros(5)), np.zeros(2)), "a dict of arrays as the state"),
+    ],
+)
+def test_a_selector_scores_every_candidate(result, expected):
+    signals = fake_signals.FakeSignals(fake_signals.FakeRows(losses=np.zeros(5)))
+    policy = selector(score=lambda *_: result)
+    with pytest.raises(InputError, match=r"^selector 'mine': score returned .*; expected ") as caught:
+        policy.score({}, signals, fake_signals.request())
+    assert str(caught.value).endswith(expected)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        lambda rows, num: Choice(jnp.arange(num - 1), rows[:num], rows),
+        lambda rows, num: Choice(jnp.arange(num) * 1.0, rows[:num], rows),
+        lambda rows, num: Choice(jnp.arange(num), rows[:1], rows),
+        lambda rows, num: Choice(jnp.arange(num), rows[:num], rows[:num]),
+        lambda rows, num: (jnp.arange(num), rows[:num], rows),
+    ],
+)
+def test_a_choice_has_as_many_ids_and_scores_as_were_asked_for(choice):
+    policy = selector(choose=lambda evidence, request, num: choice(evidence.rows, num))
+    with pytest.raises(InputError, match=r"^selector 'mine': choose returned ") as caught:
+        jax.jit(policy.choose, static_argnums=2)(Evidence(jnp.zeros(5)), fake_signals.request(), 3)
+    assert str(caught.value).endswith("expected a Choice of 3 ids, their 3 scores and the scores of all 5 candidates")
+
+
+def test_ids_are_distinct_places_of_candidates():
+    check_ids("mine", np.array([4, 0]), 5, replacement=False)
+    check_ids("mine", np.array([4, 4]), 5, replacement=True)
+    for ids, message in (
+        ([0, 5], "choose returned the id 5; ids from 0 to 4 are expected"),
+        ([-1, 2], "choose returned the id -1; ids from 0 to 4 are expected"),
+        ([3, 1, 3], "choose returned the id 3 2 times; distinct ids are expected"),
+    ):
+        with pytest.raises(InputError, match=f"^selector 'mine': {message}"):
+            check_ids("mine", np.array(ids), 5, replacement=False)
+
+
+@pytest.mark.parametrize("result", [[0, 1], [0, 1, 1], [1, 2, 3], [0.0, 1.0, 2.0], None])
+def test_an_order_is_a_permutation(result):
+    policy = checked_order(scheduled(Order(lambda scores, key: np.array(result)))).policy
+    with pytest.raises(InputError, match=r"^order 'mine': arrange returned .*; expected a permutation of the numbers"):
+        policy.arrange(np.zeros(3), jax.random.key(0))
+    assert checked_order(scheduled(Order(lambda scores, key: [2, 0, 1]))).policy.arrange(np.zeros(3), None) == [2, 0, 1]
+
+
+def test_what_is_a_distribution():
+    assert distribution_fault(np.float32([0.1] * 10)) is None
+    assert distribution_fault(np.array([1.0, 0.0])) is None
+    assert distribution_fault(np.array([np.nan, 1.0])) == "not all finite"
+    assert distribution_fault(np.array([1.5, -0.5])) == "-0.5 is negative"
+    assert distribution_fault(np.array([1.0, 1.0])) == "the sum is 2, not 1"

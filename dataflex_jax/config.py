@@ -19,6 +19,7 @@ from dataflex_jax.models.config import ATTENTION_IMPLEMENTATIONS, DTYPES, REMAT_
 from dataflex_jax.models.hf.resolve import model_config
 from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.policies import options
+from dataflex_jax.policies.active import weighter_sections
 from dataflex_jax.policies.proportions import normalised
 from dataflex_jax.policies.registry import KINDS, checked, load_plugins
 
@@ -269,11 +270,17 @@ def _check_fields(config: ConfigDict) -> None:
             raise InputError("unknown field; configs/base.py lists them all", option=name)
         if not CHECKS[name].test(value):
             raise InputError(f"must be {CHECKS[name].accepts}", option=name, value=value)
-    if missing := sorted(CHECKS.keys() - values.keys()):
+    if missing := sorted((CHECKS.keys() | set(KINDS)) - values.keys() - set(config)):
         raise InputError("missing; start the recipe from configs/base.py", option=missing[0])
     for kind in KINDS:
-        if not isinstance(config.get(kind), ConfigDict | None):
-            raise InputError("must be a section with a name and its hyperparameters, or None", option=kind)
+        _check_section(kind, config[kind])
+    for option, section in weighter_sections(config).items():
+        _check_section(option, section)
+
+
+def _check_section(option: str, section: Any) -> None:
+    if not isinstance(section, ConfigDict | None):
+        raise InputError("must be a section with a name and its hyperparameters, or None", option=option, value=section)
 
 
 def _settle(config: ConfigDict) -> None:
@@ -281,34 +288,27 @@ def _settle(config: ConfigDict) -> None:
     for name in PATHS:
         section, field = name.split(".")
         _settle_field(config[section], field, name)
-    for kind in KINDS:
-        for option, section in _sections(config[kind], kind):
-            for field, value in section.items():
-                if not isinstance(value, str) or "/" in value or value[:1] in ("~", "$"):
-                    _settle_field(section, field, f"{option}.{field}")
+    for option, section in _sections(config).items():
+        for field, value in section.items():
+            if isinstance(value, ConfigDict) or (isinstance(value, str) and re.search("/|^[~$]", value)):
+                _settle_field(section, field, f"{option}.{field}")
 
 
-def _sections(policy: ConfigDict | None, option: str) -> Iterator[tuple[str, ConfigDict]]:
-    """The sections of a kind of policy: its own, or where it has no name those of several."""
-    if policy is None or "name" in policy:
-        yield from () if policy is None else ((option, policy),)
-    else:
-        yield from ((f"{option}.{name}", each) for name, each in policy.items() if isinstance(each, ConfigDict))
+def _sections(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The sections of the policies, by their dotted names."""
+    return {kind: config[kind] for kind in KINDS if kind != "weighter" and config[kind]} | weighter_sections(config)
 
 
 def _settle_field(section: ConfigDict, field: str, option: str) -> None:
     value = section[field]
-    settled = value
-    if isinstance(value, ConfigDict):
-        settled = tuple(value.items())
-    elif isinstance(value, str):
-        try:
-            settled = expanded(value)
-        except InputError as error:
-            raise InputError(str(error), option=option) from error
-    if settled is not value:
-        with section.ignore_type():
-            section[field] = settled
+    if value is None or isinstance(value, tuple | list):
+        return
+    try:
+        settled = expanded(value) if isinstance(value, str) else tuple(value.items())
+    except InputError as error:
+        raise InputError(str(error), option=option) from error
+    with section.ignore_type():
+        section[field] = settled
 
 
 def _check_model(config: ConfigDict) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import jax
 
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, one_line
 from dataflex_jax.files import JsonlWriter, Written, to_jsonable
 
 
@@ -43,7 +43,7 @@ class MetricsLogger:
           The run's id is kept in `wandb_id` in the run folder, so that a resumed run continues the same curves.
 
     Raises:
-        InputError: wandb is asked for and not installed.
+        InputError: wandb is asked for and not installed, or cannot begin.
     """
 
     def __init__(
@@ -134,7 +134,10 @@ def _wandb_run(folder: Path, settings: str | Mapping[str, Any]) -> Any:
     id_file = folder / "wandb_id"
     if "id" not in arguments and id_file.exists():
         arguments["id"] = id_file.read_text().strip()
-    run = wandb.init(**{"dir": str(folder), "name": folder.name, "resume": "allow", **arguments})
+    try:
+        run = wandb.init(**{"dir": str(folder), "name": folder.name, "resume": "allow", **arguments})
+    except wandb.errors.Error as error:  # such as no key, or no way to the server
+        raise InputError(f"wandb: {one_line(error)}", option="wandb_project", value=settings) from error
     id_file.write_text(run.id + "\n")
     # Evaluations arrive after later training steps were logged; with wandb's own counter they would be dropped.
     run.define_metric("step")

@@ -15,7 +15,7 @@ from dataflex_jax.data.pool import Group, Pool
 from dataflex_jax.errors import TrainingError
 from dataflex_jax.files import replace_file
 from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
-from dataflex_jax.policies.contract import check_ids
+from dataflex_jax.policies.contract import check_evidence, check_ids
 from dataflex_jax.policies.schedule import Scheduled
 from dataflex_jax.policies.signals import Signals
 
@@ -67,6 +67,7 @@ class Chooser:
             TrainingError: a group without any finite candidate.
         """
         evidence, state = self._selector.score(state, signals, request)
+        check_evidence(self._name, evidence, self._pool.num_rows)
         finite = np.ones(self._pool.num_rows, bool)
         for leaf in jax.tree.leaves(evidence.rows):
             if jnp.issubdtype(leaf.dtype, jnp.inexact):

@@ -68,6 +68,7 @@ def _places(config: ConfigDict) -> list[str]:
     sections = {kind: config[kind] for kind in ("mixer", "selector", "order") if config[kind]}
     sections |= weighter_sections(config)
     # Half of them: what policies take is as often wrong as what all else takes.
+    names += [*sections, *registry.KINDS]
     return names + [f"{option}.{field}" for option, section in sections.items() for field in section] * 4
 
 

@@ -93,6 +93,19 @@ def test_wandb_missing_is_one_line(tmp_path, monkeypatch):
         MetricsLogger(tmp_path, wandb="project")
 
 
+def test_wandb_that_cannot_begin_is_one_line(tmp_path, monkeypatch):
+    class Wandb:
+        class errors:
+            Error = LookupError
+
+        def init(**_):
+            raise LookupError("No API key\nconfigured.")
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    with pytest.raises(InputError, match=r"^config.wandb_project = 'project': wandb: No API key configured.$"):
+        MetricsLogger(tmp_path, wandb="project")
+
+
 def test_wandb_gets_the_steps_and_resumes_the_same_run(tmp_path, monkeypatch):
     class Run:
         def __init__(self, arguments):

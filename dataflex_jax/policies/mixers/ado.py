@@ -84,7 +84,7 @@ def ado(
     options.one_of("step_size", step_size, STEP_SIZES)
     options.at_least("ignore", ignore, 0)
     options.at_least("smoothing", smoothing, 1)
-    options.require("history", history, history >= 16 and history % 2 == 0, "even and >= 16")
+    options.require("history", history, 16 <= history <= 2**20 and history % 2 == 0, "even, >= 16 and <= 2**20")
 
     def init(natural: Float[Array, " K"]) -> AdoState:
         mu = starting_proportions("prior", prior, natural)

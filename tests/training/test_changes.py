@@ -78,12 +78,6 @@ def test_nothing_is_said_where_nothing_has_changed(caplog, config):
     assert said(caplog, config, with_fields(config)) == []
 
 
-def test_a_schedule_that_cannot_be_read_is_not_compared(caplog, config):
-    before = with_fields(config)
-    before.optim.schedule = "cosinf"
-    assert len(said(caplog, before, with_fields(config))) == 1
-
-
 FOUND = {"mixer/weights": (2,), "mixer/history": (2, 512), "opt_state/0": (), "key": (2,)}
 
 

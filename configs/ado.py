@@ -10,7 +10,7 @@ from dataflex_jax.configs import scales
 
 def get_config(variant: str = "quickstart"):
     config = scales.get_config("ado", variant)
-    if config.train_step <= 1000:
+    if config.mixer.name == "ado" and config.train_step <= 1000:
         config.mixer.update(ignore=20, smoothing=4)
         config.mixer.update_step = 25  # a fit costs about a step of a small model
     return config

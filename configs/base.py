@@ -6,6 +6,9 @@ and can be overridden on the command line:
     python -m dataflex_jax.train --config=configs/base.py:mixer=odm --config.mixer.alpha=0.8 --config.data.root=DIR ...
     python -m dataflex_jax.train --config=configs/base.py:selector=less,weighter=loss --config.weighter.r=0.5 ...
 
+Other recipes take the same after their own variant: configs/odm.py:local,weighter=loss. None, null or nothing
+(--config.data.domains=None) is None; a tuple may be written a,b. In paths `~` and environment variables are expanded.
+
 The kinds are mixer, selector, order and weighter. Several weighters, `weighter=loss+adapt`, are multiplied, and each
 has its own fields: --config.weighter.loss.r=0.5. `plugins=my_package.my_mixer` (several with +) first imports
 modules that register policies, signals, sources, evaluators or model families of your own.
@@ -44,10 +47,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.order = placeholder(ConfigDict)  # in which order they come; None: shuffled
     config.weighter = placeholder(ConfigDict)  # how much each row counts in the loss; None: its share of the tokens
 
-    # The model. Shape fields have Hugging Face's names; None: that of name_or_path, or the architecture's default.
+    # The model. Shape fields have Hugging Face's names; None: that of name_or_path; without one a small model's (128
+    # wide, 4 layers of 4 heads) and the architecture's defaults.
     config.model = model = ConfigDict()
     model.name_or_path = placeholder(str)  # hub id, folder with a config.json, or run folder; None: as below
-    model.from_scratch = True  # random weights; False: those of name_or_path (set data.tokenizer to its tokenizer)
+    model.from_scratch = True  # random weights; False: those of name_or_path
+    # Tokens that the weights of name_or_path lack get rows in the embedding and the head, each the mean of the others:
+    # model.vocab_size of them in all, or the tokenizer's, rounded up to a multiple of 128.
+    model.resize_vocab = False
     model.architecture = "qwen2"
     model.vocab_size = placeholder(int)  # None: the tokenizer's, rounded up to a multiple of 128
     model.hidden_size = placeholder(int)
@@ -83,30 +90,37 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = data = ConfigDict()
     # "builtin" (Python's installation), "local" (files), "hub" (datasets) or "dataset_info" (LLaMA-Factory's folder)
     data.source = "builtin"
-    # local: folder of NAME.jsonl[.gz|.zst], .parquet, .txt (instruction data: .json too; MMLU's: .csv); hub: id or
-    # save_to_disk folder; dataset_info: folder with dataset_info.json
+    # local: folder of NAME.jsonl, .ndjson, .json (each plain, .gz, .zst, .bz2 or .xz), .parquet, .txt (not instruction
+    # data; MMLU's: .csv); hub: id or save_to_disk folder; dataset_info: folder with dataset_info.json
     data.root = placeholder(str)
     data.domains = placeholder(tuple)  # names, in order; None: all that are found
-    data.domain_field = placeholder(str)  # dotted record field that says which domain a record belongs to
+    # Dotted record field that says which domain a record belongs to: a string or integer, also within a string of JSON.
+    data.domain_field = placeholder(str)
     data.domain_values = placeholder(tuple)  # that field's value for each of data.domains; None: the names themselves
     data.hub_config = placeholder(str)
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record
     # Hub id, folder (or a run's), a tokenizer.json, "bytes", or "train:VOCAB" (byte-level BPE of the training text).
-    data.tokenizer = "train:4096"
+    # None: that of the weights; without weights "train:4096".
+    data.tokenizer = placeholder(str)
     data.eos_token = placeholder(str)  # None: the tokenizer's own
+    data.begin_of_text = placeholder(bool)  # documents begin with the tokenizer's bos_token; None: as it says itself
     data.seq_len = 512  # tokens a row
     data.batch_size = 32  # rows an optimizer step, over all devices and hosts
     data.grad_accumulation = 1  # microbatches an optimizer step
     # What policies that weight the loss look at: the whole batch (with microbatches, one more forward pass) or
     # "microbatch".
     data.weigh_over = "batch"
-    # K numbers, "uniform", a file that a mixer left (domain_weights.json), or None: natural, by number of rows
+    # K numbers, {"name": number, ...}, "uniform", a file that a mixer left (domain_weights.json), or None: natural, by
+    # number of rows
     data.proportions = placeholder(object)
     data.valid_fraction = 0.02  # of the documents, held out by hash (unless a domain has its own held-out files)
     data.draw = "systematic"  # rows of a domain in a batch: within 1 of B*w ("systematic") or "multinomial"
     data.lag = 1  # weights decided after step s are drawn from at step s + 1 + lag
     data.cache_dir = "~/.cache/dataflex_jax"  # rows stores and trained tokenizers
+    # How closely the cache is looked at: the "size" of its files, "sampled" blocks of them too, or the whole "content",
+    # and that of the data's files whatever their size and time say.
+    data.verify = "sampled"
     data.on_bad_record = "raise"  # or "skip", which counts them
 
     # Instruction data: one example a row instead of rows of seq_len tokens.
@@ -169,6 +183,12 @@ def get_config(arg: str = "") -> ConfigDict:
         else:
             raise InputError(f"--config=configs/base.py:{arg}: {kind}={name}: only weighters can be several")
     return config.lock()
+
+
+def split(variant: str, default: str) -> tuple[str, str]:
+    """A recipe's variant, "local,mixer=odm,plugins=m", as what is its own, "local", and `get_config`'s argument."""
+    parts = [part for part in variant.split(",") if part]
+    return ",".join(part for part in parts if "=" not in part) or default, ",".join(p for p in parts if "=" in p)
 
 
 def _parse(arg: str) -> dict[str, str]:

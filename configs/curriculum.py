@@ -14,12 +14,10 @@ from dataflex_jax.errors import InputError
 
 
 def get_config(variant: str = "quickstart"):
-    name, *policies = variant.split(",")
+    name, policies = base.split(variant, "quickstart")
     variants = {"quickstart": selection.quickstart, "lora": selection.lora}
     if name not in variants:
         raise InputError(f"unknown variant {name!r} of the curriculum recipe; known: {', '.join(variants)}")
-    if not any(policy.startswith("order=") for policy in policies):
-        policies.append("order=sorting")
-    config = base.get_config(",".join(policies))
+    config = base.get_config(f"order=sorting,{policies}")
     variants[name](config)
     return config

@@ -5,28 +5,29 @@ python -m dataflex_jax.train --config=configs/doremi.py:proxy       # learns dom
 python -m dataflex_jax.train --config=configs/doremi.py:target      # trains on the weights of the proxy
 python -m dataflex_jax.train --config=configs/doremi.py:baseline    # the target's twin on the reference proportions
 
-A scale may follow: `proxy,local`, `proxy,slimpajama-6b` (see configs/scales.py; there the reference and the proxy have
-the shape of Qwen2.5-0.5B). The runs are looked for in runs/: --config.mixer.reference=RUN_DIR and
---config.mixer.proportions=RUN_DIR/domain_weights.json name others.
+A scale may follow, and other policies: `proxy,local`, `proxy,slimpajama-6b` (see configs/scales.py; there the reference
+and the proxy have the shape of Qwen2.5-0.5B), `proxy,local,weighter=loss`. The runs are looked for in runs/:
+--config.mixer.reference=RUN_DIR and --config.mixer.proportions=RUN_DIR/domain_weights.json name others.
 """
 
-from dataflex_jax.configs import scales
+from dataflex_jax.configs import base, scales
 from dataflex_jax.errors import InputError
 
 ROLES = ("reference", "proxy", "target", "baseline")
 
 
 def get_config(variant: str = "proxy"):
-    role, _, scale = variant.partition(",")
+    own, policies = base.split(variant, "proxy")
+    role, _, scale = own.partition(",")
     if role not in ROLES:
         raise InputError(f"unknown variant {role!r} of the doremi recipe; known: {', '.join(ROLES)}")
-    config = scales.get_config("doremi" if role == "proxy" else "static", scale or "quickstart")
+    config = scales.get_config("doremi" if role == "proxy" else "static", f"{scale},{policies}")
     suffix = f"-{scale}" if scale else ""
     if role in ("reference", "proxy") and config.model.name_or_path is not None:
         config.model.name_or_path = "Qwen/Qwen2.5-0.5B"
-    if role == "proxy":
+    if config.mixer.name == "doremi":
         config.warmup_step = 0
         config.mixer.reference = f"runs/doremi-reference{suffix}"
-    if role == "target":
+    if role == "target" and config.mixer.name == "static":
         config.mixer.proportions = f"runs/doremi-proxy{suffix}/domain_weights.json"
     return config

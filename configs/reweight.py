@@ -13,11 +13,12 @@ from dataflex_jax.errors import InputError
 
 
 def get_config(variant: str = "loss"):
-    weighters, _, scale = variant.partition(",")
+    own, policies = base.split(variant, "loss")
+    weighters, _, scale = own.partition(",")
     scales = {"quickstart": sft.quickstart, "lora": selection.lora}
     if (scale or "quickstart") not in scales:
         raise InputError(f"unknown scale {scale!r} of the reweight recipe; known: {', '.join(scales)}")
-    config = base.get_config(f"weighter={weighters}")
+    config = base.get_config(f"weighter={weighters},{policies}")
     scales[scale or "quickstart"](config)
     if scale == "lora" and any(name in weighters for name in ("adapt", "joint_update_aware")):
         config.targets.update(source="local", formatting="mmlu")

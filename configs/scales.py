@@ -17,17 +17,18 @@ SLIMPAJAMA = {  # domain: (value of meta.redpajama_set_name, natural proportion)
 
 
 def get_config(mixer: str, variant: str) -> ConfigDict:
-    """A recipe with `mixer` at the scale `variant`."""
+    """A recipe with `mixer` at the scale `variant`, after which other policies may follow ("local,weighter=loss")."""
     scales = {
         "quickstart": quickstart,
         "local": local,
         "slimpajama-6b": slimpajama_6b,
         "slimpajama-30b": slimpajama_30b,
     }
-    if variant not in scales:
-        raise InputError(f"unknown variant {variant!r} of the {mixer} recipe; known: {', '.join(scales)}")
-    config = base.get_config(f"mixer={mixer}")
-    scales[variant](config)
+    scale, policies = base.split(variant, "quickstart")
+    if scale not in scales:
+        raise InputError(f"unknown variant {scale!r} of the {mixer} recipe; known: {', '.join(scales)}")
+    config = base.get_config(f"mixer={mixer},{policies}")
+    scales[scale](config)
     return config
 
 
@@ -56,10 +57,10 @@ def quickstart(config: ConfigDict) -> None:
 
 
 def local(config: ConfigDict) -> None:
-    """The seven SlimPajama domains from a folder of NAME.jsonl files, given by --config.data.root."""
+    """The same model on a folder of NAME.jsonl files, a domain each, given by --config.data.root."""
     quickstart(config)
     config.train_step = 600
-    config.data.update(source="local", domains=tuple(SLIMPAJAMA), tokenizer="train:4096", seq_len=256)
+    config.data.update(source="local", tokenizer="train:4096", seq_len=256)
 
 
 def slimpajama_6b(config: ConfigDict) -> None:

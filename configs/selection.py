@@ -10,13 +10,13 @@ WITH_TARGETS = ("less", "cluster_less", "icons")
 
 def get_config(selector: str, variant: str) -> ConfigDict:
     """A recipe with `selector`; "quickstart" or "lora", and further policies after commas."""
-    name, *policies = variant.split(",")
+    name, policies = base.split(variant, "quickstart")
     variants = {"quickstart": quickstart, "lora": lora}
     if name not in variants:
         raise InputError(f"unknown variant {name!r} of the {selector} recipe; known: {', '.join(variants)}")
-    config = base.get_config(",".join([f"selector={selector}", *policies]))
+    config = base.get_config(f"selector={selector},{policies}")
     variants[name](config)
-    if selector in WITH_TARGETS:
+    if config.selector.name in WITH_TARGETS:
         config.selector.proj_dim = 1024 if name == "quickstart" else 8192
         if name == "lora":
             config.targets.update(source="local", formatting="mmlu")
@@ -38,7 +38,7 @@ def quickstart(config: ConfigDict) -> None:
 
 
 def lora(config: ConfigDict) -> None:
-    """Adapters on pretrained Qwen2.5-0.5B, or on another model.name_or_path with its data.tokenizer."""
+    """Adapters on pretrained Qwen2.5-0.5B, or on another model.name_or_path."""
     sft.lora(config)
     config.warmup_step = 100
     config.update_step = 100

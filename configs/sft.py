@@ -15,11 +15,11 @@ from dataflex_jax.errors import InputError
 
 
 def get_config(variant: str = "quickstart"):
-    name, *policies = variant.split(",")
+    name, policies = base.split(variant, "quickstart")
     variants = {"quickstart": quickstart, "local": local, "lora": lora}
     if name not in variants:
         raise InputError(f"unknown variant {name!r} of the sft recipe; known: {', '.join(variants)}")
-    config = base.get_config(",".join(policies))
+    config = base.get_config(policies)
     variants[name](config)
     return config
 
@@ -37,10 +37,10 @@ def local(config):
 
 
 def lora(config):
-    """Adapters on pretrained Qwen2.5-0.5B, or on another model.name_or_path with its data.tokenizer."""
+    """Adapters on pretrained Qwen2.5-0.5B, or on another model.name_or_path."""
     config.train_step = 1000
     config.eval_every = config.checkpoint_every = 200
     config.model.update(name_or_path="Qwen/Qwen2.5-0.5B", from_scratch=False)
     config.lora.rank = 16
-    config.data.update(source="dataset_info", tokenizer="Qwen/Qwen2.5-0.5B", cutoff_len=2048, batch_size=64)
+    config.data.update(source="dataset_info", cutoff_len=2048, batch_size=64)
     config.optim.update(learning_rate=2e-4)

@@ -5,6 +5,7 @@ need it, so its modules are imported when they are first asked for.
 """
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -53,6 +54,10 @@ __all__ = [
     "sweep",
     "weighter",
 ]
+
+if sys.argv[:1] == ["-m"] and any(argument.startswith(f"{__name__}.") for argument in sys.orig_argv):
+    # `python -m dataflex_jax.COMMAND`, which is to import JAX now: seconds in which Ctrl-C may come.
+    importlib.import_module("dataflex_jax.ending").at_interrupts_while_importing()
 
 
 def __getattr__(name: str) -> Any:

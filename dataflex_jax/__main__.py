@@ -15,7 +15,7 @@
 import importlib
 import sys
 
-from dataflex_jax import __version__
+from dataflex_jax import __version__, ending
 
 COMMANDS = ("train", "select", "evaluate", "generate", "export", "report")
 
@@ -32,6 +32,7 @@ def main() -> int:
     if command not in COMMANDS:
         print(f"error: unknown command {command!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    ending.at_interrupts_while_importing()
     # Not above: what says the version need not wait for JAX.
     from dataflex_jax import cli
 

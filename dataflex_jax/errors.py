@@ -1,6 +1,7 @@
 """The faults that a run reports in one line instead of a traceback."""
 
 import errno
+import re
 from typing import Any
 
 
@@ -25,7 +26,7 @@ class InputError(Exception):
         flag = self.option.startswith("--")
         name = self.option if flag else f"config.{self.option}"
         if self.value is not ...:
-            name += f"={self.value}" if flag else f" = {self.value!r}"
+            name += f"={self.value}" if flag else f" = {shown(self.value)}"
         return f"{name}: {self.reason}"
 
     def renamed(self, option: str) -> "InputError":
@@ -42,7 +43,23 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the host or, as JAX says it, a device had too little memory."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)) is not None
+
+
 def one_line(error: BaseException | str, limit: int = 300) -> str:
     """The text of an error on one line, shortened to `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def shown(value: Any, limit: int = 200) -> str:
+    """A value as messages show it: its `repr` on one line, shortened to `limit` characters."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # Python writes no integers of thousands of digits
+        text = f"{type(value).__name__} of thousands of digits"
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -5,11 +5,13 @@
 
 --checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or
 hub id. Without --config the data are those of the run; with it, the recipe's, in the model's
-tokens and with its evaluators. Prints a table an evaluator, and writes evaluation.json into the
-run folder.
+tokens and with its evaluators. Prints a table an evaluator, and writes --output, by default
+evaluation.json in the run folder.
 """
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,13 +23,16 @@ from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import check_rows
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import replace_json, to_jsonable
+from dataflex_jax.files import expanded, replace_json, to_jsonable, unwritable
 from dataflex_jax.reporting.evaluations import HELD_OUT
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import run_config
 from dataflex_jax.training.evaluation import Evaluation, EvaluationContext, evaluators, held_out
-from dataflex_jax.training.locate import CHECKPOINTS, locate, tokenizer_of
+from dataflex_jax.training.fits import check_vocabulary
+from dataflex_jax.training.locate import CHECKPOINTS, RunStep, locate, use_tokenizer_of
 from dataflex_jax.training.weights import How, Opened, open_model
+
+logger = logging.getLogger("dataflex_jax.evaluate")
 
 
 def evaluate(opened: Opened, config: ConfigDict) -> list[Evaluation]:
@@ -42,6 +47,7 @@ def evaluate(opened: Opened, config: ConfigDict) -> list[Evaluation]:
     """
     with jax.set_mesh(opened.mesh):
         domains, tokenizer = open_domains(config.data)
+        check_vocabulary(opened.source, tokenizer)
         context = EvaluationContext(config, domains, tokenizer, opened.mesh)
         return [evaluator.run(opened.model) for evaluator in evaluators(context) or (held_out(context),)]
 
@@ -86,7 +92,8 @@ def _as_written(records: Sequence[Evaluation]) -> dict[str, Any]:
 def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
-    flags.DEFINE_string("checkpoint", None, f"The model: {CHECKPOINTS}.")
+    cli.define_path("checkpoint", None, f"The model: {CHECKPOINTS}.")
+    cli.define_path("output", None, "The file to write; by default evaluation.json in the run folder.")
 
 
 def main(argv: list[str]) -> None:
@@ -99,7 +106,8 @@ def main(argv: list[str]) -> None:
     if run is None and not options["config"].present:
         raise InputError("--config is missing: a Hugging Face checkpoint has no data of its own; name a recipe's")
     config = cli.chosen_config() if options["config"].present else run_config.read(run.folder)
-    config.data.tokenizer = tokenizer_of(options.checkpoint)
+    output = _output(run, options.output)
+    use_tokenizer_of(config.data, options.checkpoint)
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size // config.data.grad_accumulation, 1)
@@ -109,11 +117,30 @@ def main(argv: list[str]) -> None:
     named = f"Step {run.step} of {run.folder}" if run else options.checkpoint
     for record in records:
         print(f"{named}, {'held out' if record['split'] == HELD_OUT else record['split']}:\n{table(record)}")
-    if run is not None:
-        path = run.folder / "evaluation.json"
-        written = to_jsonable({"step": run.step, **_as_written(records)})
-        replace_json(path, written, indent=2, ensure_ascii=False)
-        print(f"Written to {path}.")
+    if output is not None:
+        written = to_jsonable({**({"step": run.step} if run else {}), **_as_written(records)})
+        replace_json(output, written, indent=2, ensure_ascii=False)
+        print(f"Written to {output}.")
+
+
+def _output(run: RunStep | None, output: str | None) -> Path | None:
+    """The file to write; None: there is none, as nothing is asked for and the run folder cannot be written.
+
+    Raises:
+        InputError: a file is asked for that cannot be written.
+    """
+    if output is not None:
+        path = Path(expanded(output))
+        if fault := unwritable(path):
+            raise InputError(f"cannot be written ({fault}); choose another file", option="--output", value=output)
+        return path
+    if run is None:
+        return None
+    path = run.folder / "evaluation.json"
+    if fault := unwritable(path):
+        logger.warning("%s will not be written: %s; --output=FILE writes another.", path, fault)
+        return None
+    return path
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ default configs/base.py. To train on from it:
 
     python -m dataflex_jax.train --config=RECIPE[:variant] --workdir=RUN_DIR
         --config.model.from_scratch=False --config.model.name_or_path=HF_DIR_OR_HUB_ID
-        --config.data.tokenizer=HF_DIR_OR_HUB_ID
 
 Of a LoRA run the model is exported with the adapters merged into it, or, with --adapter, the
 adapters alone in PEFT's format. --import_from takes such a folder too: its base is
@@ -35,9 +34,9 @@ from dataflex_jax.training.locate import CHECKPOINTS
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, f"What to export: {CHECKPOINTS}.")
-    flags.DEFINE_string("import_from", None, "What to import: a Hugging Face folder or hub id.")
-    flags.DEFINE_string("output", None, "The folder to write: Hugging Face's of an export, a run's of an import.")
+    cli.define_path("checkpoint", None, f"What to export: {CHECKPOINTS}.")
+    cli.define_path("import_from", None, "What to import: a Hugging Face folder or hub id.")
+    cli.define_path("output", None, "The folder to write: Hugging Face's of an export, a run's of an import.")
     flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of an export's tensors; default: the checkpoint's.")
     flags.DEFINE_bool("adapter", False, "Export LoRA adapters in PEFT's format, without their base.")
     config_flags.DEFINE_config_file("config", None, "The recipe of an import; default: configs/base.py.")

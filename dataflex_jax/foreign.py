@@ -9,6 +9,8 @@ from dataflex_jax.errors import InputError, one_line
 
 MAX_BYTES = 1 << 28
 MAX_DEPTH = 128
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} values"
+_DECODER = json.JSONDecoder()
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -21,11 +23,27 @@ def parse_json(text: str | bytes) -> Any:
     try:
         value = json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except RecursionError as error:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} values") from error
+        raise ValueError(_TOO_DEEP) from error
     opened = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
     if isinstance(value, dict | list) and sum(map(text.count, opened)) > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
-        raise ValueError(f"nested deeper than {MAX_DEPTH} values")
+        raise ValueError(_TOO_DEEP)
     return value
+
+
+def next_json(text: str, start: int = 0) -> tuple[Any, int]:
+    """The JSON value that begins at `start` of a longer text, and where it ends.
+
+    Raises:
+        ValueError: see `parse_json`; `json.JSONDecodeError` where the text is no JSON or ends too early.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    opened = sum(text.count(bracket, start, end) for bracket in "[{")
+    if isinstance(value, dict | list) and opened > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise ValueError(_TOO_DEEP)
+    return value, end
 
 
 def read_bytes(path: str | os.PathLike[str], kind: str = "a file", limit: int = MAX_BYTES) -> bytes:
@@ -45,7 +63,8 @@ def read_bytes(path: str | os.PathLike[str], kind: str = "a file", limit: int = 
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: not a file; {kind} is expected")
         with open(path, "rb") as file:
-            contents = file.read(limit + 1)
+            # `read` makes room for as much as it is asked for.
+            contents = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {kind} is expected") from error
     if len(contents) > limit:

@@ -48,7 +48,7 @@ def continuations(opened: Opened, prompts: Sequence[str], *, chat: bool = False,
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, f"The model: {CHECKPOINTS}.")
+    cli.define_path("checkpoint", None, f"The model: {CHECKPOINTS}.")
     flags.DEFINE_multi_string("prompt", None, "The text to continue; may be given several times.")
     flags.DEFINE_bool("chat", False, "The prompts are questions, to be put into the model's chat template.")
     flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most, unless the text ends before.")

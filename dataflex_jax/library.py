@@ -180,7 +180,7 @@ def rows(
 
 
 def _text(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.array([*tokenizer.encode_batch([text])[0], tokenizer.eos_id], np.int32)
+    tokens = np.array(tokenizer.encode_documents([text])[0], np.int32)
     return tokens, np.ones(len(tokens), bool)
 
 

@@ -8,17 +8,18 @@ Each RUN_DIR is the folder of a training run, finished or not.
 from absl import flags
 
 from dataflex_jax import cli
+from dataflex_jax.files import expanded
 from dataflex_jax.reporting.page import write_report
 
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("output", "report.html", "The page to write.")
+    cli.define_path("output", "report.html", "The page to write.")
 
 
 def main(argv: list[str]) -> None:
     """The command; `argv[1:]` are the run folders."""
-    print(write_report(argv[1:], flags.FLAGS.output))
+    print(write_report([expanded(folder) for folder in argv[1:]], flags.FLAGS.output))
 
 
 if __name__ == "__main__":

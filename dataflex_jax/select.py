@@ -8,7 +8,8 @@ The configuration says the selector, the candidates (data) and the target set (t
 hub id. Several, with commas between, are LESS's sum over checkpoints, weighted by
 --checkpoint_weights or else by their learning rates; other selectors take the last one. The file
 has ids and scores (the best first), their domains, the numbers of their records, and all_scores.
---records writes the chosen records themselves, JSONL or Parquet, for configs/sft.py to train on.
+--records writes the chosen records themselves, JSONL or Parquet, for configs/sft.py to train on:
+as they are, or, of datasets in several formats, as messages (data.formatting=openai).
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from ml_collections import config_flags
 from dataflex_jax import cli
 from dataflex_jax.errors import InputError
 from dataflex_jax.selection.choosing import write_selection
-from dataflex_jax.selection.records import check_path, chosen_records, write_records
+from dataflex_jax.selection.records import check_path, chosen_records, have_one_format, write_records
 from dataflex_jax.training.locate import CHECKPOINTS
 from dataflex_jax.training.selecting import select
 
@@ -40,11 +41,11 @@ def _numbers(values: Sequence[str], count: int) -> list[float] | None:
 def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "The recipe whose selector, data and targets to use.")
-    flags.DEFINE_list("checkpoint", [], f"The model: {CHECKPOINTS}; several with commas between.")
+    cli.define_paths("checkpoint", f"The model: {CHECKPOINTS}; several with commas between.")
     flags.DEFINE_list("checkpoint_weights", [], "Their weights; by default their learning rates.")
-    flags.DEFINE_string("output", None, "An .npz file.")
+    cli.define_path("output", None, "An .npz file.")
     flags.DEFINE_integer("num", None, "How many examples; by default 5 % of the pool.", lower_bound=1)
-    flags.DEFINE_string("records", None, "A .jsonl or .parquet file for the chosen records.")
+    cli.define_path("records", None, "A .jsonl or .parquet file for the chosen records.")
 
 
 def main(argv: list[str]) -> None:
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> None:
     )
     if records:
         write_records(records, chosen_records(pool, chosen.ids))
-        print(f"Their records are in {records}.")
+        form = "" if have_one_format(pool) else ", as messages (data.formatting=openai), for their formats differ"
+        print(f"Their records are in {records}{form}.")
 
 
 if __name__ == "__main__":

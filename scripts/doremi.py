@@ -31,7 +31,7 @@ from dataflex_jax.training.domain_weights import read_weights
 _WEIGHTS = "domain_weights.json"
 COLUMNS = ("baseline proportions", "DoReMi weights", "baseline nll", "target nll")
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/doremi", "The folder of all runs.")
+_WORKDIR = cli.define_path("workdir", "runs/doremi", "The folder of all runs.")
 _SCALE = flags.DEFINE_string("scale", "quickstart", "One of configs/scales.py.")
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "At most so many rounds of reference and proxy.", lower_bound=1)
 _THRESHOLD = flags.DEFINE_float("threshold", 0.01, "Rounds end when no weight moves by more.", lower_bound=0.0)
@@ -52,11 +52,14 @@ def train(role: str, folder: Path, options: Sequence[str]) -> None:
         return
     print(f"{role}: {folder}", flush=True)
     command = [sys.executable, "-m", "dataflex_jax.train", f"--config=configs/doremi.py:{role},{_SCALE.value}"]
-    result = subprocess.run([*command, f"--workdir={folder}", *options], check=False)
-    if result.returncode or not (folder / "summary.json").exists():
-        raise TrainingError(
-            f"the {role} run ended with exit code {result.returncode}; the same command goes on from there"
-        )
+    process = subprocess.Popen([*command, f"--workdir={folder}", *options])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # Ctrl-C has reached it too, and it is saving
+        raise
+    if code or not (folder / "summary.json").exists():
+        raise TrainingError(f"the {role} run ended with exit code {code}; the same command goes on from there")
 
 
 def rounds(workdir: Path, shared: Sequence[str]) -> tuple[Path, Path]:
@@ -127,4 +130,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, unknown_flags="options of the runs stand after --, as in: doremi.py -- --config.seed=1")

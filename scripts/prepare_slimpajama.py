@@ -5,7 +5,7 @@ From the Hugging Face hub (downloaded to the hub's own cache first):
     python scripts/prepare_slimpajama.py --config=configs/odm.py:slimpajama-6b --config.data.cache_dir=/data/dataflex
 
 From files in SlimPajama's format, {"text": ..., "meta": {"redpajama_set_name": ...}} as JSONL (.gz, .zst) or Parquet,
-with the held-out documents in *.valid.jsonl or in a folder named validation:
+with the held-out documents in *.valid.jsonl or in a folder named validation (one named test is left out):
 
     python scripts/prepare_slimpajama.py --config=configs/odm.py:slimpajama-30b --config.data.root=/data/slimpajama \\
         --config.data.cache_dir=/data/dataflex
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     configuration.validate(config)
     stores, _ = open_document_stores(config.data)
     domains = summary(stores)
-    path = Path(config.data.cache_dir).expanduser() / "rows_store.json"
+    path = Path(config.data.cache_dir) / "rows_store.json"
     path.write_text(json.dumps({"data": config.data.to_dict(), "domains": domains}, indent=2) + "\n")
     print(table(domains))
     print(f"Written to {path}.")

@@ -1,9 +1,11 @@
-"""docs/writing_a_policy.md works as it stands: its code, and its commands with fewer steps and less of everything."""
+"""The commands of the pages are what the commands take; docs/writing_a_policy.md works as it stands."""
 
 import numpy as np
 import pytest
 
 from tests.helpers import pages, tiny, tiny_chat
+from tests.helpers.command import PROJECT
+from tests.helpers.command_line import chosen
 
 SHORT = (
     "--config.train_step=5",
@@ -23,12 +25,23 @@ SHORT = (
 )
 
 
+# Those of docs/extending.md run in test_extending.py.
+PAGES = sorted({path.name for path in (PROJECT / "docs").glob("*.md")} - {"extending.md"})
+
+
+@pytest.mark.parametrize("page", ["README.md", *PAGES, "recipes"])
+def test_every_training_command_of_a_page_is_accepted(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    pages.write_code(page, tmp_path)
+    for arguments in pages.commands(page):
+        if any(argument.startswith("--config=") for argument in arguments):
+            chosen(*arguments)
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_page_run_with_its_code(tmp_path):
-    for block in pages.code("writing_a_policy.md"):
-        path = tmp_path / block.split("\n", 1)[0].removeprefix("# ")
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(block)
+    pages.write_code("writing_a_policy.md", tmp_path)
     questions = tiny_chat.write_questions(tmp_path / "questions")
     mixed, selected = pages.trained("writing_a_policy.md", tmp_path, *SHORT, f"--config.data.root={questions}")
     lines = tiny.records(mixed, "policy.jsonl")

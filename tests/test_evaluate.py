@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from dataflex_jax import evaluate
+from dataflex_jax.errors import InputError
 from dataflex_jax.generate import continuations
 from dataflex_jax.models.hf import peft
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import run_config
 from dataflex_jax.training.exporting import export_adapter, export_checkpoint
+from dataflex_jax.training.locate import RunStep
 from dataflex_jax.training.setup import train_and_evaluate
 from dataflex_jax.training.weights import How, open_model
 from tests.helpers import tiny
@@ -231,3 +233,16 @@ def test_checkpoints_of_several_kinds_need_weights(trainer, checkpoints, results
     expected = f"--checkpoint_weights is missing: {checkpoints.hf} is no run's checkpoint and has no learning rate"
     assert refused(results["select mixed"]) == expected
     assert results["select weighted"].returncode == 0
+
+
+def test_that_the_run_folder_cannot_be_written_is_said_before_the_work(tmp_path, caplog):
+    read_only = RunStep(Path("/proc"), 3)
+    with caplog.at_level("WARNING"):
+        assert evaluate._output(read_only, None) is None
+    assert "/proc/evaluation.json will not be written: /proc: " in caplog.text
+    assert "--output=FILE" in caplog.text
+    assert evaluate._output(RunStep(tmp_path, 3), None) == tmp_path / "evaluation.json"
+    assert evaluate._output(read_only, str(tmp_path / "new" / "e.json")) == tmp_path / "new" / "e.json"
+    with pytest.raises(InputError, match=r"^--output=/proc/e.json: cannot be written \(/proc: .*\); choose another"):
+        evaluate._output(RunStep(tmp_path, 3), "/proc/e.json")
+    assert evaluate._output(None, None) is None

@@ -3,18 +3,27 @@
 from collections.abc import Collection
 from typing import Any
 
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, one_line
+
+# What the devices hold: int32 and float32.
+MAX_INTEGER = 2**31 - 1
+MAX_NUMBER = 3.4e38
 
 
-def check_positive(name: str, value: Any, kind: type) -> None:
-    """Refuses what is no positive integer (`kind` int) or no positive number (float).
+def check_positive(name: str, value: Any, kind: type, most: int = MAX_INTEGER) -> None:
+    """Refuses what is no positive integer up to `most` (`kind` int) or no positive number (float).
 
     Raises:
         InputError: names the field.
     """
-    accepted = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, accepted) or value <= 0:
-        raise InputError(f"model {name}={value!r}: must be a positive {'integer' if kind is int else 'number'}")
+    if kind is int:
+        accepted = f"a positive integer up to {most}"
+        good = isinstance(value, int) and 0 < value <= most
+    else:
+        accepted = "a positive number"
+        good = isinstance(value, int | float) and 0 < value <= MAX_NUMBER
+    if isinstance(value, bool) or not good:
+        raise InputError(f"model {name}={shown(value)}: must be {accepted}")
 
 
 def check_choice(name: str, value: Any, accepted: Collection[Any]) -> None:
@@ -25,4 +34,19 @@ def check_choice(name: str, value: Any, accepted: Collection[Any]) -> None:
     """
     if value not in accepted:
         names = ", ".join(repr(a) for a in accepted)
-        raise InputError(f"model {name}={value!r} is not supported; accepted: {names}")
+        raise InputError(f"model {name}={shown(value)} is not supported; accepted: {names}")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Refuses what is neither True nor False; a text "false" would count as true.
+
+    Raises:
+        InputError: names the field.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"model {name}={shown(value)}: must be true or false")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, which may be any that a file holds."""
+    return one_line(repr(value), 100)

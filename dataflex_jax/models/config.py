@@ -5,13 +5,23 @@ import math
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import families
-from dataflex_jax.models.checks import check_choice, check_positive
+from dataflex_jax.models.checks import check_bool, check_choice, check_positive
 from dataflex_jax.models.layout import LORA_MODULES
 
 DTYPES = ("bfloat16", "float32")
 REMAT_POLICIES = ("none", "full", "dots", "attention")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Far beyond any model: what is larger was written by mistake, and only listing the tensors would take all memory.
+LARGEST = {
+    "vocab_size": 1 << 26,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 1 << 13,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 14,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +73,12 @@ class LoraConfig:
     base_dtype: str = "bfloat16"
 
     def __post_init__(self):
-        check_positive("lora rank", self.rank, int)
+        check_positive("lora rank", self.rank, int, LARGEST["hidden_size"])
         if self.alpha is None:
             object.__setattr__(self, "alpha", 2.0 * self.rank)
         check_positive("lora alpha", self.alpha, float)
         object.__setattr__(self, "alpha", float(self.alpha))
+        check_bool("lora use_rslora", self.use_rslora)
         if not 0 <= self.dropout < 1:
             raise InputError(f"model lora dropout={self.dropout!r}: must be a number >= 0 and < 1")
         check_choice("lora base_dtype", self.base_dtype, DTYPES)
@@ -136,7 +147,7 @@ class ModelConfig:
     def __post_init__(self):
         family = self.family
         for name in REQUIRED:
-            check_positive(name, getattr(self, name), int)
+            check_positive(name, getattr(self, name), int, LARGEST[name])
         derived = {
             "num_key_value_heads": self.num_attention_heads,
             "head_dim": self.hidden_size // self.num_attention_heads,
@@ -147,8 +158,9 @@ class ModelConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
-        for name in ("num_key_value_heads", "head_dim", "max_position_embeddings"):
-            check_positive(name, getattr(self, name), int)
+        for name in ("num_key_value_heads", "head_dim"):
+            check_positive(name, getattr(self, name), int, LARGEST[name])
+        check_positive("max_position_embeddings", self.max_position_embeddings, int)
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
             check_positive(name, getattr(self, name), float)
         if self.sliding_window is not None:
@@ -160,6 +172,8 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"model head_dim={self.head_dim}: rotary embeddings need an even number")
+        for name in ("tie_word_embeddings", "attention_bias"):
+            check_bool(name, getattr(self, name))
         check_choice("hidden_act", self.hidden_act, ("silu",))
         check_choice("qk_norm", self.qk_norm, (family.qk_norm,))
         if family.attention_bias is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.checks import check_choice
+from dataflex_jax.models.checks import check_bool, check_choice, check_positive, shown
 
 # Fields that several families know or that rewrite their weights, with the only values this decoder computes.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -51,9 +51,13 @@ def _read_no_window(hf: Mapping[str, Any]) -> int | None:
 
 
 def _read_window_from_a_layer_on(hf: Mapping[str, Any]) -> int | None:
-    layers = hf["num_hidden_layers"]
-    window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
-    first = layers if window is None else hf.get("max_window_layers", 28)
+    layers, used, first = hf["num_hidden_layers"], hf.get("use_sliding_window"), hf.get("max_window_layers", 28)
+    check_bool("use_sliding_window", False if used is None else used)
+    window = hf.get("sliding_window", 4096) if used else None
+    if window is None:
+        first = layers
+    elif first != 0:
+        check_positive("max_window_layers", first, int)
     kind = _attention(hf, window, [_FULL if i < first else _SLIDING for i in range(layers)])
     return None if kind == _FULL else window
 
@@ -77,10 +81,14 @@ def _agreed(hf: Mapping[str, Any], window: int | None, implied: str) -> int | No
 def _attention(hf: Mapping[str, Any], window: int | None, implied: list[str]) -> str:
     """The attention that all layers have: what layer_types says, or else what the other fields imply."""
     given = hf.get("layer_types")
+    if given is not None and not (isinstance(given, list) and given and all(isinstance(kind, str) for kind in given)):
+        raise InputError(f"model layer_types={shown(given)}: must be a list of {_FULL!r} or {_SLIDING!r}, one a layer")
     kinds = set(implied if given is None else given)
     culprit = "max_window_layers" if given is None else "layer_types"
     if len(kinds) > 1:
-        raise InputError(f"model {culprit}={hf.get(culprit)}: layers that differ in attention; all must be alike")
+        raise InputError(
+            f"model {culprit}={shown(hf.get(culprit))}: layers that differ in attention; all must be alike"
+        )
     kind = kinds.pop()
     check_choice(culprit, kind, (_FULL, _SLIDING)[: 1 if window is None else 2])
     return kind

@@ -7,13 +7,20 @@ section of the configuration, so that no policy needs to know where its hyperpar
 import functools
 import inspect
 import re
+import types
+import typing
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+from dataflex_jax.errors import shown
+
+LARGEST_INT = 2**31 - 1  # of int32
+LARGEST_NUMBER = 3.4e38  # of float32, about
 
 
 def refuse(name: str, value: Any, reason: str) -> NoReturn:
     """Raises the `ValueError` of a hyperparameter with a value that cannot be."""
-    raise ValueError(f"{name} = {value!r}: {reason}")
+    raise ValueError(f"{name} = {shown(value)}: {reason}")
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -29,6 +36,80 @@ def require(name: str, value: Any, holds: bool, accepted: str) -> None:
     """
     if not holds:
         refuse(name, value, f"must be {accepted}")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is a whole number that int32 holds; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number that float32 holds; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
+
+
+class _Type(NamedTuple):
+    one: str
+    several: str
+    holds: Callable[[Any], bool]
+
+
+_TYPES = {
+    bool: _Type("True or False", "True or False", lambda value: isinstance(value, bool)),
+    int: _Type("a 32-bit integer", "32-bit integers", is_integer),
+    float: _Type("a finite 32-bit number", "finite 32-bit numbers", is_number),
+    str: _Type("a string", "strings", lambda value: isinstance(value, str)),
+    types.NoneType: _Type("None", "None", lambda value: value is None),
+}
+
+
+def of_type(name: str, value: Any, annotation: Any) -> None:
+    """Refuses what is not as the hyperparameter's annotation says; integers are int32, numbers finite and float32.
+
+    Args:
+        name: of the hyperparameter.
+        value: its value.
+        annotation: of bool, int, float, str, tuple, tuple[T, ...], tuple[T, T], None and unions of them; others accept
+            anything.
+
+    Raises:
+        ValueError: names the hyperparameter.
+    """
+    accepted = _type(annotation)
+    require(name, value, accepted.holds(value), accepted.one)
+
+
+def _type(annotation: Any) -> _Type:
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _any_of([_type(part) for part in parts])
+    if origin is tuple and len(parts) == 2 and parts[1] is ...:
+        of = _type(parts[0])
+        return _sequence(f"of {of.several}", lambda value: all(map(of.holds, value)))
+    if origin is tuple:
+        each = [_type(part) for part in parts]
+        words = f"({', '.join(part.one for part in each)})"
+        return _sequence(
+            words,
+            lambda value: len(value) == len(each) and all(of.holds(item) for of, item in zip(each, value, strict=True)),
+        )
+    if annotation is tuple:
+        return _sequence("", lambda value: True)
+    return _TYPES.get(annotation, _Type("anything", "anything", lambda value: True))
+
+
+def _sequence(words: str, holds: Callable[[Any], bool]) -> _Type:
+    return _Type(
+        f"a tuple {words}".rstrip(),
+        f"tuples {words}".rstrip(),
+        lambda value: isinstance(value, tuple | list) and holds(value),
+    )
+
+
+def _any_of(accepted: Sequence[_Type]) -> _Type:
+    *others, last = (each.one for each in accepted)
+    words = f"{', '.join(others)} or {last}"
+    return _Type(words, words, lambda value: any(each.holds(value) for each in accepted))
 
 
 def one_of(name: str, value: Any, accepted: Sequence[str]) -> None:

@@ -8,6 +8,10 @@ from jaxtyping import Array, Bool, Float
 
 from dataflex_jax.policies import options
 
+# Of a hyperparameter: a number a domain, (name, number) pairs, "uniform" or a weights file. A run has numbers in place
+# of the pairs and the file before a policy's `init` sees them.
+Proportions = tuple[float, ...] | tuple[tuple[str, float], ...] | str | None
+
 
 def normalised(name: str, proportions: Sequence[float], num_domains: int) -> Float[np.ndarray, " K"]:
     """Checks and normalises mixture proportions.
@@ -23,7 +27,10 @@ def normalised(name: str, proportions: Sequence[float], num_domains: int) -> Flo
     Raises:
         ValueError: wrong length, a negative or non-finite entry, or all zero.
     """
-    weights = np.asarray(proportions, np.float64)
+    try:
+        weights = np.asarray(proportions, np.float64)
+    except ValueError:
+        options.refuse(name, proportions, "every entry must be a finite number >= 0")
     if weights.shape != (num_domains,):
         reason = f"has {weights.size} entries; one for each of the {num_domains} domains is needed"
         options.refuse(name, proportions, reason)
@@ -34,9 +41,7 @@ def normalised(name: str, proportions: Sequence[float], num_domains: int) -> Flo
     return weights / weights.sum()
 
 
-def starting_proportions(
-    name: str, proportions: Sequence[float] | str | None, natural: Float[Array, " K"]
-) -> Float[Array, " K"]:
+def starting_proportions(name: str, proportions: Proportions, natural: Float[Array, " K"]) -> Float[Array, " K"]:
     """The distribution that a hyperparameter means, float32.
 
     Args:
@@ -71,9 +76,7 @@ def only(weights: Float[Array, " K"], drawn: Bool[Array, " K"]) -> Float[Array, 
     return jnp.where(jnp.all(drawn), weights, kept * (jnp.sum(weights) / jnp.sum(kept)))
 
 
-def all_positive(
-    name: str, proportions: Sequence[float] | str | None, weights: Float[Array, " K"], natural: Float[Array, " K"]
-) -> None:
+def all_positive(name: str, proportions: Proportions, weights: Float[Array, " K"], natural: Float[Array, " K"]) -> None:
     """Refuses proportions without which the losses of a domain are never seen that the run draws from.
 
     Args:

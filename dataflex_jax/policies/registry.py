@@ -24,7 +24,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, shown
 from dataflex_jax.policies import mixers, options, orders, selectors, weighters
 from dataflex_jax.policies.base import Mixer, Order, Selector, Weighter
 from dataflex_jax.policies.schedule import Schedule, Scheduled
@@ -96,8 +96,9 @@ def names(kind: str) -> tuple[str, ...]:
 
 def _factory(kind: str, name: str) -> Callable[..., Any]:
     _load_installed()
-    if name not in _FACTORIES[kind]:
-        raise InputError(f"unknown {kind} {name!r}; known: {', '.join(names(kind))} (config.plugins adds your own)")
+    if not isinstance(name, str) or name not in _FACTORIES[kind]:
+        known = ", ".join(names(kind))
+        raise InputError(f"unknown {kind} {shown(name)}; known: {known} (config.plugins adds your own)")
     return _FACTORIES[kind][name]
 
 
@@ -141,15 +142,18 @@ def build(
     """
     name, option = section.get("name"), option or kind
     factory = _factory(kind, name)
-    accepted = tuple(inspect.signature(factory).parameters)
-    run_fields = tuple(_RUN_FIELDS.get(kind, {}))
+    accepted = inspect.signature(factory).parameters
+    run_fields = _RUN_FIELDS.get(kind, {})
     overrides, hyperparameters = {}, {}
     for field, value in section.items():
         if field in _SCHEDULE_FIELDS:
             overrides.update({} if value is None else {field: value})
         elif field in accepted:
+            checked(option, _check_type, accepted[field], value)
             hyperparameters[field] = value
-        elif field not in ("name", *run_fields):
+        elif field in run_fields:
+            checked(option, options.of_type, field, value, type(run_fields[field]))
+        elif field != "name":
             raise InputError(
                 f"{kind} {name!r} has no such hyperparameter; accepted: "
                 f"{', '.join((*accepted, *run_fields, *_SCHEDULE_FIELDS))} (to change the {kind}, choose it by "
@@ -181,7 +185,15 @@ def checked(option: str, call: Callable[..., Any], *args: Any, **kwargs: Any) ->
         raise
 
 
+def _check_type(parameter: inspect.Parameter, value: Any) -> None:
+    """Refuses what is neither as the parameter's annotation says nor its default, which need not be."""
+    if type(value) is not type(parameter.default) or value != parameter.default:
+        options.of_type(parameter.name, value, parameter.annotation)
+
+
 def _check_schedule(schedule: Schedule) -> None:
+    for name, value in schedule._asdict().items():
+        options.of_type(name, value, int)
     options.at_least("warmup_step", schedule.warmup_step, 0)
     options.at_least("update_step", schedule.update_step, 1)
     times = schedule.update_times

@@ -41,7 +41,7 @@ class Schedule(NamedTuple):
         since = step - self.warmup_step
         active = since >= 1
         if self.update_times >= 0:
-            active &= since <= self.update_times * self.update_step
+            active &= since <= min(self.update_times * self.update_step, jnp.iinfo(jnp.int32).max)
         return active
 
     def every(self, interval: int, step: int) -> bool:

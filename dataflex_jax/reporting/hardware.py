@@ -1,5 +1,6 @@
-"""What the hardware can do and what a run has taken of it: peak FLOP/s and peak memory."""
+"""What the hardware can do and what a run has taken of it: peak FLOP/s, memory and its peak."""
 
+import os
 import re
 import resource
 import sys
@@ -54,6 +55,17 @@ def total_peak_flops() -> float | None:
     """`peak_flops` of all devices of all hosts together."""
     peaks = [peak_flops(device) for device in jax.devices()]
     return None if None in peaks else sum(peaks)
+
+
+def total_memory_bytes() -> int | None:
+    """Memory of all devices of all hosts together, on CPU that of the hosts; None where the platform does not tell."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+        here = None if None in limits else sum(limits)
+    return None if here is None else here * jax.process_count()
 
 
 class PeakMemory(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, is_disk_full
 from dataflex_jax.files import replace_file
 from dataflex_jax.reporting.evaluation_plots import evaluator_figure, held_out_by_domain_figure
 from dataflex_jax.reporting.evaluations import HELD_OUT, splits
@@ -85,6 +85,8 @@ def write_report(run_folders: Sequence[str | os.PathLike[str]], output: str | os
     try:
         replace_file(output, page.encode())
     except OSError as error:
+        if is_disk_full(error):
+            raise
         raise InputError(f"--output={output}: cannot be written ({error.strerror}); a file path is expected") from error
     return output
 

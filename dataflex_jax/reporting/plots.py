@@ -5,7 +5,6 @@ Every figure is a function of `RunRecords`, returns None where the run has nothi
 
 import functools
 import os
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
+from dataflex_jax.files import file_name
 from dataflex_jax.reporting.evaluation_plots import evaluator_figure
 from dataflex_jax.reporting.evaluations import HELD_OUT, evaluations, splits
 from dataflex_jax.reporting.plot_style import (
@@ -223,8 +223,7 @@ def run_figures(
         "optimizer": lambda theme: optimizer_figure(run, theme),
         "throughput": lambda theme: throughput_figure(run, theme),
         **{
-            # An evaluator's name may have characters that a file's may not.
-            f"eval_{urllib.parse.quote(split, safe='')}": functools.partial(evaluator_figure, one, split)
+            f"eval_{file_name(split)}": functools.partial(evaluator_figure, one, split)
             for split in splits([run])
             if split != HELD_OUT
         },

@@ -1,17 +1,25 @@
 """What a run writes while it trains: the run folder's lines and the progress bar."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dataflex_jax.files import JsonlWriter
+from dataflex_jax.files import JsonlWriter, Written
 from dataflex_jax.reporting.progress import Progress, Throughput
 from dataflex_jax.reporting.trackers import MetricsLogger
 
+logger = logging.getLogger(__name__)
+
+METRICS, POLICY, EVALUATIONS = "metrics.jsonl", "policy.jsonl", "eval.jsonl"
+# When each line of METRICS was written: beside them, as these are the same to the bit where a run is repeated.
+TIMES = "times.jsonl"
 _OF_WEIGHTERS = ("example_weight_min", "example_weight_max", "example_weight_mean", "effective_sample_size")
 
 
@@ -64,21 +72,22 @@ class RunLog:
         settings: of the run.
         run_folder: lines beyond `done` that are there already are dropped.
         done: steps that were done before.
+        lines: how far its files had come then, as `synced` gave it; empty where that is not known.
     """
 
-    def __init__(self, settings: LogSettings, run_folder: Path, done: int):
+    def __init__(
+        self, settings: LogSettings, run_folder: Path, done: int, lines: Mapping[str, Written] = MappingProxyType({})
+    ):
+        main = jax.process_index() == 0
+        if main:
+            go_back(run_folder, done, lines)
         self._settings, self._names = settings, list(settings.domains)
         self._rows = np.array(list(settings.domains.values()))
         self._metrics = MetricsLogger(run_folder, tensorboard=settings.tensorboard, wandb=settings.wandb_project)
-        main = jax.process_index() == 0
-        self._policy = JsonlWriter(run_folder / "policy.jsonl") if main and settings.policies else None
-        self._evaluations = JsonlWriter(run_folder / "eval.jsonl") if main else None
-        for writer in (self._metrics, self._evaluations):
-            if writer is not None:
-                writer.truncate_after(done)
-        if self._policy is not None:
-            # What was decided after the checkpoint's step is decided again.
-            self._policy.truncate_after(done, lambda record: record["step"] == done and "observed" not in record)
+        self._metrics.truncate_after(done)
+        self._policy = JsonlWriter(run_folder / POLICY) if main and settings.policies else None
+        self._evaluations = JsonlWriter(run_folder / EVALUATIONS) if main else None
+        self._times = JsonlWriter(run_folder / TIMES) if main else None
         self._throughput = Throughput(flops_per_token=settings.flops_per_token, peak_flops=settings.peak_flops)
         self._progress = Progress(settings.train_step, done)
 
@@ -86,9 +95,15 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for writer in (self._progress, self._metrics, self._policy, self._evaluations):
+        for writer in (self._progress, self._metrics, self._policy, self._evaluations, self._times):
             if writer is not None:
                 writer.close()
+
+    def synced(self) -> dict[str, Written]:
+        """How far each file of lines has come, once it is on the disk; nothing on every process but the first."""
+        writers = {METRICS: self._metrics, POLICY: self._policy, EVALUATIONS: self._evaluations, TIMES: self._times}
+        found = {name: writer.synced() for name, writer in writers.items() if writer is not None}
+        return {name: written for name, written in found.items() if written is not None}
 
     def rates(self) -> tuple[float | None, float | None]:
         """(tokens per second, MFU) over the last steps; None where unknown."""
@@ -105,6 +120,8 @@ class RunLog:
             self._policy.write(self._mixed(step, values, standing))
         if step % self._settings.log_every == 0 or step == self._settings.train_step:
             self._metrics.log(step, self._measured(values, standing))
+            if self._times is not None:
+                self._times.write({"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")})
         tokens_per_second, _ = self.rates()
         self._progress.update(step, loss=values["loss"], tokens_per_second=tokens_per_second)
 
@@ -166,6 +183,28 @@ class RunLog:
         """A figure by domain; None for the domains that are not in the batch."""
         seen = values["domain_rows"] > 0
         return {n: x if s else None for n, x, s in zip(self._names, values[name], seen, strict=True)}
+
+
+def go_back(run_folder: Path, done: int, lines: Mapping[str, Written]) -> None:
+    """Drops the lines beyond the first `done` steps; says so where those before are not as they were.
+
+    Args:
+        run_folder: whose files.
+        done: steps that stay.
+        lines: how far the files had come then, as `RunLog.synced` gave it; empty where that is not known.
+    """
+
+    def decided_again(record: dict[str, Any]) -> bool:
+        return record["step"] == done and "observed" not in record
+
+    for name in (METRICS, POLICY, EVALUATIONS, TIMES):
+        if name not in lines and not (run_folder / name).exists():
+            continue
+        redone = {"redone": decided_again} if name == POLICY else {}
+        with JsonlWriter(run_folder / name) as writer:
+            fault = writer.truncate_after(done, written=lines.get(name), **redone)
+        if fault is not None:
+            logger.warning("%s.", fault)
 
 
 def named_state(state: PyTree, names: Sequence[str]) -> Any:

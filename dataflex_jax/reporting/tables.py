@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dataflex_jax.reporting.evaluations import HELD_OUT, Metric, evaluations, shown_metrics, splits, stderr_key
 from dataflex_jax.reporting.run_folder import RunRecords
 from dataflex_jax.reporting.trackers import flatten
@@ -23,6 +25,7 @@ _HIGHLIGHTS = (
     "lora.rank",
     "data.source",
     "data.seq_len",
+    "data.cutoff_len",
     "data.batch_size",
     "train_step",
     "optim.learning_rate",
@@ -47,7 +50,8 @@ def _text(value: Any, number: str = "{:.6g}") -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return number.format(value) if math.isfinite(value) else str(value)
+        # "{:#.4g}" leaves the dot of "3863." there.
+        return number.format(value).removesuffix(".") if math.isfinite(value) else str(value)
     if isinstance(value, list | tuple):
         return ", ".join(_text(item) for item in value) or _MISSING
     return str(value)
@@ -59,16 +63,23 @@ def overview(runs: Mapping[str, RunRecords]) -> list[tuple[str, list[Cell]]]:
     def last(field: str) -> Callable[[RunRecords], Any]:
         return lambda r: next((m[field] for m in reversed(r.metrics) if m.get(field) is not None), None)
 
+    def median(field: str) -> Callable[[RunRecords], float | None]:
+        def of(r: RunRecords) -> float | None:
+            known = [m[field] for m in r.metrics if m.get(field) is not None]
+            return float(np.median(known)) if known else None
+
+        return of
+
     def percent(r: RunRecords) -> str | None:
-        mfu = last("mfu")(r)
+        mfu = median("mfu")(r)
         return None if mfu is None else f"{100 * mfu:.1f} %"
 
     rows: tuple[tuple[str, Callable[[RunRecords], Any], str], ...] = (
         ("last step", last("step"), ""),
         ("tokens seen", last("tokens_seen"), ""),
         ("last training loss", last("loss"), "{:.4f}"),
-        ("tokens/s", last("tokens_per_second"), "{:,.0f}"),
-        ("MFU", percent, ""),
+        ("tokens/s, median", median("tokens_per_second"), "{:,.0f}"),
+        ("MFU, median", percent, ""),
     )
     table = [(label, [Cell(_text(value(r), number)) for r in runs.values()]) for label, value, number in rows]
     return [(label, cells) for label, cells in table if any(cell.text != _MISSING for cell in cells)]
@@ -94,8 +105,25 @@ def differences(runs: Mapping[str, RunRecords]) -> list[tuple[str, list[Cell]]]:
 def highlights(runs: Mapping[str, RunRecords]) -> list[tuple[str, str]]:
     """The highlights that all runs share; those that differ stand in the table of differences."""
     configs = [_config(run) for run in runs.values()]
-    shared = [n for n in _HIGHLIGHTS if all(c.get(n) == configs[0].get(n) for c in configs)]
+    unused = {_unused_length(config) for config in configs}
+    shared = [n for n in _HIGHLIGHTS if n not in unused and all(c.get(n) == configs[0].get(n) for c in configs)]
     return [(name, _text(configs[0][name])) for name in shared if configs[0].get(name) is not None]
+
+
+def _unused_length(config: Mapping[str, Any]) -> str:
+    """The one of the two fields of a row's length that a run's data have no use for."""
+    examples = config.get("data.formatting") is not None or config.get("data.source") == "dataset_info"
+    return "data.seq_len" if examples else "data.cutoff_len"
+
+
+def _repetitions(runs: Mapping[str, RunRecords]) -> list[str]:
+    """The names of the runs that differ from another one in nothing but the seed."""
+    configs = {name: run.config["config"] for name, run in runs.items() if isinstance(run.config.get("config"), dict)}
+
+    def repeats(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        return one != other and {**one, "seed": None} == {**other, "seed": None}
+
+    return [name for name, config in configs.items() if any(repeats(config, other) for other in configs.values())]
 
 
 @dataclass(frozen=True)
@@ -137,9 +165,11 @@ def _evaluation_table(runs: Mapping[str, RunRecords], split: str) -> EvaluationT
     domains = list(dict.fromkeys(name for scores in per_domain for name in scores))
     # An overall figure over other domains is another quantity: no run is the best of it.
     same_domains = len({frozenset(d) for d, figures in zip(per_domain, overall, strict=True) if figures}) == 1
+    repeated = _repetitions(runs)
+    compared = len(repeated) < len(runs)
 
-    def row(scores: Sequence[Mapping[str, float]], compare: bool = True) -> list[Cell]:
-        return [cell for metric in metrics for cell in _scores(scores, metric, compare)]
+    def row(scores: Sequence[Mapping[str, float]], comparable: bool = True) -> list[Cell]:
+        return [cell for metric in metrics for cell in _scores(scores, metric, comparable and compared)]
 
     return EvaluationTable(
         split=split,
@@ -148,8 +178,10 @@ def _evaluation_table(runs: Mapping[str, RunRecords], split: str) -> EvaluationT
         steps=[_text(record.get("step")) for record in last],
         rows=[(name, row([scores.get(name) or {} for scores in per_domain])) for name in domains],
         overall=row(overall, same_domains) if any(overall) else None,
-        marked=any(metric.best for metric in metrics),
-        note=_tokenizers_note(runs) if any(metric.key == "nll" for metric in metrics) else "",
+        marked=compared and any(metric.best for metric in metrics),
+        note=" ".join(
+            filter(None, (_tokenizers_note(runs) if "nll" in {m.key for m in metrics} else "", _seeds_note(repeated)))
+        ),
     )
 
 
@@ -171,6 +203,12 @@ def _tokenizers_note(runs: Mapping[str, RunRecords]) -> str:
     if len(tokenizers) > 1:
         return "The runs have different tokenizers: compare bits/byte, not nll and perplexity, which are per token."
     return ""
+
+
+def _seeds_note(repeated: Sequence[str]) -> str:
+    if not repeated:
+        return ""
+    return f"{', '.join(repeated)} differ in the seed alone: their spread is chance, and so are smaller differences."
 
 
 def config_tables(runs: Mapping[str, RunRecords]) -> list[tuple[str, dict[str, str]]]:

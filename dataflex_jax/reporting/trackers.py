@@ -4,15 +4,14 @@ Everything here runs on the host and takes Python, numpy or JAX values; nothing 
 """
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 
-from dataflex_jax.errors import InputError
-from dataflex_jax.files import JsonlWriter, to_jsonable
+from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.files import JsonlWriter, Written, to_jsonable
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,7 +43,7 @@ class MetricsLogger:
           The run's id is kept in `wandb_id` in the run folder, so that a resumed run continues the same curves.
 
     Raises:
-        InputError: wandb is asked for and not installed.
+        InputError: wandb is asked for and not installed, or cannot begin.
     """
 
     def __init__(
@@ -97,6 +96,10 @@ class MetricsLogger:
                 self._tensorboard = None
             self._purge_step = step + 1
 
+    def synced(self) -> Written | None:
+        """How far metrics.jsonl has come, once it is on the disk; None on every process but the first."""
+        return None if self._jsonl is None else self._jsonl.synced()
+
     def close(self) -> None:
         """Flushes and closes everything; the logger cannot be used afterwards."""
         if self._jsonl is not None:
@@ -108,15 +111,9 @@ class MetricsLogger:
 
     def _tensorboard_writer(self) -> Any:
         if self._tensorboard is None:
-            from tensorboardX import SummaryWriter
+            from dataflex_jax.reporting.tensorboard import TensorBoard
 
-            self._tensorboard = SummaryWriter(
-                logdir=str(self._folder / "tensorboard"),
-                purge_step=self._purge_step,
-                flush_secs=30,
-                # Its own file names have a resolution of one second, and the later of two writers would overwrite.
-                filename_suffix=f".{time.time_ns()}",
-            )
+            self._tensorboard = TensorBoard(self._folder / "tensorboard", self._purge_step)
         return self._tensorboard
 
     def __enter__(self) -> Self:
@@ -130,13 +127,17 @@ def _wandb_run(folder: Path, settings: str | Mapping[str, Any]) -> Any:
     try:
         import wandb
     except ModuleNotFoundError as error:
-        raise InputError("wandb is not installed; `pip install dataflex_jax[wandb]`, or set wandb to None") from error
+        reason = "wandb is not installed; `pip install dataflex_jax[wandb]`, or set it to None"
+        raise InputError(reason, option="wandb_project", value=settings) from error
     arguments = {"project": settings} if isinstance(settings, str) else dict(settings)
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "wandb_id"
     if "id" not in arguments and id_file.exists():
         arguments["id"] = id_file.read_text().strip()
-    run = wandb.init(**{"dir": str(folder), "name": folder.name, "resume": "allow", **arguments})
+    try:
+        run = wandb.init(**{"dir": str(folder), "name": folder.name, "resume": "allow", **arguments})
+    except wandb.errors.Error as error:  # such as no key, or no way to the server
+        raise InputError(f"wandb: {one_line(error)}", option="wandb_project", value=settings) from error
     id_file.write_text(run.id + "\n")
     # Evaluations arrive after later training steps were logged; with wandb's own counter they would be dropped.
     run.define_metric("step")

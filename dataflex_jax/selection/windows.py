@@ -89,7 +89,7 @@ class Selection:
     def forget_after(self, step: int) -> None:
         """Deletes the selections that a restart at `step` makes again."""
         for path in self._folder.glob("step_*.npz"):
-            if int(path.stem.removeprefix("step_")) >= step:
+            if (number := path.stem.removeprefix("step_")).isdecimal() and int(number) >= step:
                 path.unlink()
 
     def due(self, step: int) -> bool:
@@ -142,7 +142,9 @@ class Selection:
     def _decide(self, step: int, planned: SamplerState, key: PRNGKeyArray, signals: Signals) -> dict[str, Any]:
         schedule, pool = self._schedule(), self._draws.pool
         update = (step - schedule.warmup_step) // schedule.update_step
-        key, counts = _key(key, update + 1), self._upcoming_rows(planned, schedule.update_step)
+        # "Once" is an update_step that no run reaches: of what it would choose, no more is drawn than a whole run.
+        steps = min(schedule.update_step, self._train_step)
+        key, counts = _key(key, update + 1), self._upcoming_rows(planned, steps)
         record: dict[str, Any] = {"update": update, "pool": pool.num_rows}
         once = None
         if self._selector is None:

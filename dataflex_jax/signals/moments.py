@@ -1,7 +1,8 @@
 """Adam's state as a signal: the preconditioned gradient of one example."""
 
 import dataclasses
-from functools import partial
+import logging
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dataflex_jax.policies import options
 from dataflex_jax.policies.signals import EPS_MODES, Preconditioner
+
+logger = logging.getLogger(__name__)
 
 
 @partial(
@@ -108,6 +111,21 @@ def adam_moments(
         eps=eps,
         eps_mode=eps_mode,
         bias_correction=bias_correction,
+    )
+
+
+def say_if_fresh(adam: AdamState) -> None:
+    """Says once that moments without any step in them are used, as those of imported weights are."""
+    if int(adam.moments(Preconditioner()).count) == 0:
+        _say_fresh()
+
+
+@cache
+def _say_fresh() -> None:
+    logger.warning(
+        "Gradients are preconditioned by Adam's moments, and the optimizer has taken no step: these are zero, and the "
+        "result is close to the gradient's signs. Train some steps before, or choose plain gradients "
+        '(gradient_type "sgd" of a selector).'
     )
 
 

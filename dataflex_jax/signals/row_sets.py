@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from dataflex_jax.data.targets import TargetSet
-from dataflex_jax.policies.signals import DomainGradients
+from dataflex_jax.policies.signals import DomainGradients, Gradients
 from dataflex_jax.signals import model_signals  # noqa: F401 - registers the signals
+from dataflex_jax.signals.moments import say_if_fresh
 from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.sweep import Source, Sweeper
 
@@ -42,6 +43,8 @@ class SweptRows:
     def sweep(self, signal: Hashable, ids: Int[np.ndarray, " m"] | None = None, operand: PyTree = None) -> PyTree:
         """See `policies.signals.RowSet`."""
         chosen = self._ids if ids is None else self._ids[ids]
+        if isinstance(signal, Gradients) and signal.adam is not None and self._subject.adam is not None:
+            say_if_fresh(self._subject.adam)
         description = f"{type(signal).__name__.lower()} of {self._what}"
         return self._sweeper.run(row_function(signal), (self._subject, operand), self._source, chosen, description)
 

@@ -68,6 +68,7 @@ class Sweeper:
         self._jitted: dict[SweepFunction, Any] = {}
         self._compiled: dict[tuple, Any] = {}
         self._tokens: dict[tuple, int] = {}
+        self._note: Callable[[str], None] = lambda text: None  # to the bar of the sweep that runs
 
     def run(
         self,
@@ -105,6 +106,7 @@ class Sweeper:
                 whole[(places, *(slice(n) for n in leaf.shape[1:]))] = leaf[: len(places)]
             bar.update(len(places))
 
+        self._note = bar.set_postfix_str
         leaves, tree = jax.tree.flatten(operands)
         compiled_for = (function, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
         with bar, ThreadPoolExecutor(1) as pool:
@@ -159,7 +161,9 @@ class Sweeper:
         if key not in self._compiled:
             if function not in self._jitted:
                 self._jitted[function] = jax.jit(function, out_shardings=replicated(self.mesh))
+            self._note("compiling")
             self._compiled[key] = self._jitted[function].lower(operands, batch).compile()
+            self._note("")
         return self._compiled[key]
 
     def _free(self) -> int:

@@ -34,7 +34,7 @@ from dataflex_jax.training.evaluation import EvaluationContext, evaluators
 from dataflex_jax.training.job import Cadence, Job
 from dataflex_jax.training.learner import Learner
 from dataflex_jax.training.ledger import Publishing
-from dataflex_jax.training.reference import reference_losses
+from dataflex_jax.training.reference import Cache, reference_losses
 from dataflex_jax.training.resume import Identity
 from dataflex_jax.training.run_signals import RunSignals
 from dataflex_jax.training.state import Fixed
@@ -135,7 +135,7 @@ def assemble(experiment: Experiment, place: Place) -> Job:
         inputs.tokenizer,
         signals.candidates,
         sweeper,
-        data.cache_dir,
+        Cache(data.cache_dir, data.verify),
         policies.reference_option(weighter_sections(config)),
         how,
     )

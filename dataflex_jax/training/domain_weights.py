@@ -1,8 +1,7 @@
 """Domain weights as a file that people read and edit: what a DoReMi proxy writes and other runs sample with."""
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, shown
 from dataflex_jax.files import replace_json
+from dataflex_jax.foreign import read_object
+from dataflex_jax.policies import options
 from dataflex_jax.policies.proportions import normalised
 
 WEIGHTS_FILE = "domain_weights.json"  # in a run folder
@@ -39,22 +40,30 @@ def write_weights(
 
 
 def with_weights_files(config: ConfigDict, names: Sequence[str]) -> ConfigDict:
-    """The configuration with numbers in place of weights files (`FIELDS` that end in .json).
+    """The configuration with a number a domain in place of weights files (`FIELDS` that end in .json) and of pairs.
 
     Args:
         config: the whole configuration.
         names: of the domains.
 
     Raises:
-        InputError: see `read_weights`.
+        InputError: see `read_weights`; pairs of other names than the domains'.
     """
     config = config.copy_and_resolve_references()
-    for section in filter(None, (config.data, config.mixer)):
+    for name, section in (("data", config.data), ("mixer", config.mixer or {})):
         for field in FIELDS:
             value = section.get(field)
             if isinstance(value, str) and value.endswith(".json"):
-                with section.ignore_type():
-                    section[field] = read_weights(value, names)
+                numbers = read_weights(value, names)
+            elif isinstance(value, tuple | list) and value and isinstance(value[0], tuple | list):
+                where = f"config.{name}.{field}"
+                if len(dict(value)) < len(value):
+                    raise InputError(f"{where}: name each domain once")
+                numbers = _in_order(where, dict(value), names)
+            else:
+                continue
+            with section.ignore_type():
+                section[field] = numbers
     return config
 
 
@@ -68,24 +77,22 @@ def read_weights(path: str | os.PathLike, names: Sequence[str]) -> tuple[float, 
     Raises:
         InputError: no such file, not of that form, or its domains are not `names`: names missing and unexpected ones.
     """
-    try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the weights file: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file of domain weights: {error}") from error
-    domains = content.get("domains") if isinstance(content, dict) else None
+    domains = read_object(path).get("domains")
     if not isinstance(domains, dict):
         raise InputError(f'{path}: must hold {{"domains": {{NAME: WEIGHT, ...}}}}')
+    return _in_order(path, domains, names)
+
+
+def _in_order(where: str | os.PathLike, domains: Mapping[str, Any], names: Sequence[str]) -> tuple[float, ...]:
     missing = [name for name in names if name not in domains]
     unexpected = [name for name in domains if name not in names]
     if missing or unexpected:
         wrong = [f"{what} {', '.join(found)}" for what, found in (("no", missing), ("unexpected", unexpected)) if found]
-        raise InputError(f"{path}: domains: {'; '.join(wrong)} (the domains of this run are {', '.join(names)})")
+        raise InputError(f"{where}: domains: {'; '.join(wrong)} (the domains of this run are {', '.join(names)})")
     for name, weight in domains.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise InputError(f"{path}: domains.{name} = {weight!r}: must be a number >= 0")
-    return tuple(_shares(path, [domains[name] for name in names], len(names)).tolist())
+        if not options.is_number(weight):
+            raise InputError(f"{where}: domains.{name} = {shown(weight)}: must be a number >= 0")
+    return tuple(_shares(where, [domains[name] for name in names], len(names)).tolist())
 
 
 def _shares(path: str | os.PathLike, weights: Sequence[float], num_domains: int) -> Float[np.ndarray, " K"]:

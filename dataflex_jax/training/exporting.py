@@ -1,16 +1,15 @@
 """A checkpoint written for other tools: a model as a Hugging Face folder, or its adapters as a PEFT folder."""
 
-import contextlib
 import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import transformers
 
+from dataflex_jax.data.text.pretrained import quiet_transformers
+from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import parts
 from dataflex_jax.models.hf import peft, weights
@@ -32,29 +31,21 @@ def export_checkpoint(source: str | Path, output: Path, dtype: str | None = None
         TrainingError: the files cannot be written.
     """
     opened = open_model(source)
-    with jax.set_mesh(opened.mesh):
+    # As the folder has it, also where the texts of an older run do not begin with its bos_token.
+    tokenizer = load_tokenizer(opened.tokenizer_source, texts=lambda: iter(()), cache_dir=opened.tokenizer_source)
+    with jax.set_mesh(opened.mesh), tempfile.TemporaryDirectory() as folder:
         model = opened.model.without_adapters(dtype or opened.model.config.param_dtype)
-        with _tokenizer_folder(opened) as tokenizer:
-            weights.save_pretrained(output, model.config, model.whole(), tokenizer, dtype=dtype)
+        tokenizer.save(folder)
+        weights.save_pretrained(output, model.config, model.whole(), folder, dtype=dtype)
     if jax.process_index() == 0:
         _warn_of_other_rules(output)
     return opened
 
 
-@contextlib.contextmanager
-def _tokenizer_folder(opened: Opened) -> Iterator[Path]:
-    """A folder with nothing but the tokenizer's files."""
-    if opened.run is not None:
-        yield Path(opened.tokenizer_source)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        opened.tokenizer.save(folder)
-        yield Path(folder)
-
-
 def _warn_of_other_rules(folder: Path) -> None:
     rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    chosen = transformers.AutoTokenizer.from_pretrained(folder)
+    transformers = quiet_transformers()
+    chosen = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     theirs = json.loads(chosen.backend_tokenizer.to_str())
     if any(rules[part] != theirs[part] for part in ("normalizer", "pre_tokenizer")):
         logger.warning(

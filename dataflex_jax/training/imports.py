@@ -63,7 +63,11 @@ def imported(config: ConfigDict, run_folder: Path) -> None:
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         data = config.data
         tokenizer = load_tokenizer(
-            data.tokenizer, texts=lambda: iter(()), cache_dir=data.cache_dir, eos_token=data.eos_token
+            data.tokenizer,
+            texts=lambda: iter(()),
+            cache_dir=data.cache_dir,
+            eos_token=data.eos_token,
+            begin_of_text=data.begin_of_text,
         )
         model = resolved_model(config, tokenizer.vocab_size)
         trained = trained_of(model, config.model.trainable)

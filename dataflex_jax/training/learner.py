@@ -12,6 +12,7 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.training import optim
+from dataflex_jax.training.fits import check_memory
 from dataflex_jax.training.rehearsal import Sizes, rehearse
 from dataflex_jax.training.state import Start, TrainState
 from dataflex_jax.training.weights import Base, Origin, open_base, resolved_model, starting_params, trained_of
@@ -56,10 +57,11 @@ def make_learner(
         mesh: the devices.
 
     Raises:
-        InputError: a model that cannot be resolved, a base that cannot be read, proportions that a mixer refuses, or a
-            policy that returns what no step can work with.
+        InputError: a model that cannot be resolved or is too large, a base that cannot be read, proportions that a
+            mixer refuses, or a policy that returns what no step can work with.
     """
     model = resolved_model(config, vocab_size)
+    check_memory(model)
     mixer = registry.checked("mixer", policies.mixer.policy.init, proportions)
     weighters = tuple(weighter.policy.init(model.hidden_size) for weighter in policies.weighters)
     rehearse(policies, mixer, weighters, Sizes.of(config.data, len(proportions), model.hidden_size))

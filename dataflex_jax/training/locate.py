@@ -1,12 +1,16 @@
 """What the name of a checkpoint stands for: a step of a run, or a checkpoint in Hugging Face's format."""
 
-import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import expanded
 from dataflex_jax.models.hf import folders, peft
+from dataflex_jax.training import run_config
 from dataflex_jax.training.checkpoint import FOLDER, Checkpoints
 
 CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
@@ -29,10 +33,10 @@ def run_at(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
     Raises:
         InputError: a run without a complete checkpoint.
     """
-    path = Path(source).expanduser().absolute()
+    path = Path(expanded(source)).absolute()
     if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
         return RunStep(path.parent.parent, int(path.name))
-    if not (path / FOLDER).is_dir():
+    if not os.path.isdir(path / FOLDER):  # pathlib's raises where a name is too long
         return None
     with Checkpoints(path, writable=False) as checkpoints:
         step = checkpoints.latest()
@@ -47,10 +51,10 @@ def locate(source: str | Path, option: str = "--checkpoint") -> RunStep | None:
     Raises:
         InputError: `source` is none of these.
     """
-    run, path = run_at(source, option), Path(source).expanduser().absolute()
-    if run is not None or _is_model(path) or (path / peft.CONFIG).is_file():
+    run, path = run_at(source, option), Path(expanded(source)).absolute()
+    if run is not None or _is_model(path) or os.path.isfile(path / peft.CONFIG):
         return run
-    if not path.exists() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
+    if not os.path.lexists(path) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
         return None
     raise InputError(
         f"neither a run folder (with {FOLDER}/), nor a step's folder in one, nor a Hugging Face folder or hub id",
@@ -64,18 +68,35 @@ def tokenizer_of(source: str | Path, option: str = "--checkpoint") -> str:
 
     An adapter that has none has its base's.
     """
-    run, source = locate(source, option), str(source)
+    own, base = _tokenizer_or_base(str(source), option)
+    if base is not None:
+        own, _ = _tokenizer_or_base(base, option)  # once: adapters that name each other would never end
+    return own
+
+
+def _tokenizer_or_base(source: str, option: str) -> tuple[str, str | None]:
+    """(where the tokenizer of a model would be; the base of an adapter that has none)."""
+    run = locate(source, option)
     if run is not None:
-        return str(run.folder / "tokenizer")
+        return str(run.folder / "tokenizer"), None
     folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG, "tokenizer*", "*.jinja"], option)
-    if (folder / peft.CONFIG).is_file() and not (folder / "tokenizer.json").is_file():
-        base = folders.read_config(folder, peft.CONFIG).get("base_model_name_or_path")
-        return source if base is None else tokenizer_of(base, option)
-    return source
+    adapted = (folder / peft.CONFIG).is_file() and not (folder / "tokenizer.json").is_file()
+    return source, peft.base_name(folder) if adapted else None
+
+
+def use_tokenizer_of(data: ConfigDict, source: str | Path, option: str = "--checkpoint") -> None:
+    """Sets `config.data.tokenizer` to a model's, and where that is a run's, how its documents begin."""
+    data.tokenizer = tokenizer_of(source, option)
+    run = run_at(source, option)
+    if run is not None:
+        keep_begin_of_text(data, run_config.read(run.folder))
+
+
+def keep_begin_of_text(data: ConfigDict, of_run: ConfigDict) -> None:
+    """Sets `config.data.begin_of_text` to that of a run's configuration, where it is not set."""
+    if data.begin_of_text is None:
+        data.begin_of_text = of_run.data.begin_of_text
 
 
 def _is_model(folder: Path) -> bool:
-    try:
-        return "model_type" in json.loads((folder / folders.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
+    return os.path.lexists(folder / folders.CONFIG) and "model_type" in folders.read_config(folder)

@@ -18,7 +18,7 @@ from dataflex_jax import preemption
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.sampler import Plan
 from dataflex_jax.errors import TrainingError, is_disk_full
-from dataflex_jax.reporting.run_log import RunLog, Standing
+from dataflex_jax.reporting.run_log import RunLog, Standing, go_back
 from dataflex_jax.training import ledger, resume
 from dataflex_jax.training.checkpoint import Contents
 from dataflex_jax.training.domain_weights import WEIGHTS_FILE, write_weights
@@ -36,13 +36,16 @@ def run(job: Job, state: TrainState, position: Position, run_folder: Path) -> Ou
         TrainingError: a non-finite loss or gradient, a full disk, or a checkpoint that could not be written.
     """
     done, train_step = position.sampler.step, job.cadence.train_step
+    lines = job.checkpoints.lines(done) if done > 0 else {}
     if done >= train_step:
+        if jax.process_index() == 0:
+            go_back(run_folder, done, lines)
         logger.info("Nothing to do: the checkpoint is at step %d of config.train_step = %d.", done, train_step)
         return Outcome(done, False, position.tokens_seen)
     if job.selection is not None and jax.process_index() == 0:
         job.selection.forget_after(done)
     try:
-        with ThreadPoolExecutor(1) as pool, RunLog(job.log, run_folder, done) as log:
+        with ThreadPoolExecutor(1) as pool, RunLog(job.log, run_folder, done, lines) as log:
             return _to_the_end(Running(job, log, pool, run_folder, state, position))
     except OSError as error:
         if not is_disk_full(error):
@@ -177,7 +180,7 @@ class Running:
         job = self.job
         arrays = job.selection.arrays() if job.selection else {}
         run = resume.to_json(job.identity, self.position)
-        job.checkpoints.save(self.step, Contents(self.state, run, arrays))
+        job.checkpoints.save(self.step, Contents(self.state, run, arrays, self.log.synced()))
         self.saved = self.step
         if job.average is not None and jax.process_index() == 0:
             weights = np.asarray(job.average(jax.device_get(self.state.mixer)), np.float64)

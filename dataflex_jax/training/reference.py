@@ -7,9 +7,9 @@ it was interrupted.
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float
 
@@ -17,11 +17,12 @@ from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import digest
+from dataflex_jax.files import digest, keyed_path
 from dataflex_jax.models import parts
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Reference
 from dataflex_jax.signals.sweep import Source, Sweeper
+from dataflex_jax.training.fits import check_vocabulary
 from dataflex_jax.training.loss_store import LossStore
 from dataflex_jax.training.resume import is_imported
 from dataflex_jax.training.weights import How, open_model
@@ -31,13 +32,20 @@ logger = logging.getLogger(__name__)
 OfRow = Callable[[int], Float[np.ndarray, " n"]]
 
 
+class Cache(NamedTuple):
+    """Where losses are kept, and how closely what is there is looked at; see `checksums.fault`."""
+
+    folder: str
+    verify: str
+
+
 def reference_losses(
     reference: Reference | None,
     domains: Sequence[Domain],
     tokenizer: Tokenizer,
     rows: Source,
     sweeper: Sweeper,
-    cache_dir: str,
+    cache: Cache,
     option: str | None,
     how: How | None = None,
 ) -> tuple[Model | None, dict[str, OfRow]]:
@@ -49,7 +57,7 @@ def reference_losses(
         tokenizer: of the training data.
         rows: the training rows.
         sweeper: computes losses that are to be cached.
-        cache_dir: has the stores of them.
+        cache: has the stores of them.
         option: what the user set to the reference, for messages.
         how: what becomes of a reference in Hugging Face's format.
 
@@ -61,7 +69,7 @@ def reference_losses(
     model = open_reference(reference, domains, tokenizer, sweeper.mesh, option, how)
     if reference.losses == "model":
         return model, {}
-    return None, {"reference_losses": cached_losses(model, domains, rows, sweeper, cache_dir)}
+    return None, {"reference_losses": cached_losses(model, domains, rows, sweeper, cache)}
 
 
 def open_reference(
@@ -90,6 +98,7 @@ def open_reference(
             option=option,
             value=reference.path,
         )
+    check_vocabulary(reference.path, tokenizer, option)
     names = [domain.name for domain in domains]
     if opened.saved is not None and not is_imported(opened.saved) and list(opened.saved["stores"]) != names:
         reason = f"trained on the domains {list(opened.saved['stores'])}, not on {names}"
@@ -97,7 +106,7 @@ def open_reference(
     return opened.model.having(opened.model.whole())
 
 
-def cached_losses(model: Model, domains: Sequence[Domain], rows: Source, sweeper: Sweeper, cache_dir: str) -> OfRow:
+def cached_losses(model: Model, domains: Sequence[Domain], rows: Source, sweeper: Sweeper, cache: Cache) -> OfRow:
     """A function from a training row's place in the pool to its token losses, float32; computes what is missing.
 
     Args:
@@ -105,24 +114,23 @@ def cached_losses(model: Model, domains: Sequence[Domain], rows: Source, sweeper
         domains: the training data.
         rows: the training rows.
         sweeper: runs the model over them.
-        cache_dir: has the stores.
+        cache: has the stores.
     """
     fingerprint = parts.fingerprint(model.params)
 
     def token_losses(model, batch):
         return model.token_losses(batch).losses
 
-    stores = []
+    folder, stores = Path(cache.folder).expanduser() / "reference_losses", []
     for number, domain in enumerate(domains):
         first, end = rows.pool.offsets[number : number + 2].tolist()
         key = digest([domain.key, list(domain.train.buckets), fingerprint])
-        folder = Path(cache_dir).expanduser() / "reference_losses" / f"{domain.name}-{key}"
-        store = LossStore(folder, rows.lengths[first:end])
-        for begin, stop in store.missing():
-            ids = np.arange(first + begin, first + stop)
-            losses = sweeper.run(token_losses, model, rows, ids, f"reference losses of {domain.name}")
-            store.write(begin, losses)
-        multihost_utils.sync_global_devices(f"{folder} is complete")
+        store = LossStore(keyed_path(folder, domain.name, key), rows.lengths[first:end])
+
+        def compute(begin, stop, first=first, title=f"reference losses of {domain.name}"):
+            return sweeper.run(token_losses, model, rows, np.arange(first + begin, first + stop), title)
+
+        store.complete(compute, cache.verify)
         stores.append(store)
     return lambda i: _of_row(rows.pool, stores, i)
 

@@ -25,7 +25,8 @@ from dataflex_jax.models.hf.resolve import describe, described_config
 from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.policies.base import Mixer
 from dataflex_jax.policies.schedule import Scheduled
-from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.changes import Changed, other_state
+from dataflex_jax.training.checkpoint import Checkpoints, shapes_by_path
 from dataflex_jax.training.ledger import Position
 from dataflex_jax.training.state import Start, TrainState
 
@@ -159,8 +160,8 @@ def check(saved: dict[str, Any], identity: Identity) -> None:
     for name, key in saved["stores"].items():
         if identity.stores.get(name, key) != key:
             raise InputError(
-                f"domain {name!r}: its text, tokenizer or held-out split is not what the checkpoint was trained on; "
-                "use a new --workdir"
+                f"domain {name!r}: its text, tokenizer, data.begin_of_text or held-out split is not what the "
+                "checkpoint was trained on; use a new --workdir"
             )
 
 
@@ -185,7 +186,13 @@ def check_base(saved: dict[str, Any], base: dict[str, str] | None) -> None:
 
 
 def restore(
-    checkpoints: Checkpoints, step: int, identity: Identity, mixer: Scheduled[Mixer], start: Start, abstract: TrainState
+    checkpoints: Checkpoints,
+    step: int,
+    identity: Identity,
+    mixer: Scheduled[Mixer],
+    start: Start,
+    abstract: TrainState,
+    changed: Changed,
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from.
 
@@ -196,9 +203,10 @@ def restore(
         mixer: the mixer as configured now.
         start: what the run would start from.
         abstract: shapes, dtypes and shardings of its state.
+        changed: what the user has changed since the last start.
 
     Raises:
-        InputError: the checkpoint belongs to another model, tokenizer or data.
+        InputError: the checkpoint belongs to another model, tokenizer or data, or its state has other shapes.
     """
     saved = checkpoints.read_run(step)
     check(saved, identity)
@@ -216,7 +224,7 @@ def restore(
     rows_seen = np.array([saved["rows_seen"].get(name, 0) for name in names], np.int64)
     position = Position(sampler.from_json(saved["sampler"], identity.groups()), saved["tokens_seen"], rows_seen)
     saved_mixer = jax.tree.map(lambda leaf: _with_domains(leaf, len(names), len(saved_names)), abstract.mixer)
-    state = checkpoints.read_state(step, abstract._replace(mixer=saved_mixer))
+    state = _read(checkpoints, step, abstract._replace(mixer=saved_mixer), changed)
     if saved["initial_weights"] == identity.initial_weights and saved_names == names:
         return state, position
 
@@ -237,6 +245,13 @@ def restore(
             share = f"{weight:.4g} of the rows" if weight else "not drawn (weight 0)"
             logger.info("Domain %r is new: %s from step %d on.", name, share, step + 1)
     return state, position
+
+
+def _read(checkpoints: Checkpoints, step: int, abstract: TrainState, changed: Changed) -> TrainState:
+    try:
+        return checkpoints.read_state(step, abstract)
+    except InputError as error:
+        raise other_state(checkpoints.read_shapes(step), shapes_by_path(abstract), changed) or error from error
 
 
 def _with_domains(leaf: jax.ShapeDtypeStruct, num_domains: int, saved_domains: int) -> jax.ShapeDtypeStruct:

@@ -11,12 +11,20 @@ import jax
 from ml_collections import ConfigDict
 
 import dataflex_jax
-from dataflex_jax.errors import InputError
-from dataflex_jax.files import replace_json
+from dataflex_jax import config as configuration
+from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.files import JsonlWriter, replace_json
+from dataflex_jax.foreign import read_object
+from dataflex_jax.policies.registry import KINDS
 
-# Fields that runs of version 0.1.0 may lack, and what they mean there.
-_NEWER = {"evaluators": ("held_out",)}
-_NEWER_OF_MODEL = {"trainable": None}
+# Fields that older runs may lack, by section, and what they mean there.
+_NEWER: dict[str | None, dict[str, Any]] = {
+    None: {"evaluators": ("held_out",)},
+    "model": {"trainable": None, "resize_vocab": False},
+    "data": {"verify": "sampled", "begin_of_text": False},
+}
+# Beside config.json: what it said in earlier starts of the run, a line each.
+HISTORY = "config_history.jsonl"
 
 
 def _git_revision() -> str | None:
@@ -42,9 +50,21 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def write(config: ConfigDict, path: Path) -> None:
-    """Writes config.json."""
-    replace_json(path, resolved(config), indent=2)
+def write(config: ConfigDict, path: Path, step: int = 0) -> None:
+    """Writes config.json, and to `HISTORY` what it said before, if that was another configuration.
+
+    Args:
+        config: of this start.
+        path: of the file.
+        step: steps done with the configurations before; 0: none was, or what it was is not known.
+    """
+    new = resolved(config)
+    if step:
+        old = read_object(path)
+        if old["config"] != json.loads(json.dumps(new["config"])):
+            with JsonlWriter(path.with_name(HISTORY)) as history:
+                history.write({"until_step": step, **old})
+    replace_json(path, new, indent=2)
 
 
 def read(run_folder: Path) -> ConfigDict:
@@ -54,16 +74,31 @@ def read(run_folder: Path) -> ConfigDict:
         InputError: there is none, or it is not what a run writes.
     """
     path = run_folder / "config.json"
-    try:
-        saved = json.loads(path.read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the config.json of a run ({error})") from error
-    config = ConfigDict(_with_tuples(saved))
-    for section, newer in ((config, _NEWER), (config.model, _NEWER_OF_MODEL)):
-        for name, value in newer.items():
-            if name not in section:
-                section[name] = value
-    return config
+    saved = read_object(path).get("config")
+    if not isinstance(saved, dict):
+        raise InputError(f'{path}: not the config.json of a run, it has no object "config"')
+    for name, newer in _NEWER.items():
+        section = saved if name is None else saved.get(name)
+        if isinstance(section, dict):
+            section.update({field: value for field, value in newer.items() if field not in section})
+    _check(path, saved)
+    return ConfigDict(_with_tuples(saved))
+
+
+def _check(path: Path, saved: dict[str, Any]) -> None:
+    """Refuses what no run has written, field by field."""
+    for name, check in configuration.CHECKS.items():
+        value: Any = saved
+        for field in name.split("."):
+            if not isinstance(value, dict) or field not in value:
+                raise InputError(f"{path}: not the config.json of a run, its config has no {name}")
+            value = value[field]
+        if not check.test(value):
+            raise InputError(f"{path}: config.{name} is {one_line(repr(value), 100)}; a run has {check.accepts}")
+    for kind in KINDS:
+        section = saved.get(kind)
+        if section is not None and not isinstance(section, dict):
+            raise InputError(f"{path}: config.{kind} is {one_line(repr(section), 100)}; a run has an object, or null")
 
 
 def _with_tuples(value: Any) -> Any:

@@ -22,7 +22,8 @@ from dataflex_jax.signals.registry import Subject
 from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import optim, run_config
-from dataflex_jax.training.locate import locate, tokenizer_of
+from dataflex_jax.training.fits import check_vocabulary
+from dataflex_jax.training.locate import locate, use_tokenizer_of
 from dataflex_jax.training.weights import How, open_model
 
 DEFAULT_SHARE = 0.05  # of the pool, as in LESS
@@ -88,16 +89,18 @@ def select(
         records: whether `chosen_records` will be asked for.
 
     Raises:
-        InputError: a selector that scores nothing, input that cannot be read, or records that no one file can hold.
+        InputError: a selector that scores nothing, input that cannot be read, or rows that have no records.
     """
-    config.data.tokenizer = tokenizer_of(sources[0])
+    use_tokenizer_of(config.data, sources[0])
     configuration.validate(config)
     policies = active_policies(config)
     if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        domains, _ = open_domains(config.data)
+        domains, tokenizer = open_domains(config.data)
+        for each in sources:
+            check_vocabulary(each, tokenizer)
         pool = Pool(domains)
         if records:
             check_records(pool)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.models import decoder, layout, lora, parts
+from dataflex_jax.models import decoder, layout, lora, parts, vocabulary
 from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.hf import config as hf_config
 from dataflex_jax.models.hf import folders, peft
@@ -66,7 +66,12 @@ class Opened:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to the model's token ids and back."""
-        return load_tokenizer(self.tokenizer_source, texts=lambda: iter(()), cache_dir=self.tokenizer_source)
+        return load_tokenizer(
+            self.tokenizer_source,
+            texts=lambda: iter(()),
+            cache_dir=self.tokenizer_source,
+            begin_of_text=None if self.config is None else self.config.data.begin_of_text,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,10 +217,21 @@ def _hf_config(source: str, option: str) -> dict[str, Any]:
     """The config.json of a checkpoint; of a run, what it would be exported with."""
     run = run_at(source, option)
     if run is None:
-        return folders.read_config(folders.local_folder(source, [folders.CONFIG], option))
+        return hf_config.read_shape(folders.local_folder(source, [folders.CONFIG], option))
     with Checkpoints(run.folder, writable=False) as checkpoints:
         model = resume.saved_model(checkpoints.read_run(run.step), run_config.read(run.folder).model)
     return hf_config.to_hf(dataclasses.replace(model, lora=None))
+
+
+def vocab_size_of(source: str, option: str = "--checkpoint") -> int:
+    """How many tokens a model has, of any kind that `open_model` takes; its parameters are not read.
+
+    Raises:
+        InputError: no such model.
+    """
+    if run_at(source, option) is None:
+        _, source = adapter_and_base(source, option, "float32")
+    return hf_config.from_hf(_hf_config(source, option)).vocab_size
 
 
 def trained_of(config: ModelConfig, patterns: Sequence[str] | None) -> Trained:
@@ -249,6 +265,7 @@ class Origin(NamedTuple):
         adapter: a PEFT folder or hub id; None: fresh adapters, if there are any.
         option: what the user set to `weights`, for messages.
         adapter_option: what the user set to `adapter`.
+        resize_vocab: whether tokens that the weights lack are added to them.
     """
 
     seed: int
@@ -256,13 +273,14 @@ class Origin(NamedTuple):
     adapter: str | None
     option: str = "model.name_or_path"
     adapter_option: str = "lora.name_or_path"
+    resize_vocab: bool = False
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Origin":
         """What a configuration names."""
-        return cls(
-            config.seed, None if config.model.from_scratch else config.model.name_or_path, config.lora.name_or_path
-        )
+        model = config.model
+        weights = None if model.from_scratch else model.name_or_path
+        return cls(config.seed, weights, config.lora.name_or_path, resize_vocab=model.resize_vocab)
 
 
 class Base(NamedTuple):
@@ -304,8 +322,16 @@ def open_base(origin: Origin, model: ModelConfig, trained: Trained, mesh: Mesh) 
     abstract = layout.placed(mesh, jax.eval_shape(draw, key))
     if origin.weights is None:
         return Base(jax.jit(draw, out_shardings=shardings(abstract))(key), RANDOM, f"seed {origin.seed}")
+    if grown := _has_new_tokens(origin, plain) and vocabulary.grown_paths(abstract):
+        reason = f"config.model.resize_vocab adds rows to {grown[0]}, which must be trained; name it too"
+        raise InputError(reason, option="model.trainable")
     params = _read_weights(origin, plain, abstract)
     return Base(params, origin.weights, f"{dtype} {parts.fingerprint(params)}")
+
+
+def _has_new_tokens(origin: Origin, plain: ModelConfig) -> bool:
+    grows = origin.resize_vocab and origin.weights is not None
+    return grows and vocab_size_of(origin.weights, origin.option) < plain.vocab_size
 
 
 def starting_params(origin: Origin, model: ModelConfig, abstract: PyTree, base: Base | None) -> PyTree | None:
@@ -344,15 +370,19 @@ def starting_params(origin: Origin, model: ModelConfig, abstract: PyTree, base: 
 def _read_weights(origin: Origin, plain: ModelConfig, abstract: PyTree) -> PyTree[Array]:
     """Parameters of `origin.weights` in the shapes, dtypes and shardings of `abstract`, all of `plain`'s or a part.
 
-    A run's adapters are merged into them.
+    A run's adapters are merged into them. Tokens that the weights lack are added where the origin says so.
     """
+    grows = _has_new_tokens(origin, plain)
     if run_at(origin.weights, origin.option) is None:
         part = parts.paths(abstract) != parts.paths(_shapes(plain))
-        return load_params(origin.weights, abstract, origin.option, part=part)
+        held = vocabulary.of_size(abstract, vocab_size_of(origin.weights, origin.option)) if grows else abstract
+        return vocabulary.grown(load_params(origin.weights, held, origin.option, part=part), abstract)
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
     wanted = dict(parts.leaves(abstract))
     found = open_model(origin.weights, mesh, option=origin.option).model.without_adapters().whole()
     _, found = parts.split(found, lambda path: path in wanted)
+    if grows:
+        found = vocabulary.grown(found, abstract)
     there = dict(parts.leaves(found))
     for path, leaf in wanted.items():
         if path not in there or there[path].shape != leaf.shape:

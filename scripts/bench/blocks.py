@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from dataflex_jax.data import sampler as sampling
 from dataflex_jax.data.sampler import SamplerState
+from dataflex_jax.files import Written
 from dataflex_jax.training import loop
 from dataflex_jax.training.checkpoint import Contents
 from dataflex_jax.training.job import Cadence, Job
@@ -40,6 +41,9 @@ class Kept:
     def save(self, step: int, contents: Contents) -> None:
         sampler = contents.run["sampler"]
         self.state, self.sampler = contents.state, sampling.from_json(sampler, tuple(sampler["cursors"]))
+
+    def lines(self, step: int) -> dict[str, Written]:
+        return {}
 
     def wait(self) -> None:
         pass

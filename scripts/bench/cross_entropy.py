@@ -168,5 +168,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("full_tokens", 16384, "Positions of the batch that is only compiled.", lower_bound=1)
     flags.DEFINE_list("tile_tokens", ["512", "1024", "2048"], "Positions whose logits are held at once.")
     flags.DEFINE_integer("rounds", 3, "Rounds; each has one call of each form.", lower_bound=1)
-    flags.DEFINE_string("output", f"{results.FOLDER}/cross_entropy.json", "The result.")
+    cli.define_path("output", f"{results.FOLDER}/cross_entropy.json", "The result.")
     cli.run(main)

@@ -51,7 +51,7 @@ from dataflex_jax.training.optim import adamw
 LANGUAGES = 4  # of the candidates; the targets are in the first
 NU = 1e-8  # Adam's second moment of every parameter, about the square of its gradient
 
-_PEER = flags.DEFINE_string("peer_python", None, "The Python of DataFlex's environment.")
+_PEER = cli.define_path("peer_python", None, "The Python of DataFlex's environment.")
 _CANDIDATES = flags.DEFINE_integer("candidates", 512, "Rows that are scored.", lower_bound=2)
 _PEER_CANDIDATES = flags.DEFINE_integer("peer_candidates", 96, "How many of them the peer scores.", lower_bound=2)
 _TARGETS = flags.DEFINE_integer("targets", 8, "Rows of the target set.", lower_bound=1)
@@ -59,7 +59,7 @@ _LENGTH = flags.DEFINE_integer("length", 256, "Tokens of the longest rows; the s
 _PROJ_DIM = flags.DEFINE_integer("proj_dim", 1024, "Numbers that a gradient is projected to.", lower_bound=1)
 _HIDDEN = flags.DEFINE_integer("hidden_size", 256, "Width of the four-layer model.", lower_bound=16)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of both.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/less.json", "The result.")
+_OUTPUT = cli.define_path("output", f"{results.FOLDER}/less.json", "The result.")
 
 
 class ArrayRows(NamedTuple):

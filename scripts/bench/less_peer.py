@@ -46,7 +46,9 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 def main() -> None:
     folder = Path(sys.argv[1])
     data = np.load(folder / "rows.npz")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype=torch.float32, trust_remote_code=False
+    )
     model = peft.PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
     model.train()  # as in the peer's trainer; there is no dropout
     optimizer_state = {

@@ -134,7 +134,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The recipe.")
     flags.DEFINE_integer("devices", 8, "How many devices the mesh has, where there is no accelerator.", lower_bound=1)
-    flags.DEFINE_string("shape", None, "A folder with config.json in place of config.model.name_or_path.")
+    cli.define_path("shape", None, "A folder with config.json in place of config.model.name_or_path.")
     flags.DEFINE_integer("vocab_size", 2, "The tokenizer's, where the model's shape does not say.", lower_bound=2)
-    flags.DEFINE_string("output", None, "A JSON file for the figures.")
+    cli.define_path("output", None, "A JSON file for the figures.")
     cli.run(main)

@@ -31,11 +31,11 @@ from dataflex_jax.reporting.run_folder import RunRecords
 MIXERS = {"static": "static", "odm": "ODM", "ado": "ADO", "doremi": "DoReMi"}
 _DATA = results.REPOSITORY.parent / "shared/data/slimpajama_mini"
 
-_ROOT = flags.DEFINE_string("root", None, "Folder of NAME.jsonl files; by default ../shared/data/slimpajama_mini.")
+_ROOT = cli.define_path("root", None, "Folder of NAME.jsonl files; by default ../shared/data/slimpajama_mini.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Optimizer steps of each run.", lower_bound=1)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; each one is a run of every mixer.")
-_RUNS = flags.DEFINE_string("runs", "runs/bench-mixing", "Where the run folders are.")
-_OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/mixing.json", "The result; the plot lies beside it.")
+_RUNS = cli.define_path("runs", "runs/bench-mixing", "Where the run folders are.")
+_OUTPUT = cli.define_path("output", f"{results.FOLDER}/mixing.json", "The result; the plot lies beside it.")
 
 
 def data_folder() -> Path:

@@ -38,7 +38,7 @@ _SEQ_LEN = flags.DEFINE_integer("seq_len", 512, "Tokens a row.", lower_bound=1)
 _DIM = flags.DEFINE_integer("dim", 8192, "Numbers an example has after the projection.", lower_bound=1)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Of the compute.")
 _SMALL = flags.DEFINE_bool("small", False, "A tiny model, a few rows and rounds: shows that the script works.")
-_OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/per_example_gradients.json", "The JSON file.")
+_OUTPUT = cli.define_path("output", f"{results.FOLDER}/per_example_gradients.json", "The JSON file.")
 
 # Proportions of Qwen2-0.5B, with a quarter of the parameters in the head.
 MODEL = ModelConfig(

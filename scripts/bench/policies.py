@@ -31,7 +31,7 @@ config_flags.DEFINE_config_file("config", "configs/static.py", "The recipe, with
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of each policy.", lower_bound=1)
 _BLOCK = flags.DEFINE_integer("block", 8, "Steps a block.", lower_bound=3)
 _POLICIES = flags.DEFINE_list("policies", None, "Some of the policies; all by default.")
-_OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/policies.json", "The result.")
+_OUTPUT = cli.define_path("output", f"{results.FOLDER}/policies.json", "The result.")
 
 STATIC = "static"
 _NEVER = 10**6  # steps between two refreshes

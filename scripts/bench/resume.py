@@ -32,7 +32,7 @@ _CONFIG = flags.DEFINE_string("config", "configs/odm.py", "The recipe.")
 _FEW = flags.DEFINE_integer("few", 20, "Steps taken before the first kind of resume.", lower_bound=1)
 _MANY = flags.DEFINE_integer("many", 2000, "Steps taken before the second kind of resume.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Starts of each kind.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/resume.json", "The result.")
+_OUTPUT = cli.define_path("output", f"{results.FOLDER}/resume.json", "The result.")
 
 TINY = (
     "--config.model.hidden_size=32",

@@ -37,7 +37,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; each one has a block of ea
 _BLOCK = flags.DEFINE_integer("block", 22, "Steps a block; the rate is that of the last 20 or fewer.", lower_bound=3)
 _BASELINE = flags.DEFINE_string("baseline", "static", "The mixer to compare with.")
 _LOADER_STEPS = flags.DEFINE_integer("loader_steps", 200, "Batches in each measurement of the loader.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", f"{results.FOLDER}/step.json", "The result.")
+_OUTPUT = cli.define_path("output", f"{results.FOLDER}/step.json", "The result.")
 
 BARE = "one batch on the device"
 

@@ -222,6 +222,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("block", 5, "Steps a block.", lower_bound=1)
     flags.DEFINE_integer("sweep_steps", 5, "Steps of a variant, where several are tried.", lower_bound=1)
     flags.DEFINE_bool("restart", False, "A new process for every block: where both sides do not fit in memory at once.")
-    flags.DEFINE_string("trace", None, "A folder for a profile of three steps of ours.")
-    flags.DEFINE_string("output", f"{results.FOLDER}/train_speed.json", "The result.")
+    cli.define_path("trace", None, "A folder for a profile of three steps of ours.")
+    cli.define_path("output", f"{results.FOLDER}/train_speed.json", "The result.")
     cli.run(main)

@@ -1,4 +1,4 @@
-"""The code and the commands of a page of docs/, as a user would copy them."""
+"""The code and the commands of a page, README.md, one of docs/ or all "recipes", as a user would copy them."""
 
 import re
 import shlex
@@ -10,6 +10,22 @@ from tests.helpers.command import PROJECT, Trainer, in_forks
 def code(page: str) -> list[str]:
     """The blocks of Python of docs/`page`."""
     return re.findall(r"```python\n(.*?)```", _text(page), re.DOTALL)
+
+
+def write_code(page: str, folder: Path) -> None:
+    """Writes the blocks of Python that begin with the name of their file, "# my_package/mine.py"."""
+    for block in code(page):
+        if match := re.match(r"# (\S+\.py)\n", block):
+            path = folder / match[1]
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(block, encoding="utf-8")
+
+
+def commands(page: str) -> list[list[str]]:
+    """The arguments of each training command of a page without its remarks, options in brackets among them."""
+    text = re.sub(r"\[:[^]]*\]", "", _text(page).replace("\\\n", ""))  # variants in brackets
+    found = re.findall(r"python -m dataflex_jax\.train ([^`\n]*)", text)
+    return [[a.strip("[]") for a in shlex.split(line, comments=True) if a not in ("...", "[...]")] for line in found]
 
 
 def trained(page: str, folder: Path, *overrides: str) -> list[Path]:
@@ -35,4 +51,7 @@ def trained(page: str, folder: Path, *overrides: str) -> list[Path]:
 
 
 def _text(page: str) -> str:
-    return (PROJECT / "docs" / page).read_text(encoding="utf-8")
+    if page == "recipes":
+        return "\n".join(path.read_text(encoding="utf-8") for path in sorted((PROJECT / "configs").glob("*.py")))
+    folder = PROJECT if page == "README.md" else PROJECT / "docs"
+    return (folder / page).read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies import options, registry
 from dataflex_jax.policies.common.influence import InfluenceOptions
 from dataflex_jax.policies.common.pattern import ScoreOptions
+from dataflex_jax.policies.proportions import Proportions
 from dataflex_jax.policies.schedule import Schedule
 
 
@@ -27,6 +29,29 @@ def test_each_check_names_option_value_and_what_is_accepted(check, arguments, ac
     refused = "c" if check is options.one_of else -0.5
     with pytest.raises(ValueError, match=f"^x = {refused!r}: must be {message}$"):
         check("x", refused, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "right", "wrong", "words"),
+    [
+        (int, [0, -5, 2**31 - 1], [True, 1.0, "1", 2**31, None, math.nan], "a 32-bit integer"),
+        (float, [0, 0.5, -1e38], [True, "1", math.nan, math.inf, 1e39, 10**400, None, 1j], "a finite 32-bit number"),
+        (bool, [True, False], [0, 1, "True", None], "True or False"),
+        (str, ["", "a"], [b"a", 1, None], "a string"),
+        (float | None, [None, 1], [False, ""], "a finite 32-bit number or None"),
+        (tuple, [(), ("a",), [1]], ["ab", None, {1}], "a tuple"),
+        (tuple[float, float], [(0, 1.0), [0, 1]], [("a", "b"), (1,), (1, 2, 3)], "a tuple (a finite 32-bit number, "),
+        (tuple[int, ...], [(), (1, 2)], [(1, "a"), (1.0,), 1], "a tuple of 32-bit integers"),
+        (Proportions, ["uniform", None, (1, 2), (("a", 1),)], [("a", 1), 0.5, (("a", "b"),)], "a tuple of finite "),
+        (dict, [{}, 1], [], ""),
+    ],
+)
+def test_a_value_must_be_as_the_annotation_says(annotation, right, wrong, words):
+    for value in right:
+        options.of_type("x", value, annotation)
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^x = .*: must be {re.escape(words)}"):
+            options.of_type("x", value, annotation)
 
 
 def test_the_ends_of_an_interval_may_be_open():

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import registry
+from dataflex_jax.policies import Mixer, registry
 from dataflex_jax.policies.schedule import Schedule
 
 EVERY_STEP = Schedule(0, 1, -1)
@@ -90,6 +90,34 @@ def test_a_plugin_registers_itself_and_its_fields_can_be_overridden(plugin):
     assert section.power == 2.0
     section.power = 3.0
     registry.build("mixer", section, EVERY_STEP)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "field", "value", "accepted"),
+    [
+        ("selector", "loss", "quantiles", ("a", "b"), r"a tuple \(a finite 32-bit number, a finite 32-bit number\)"),
+        ("selector", "loss", "save_all_scores", 1, "True or False"),
+        ("selector", "less", "projection_seed", 2**31, "a 32-bit integer"),
+        ("mixer", "odm", "initial_proportions", ("a", 1), "a tuple of finite 32-bit numbers, .* a string or None"),
+        ("mixer", "odm", "update_step", 10**10, "a 32-bit integer"),
+        ("mixer", "ado", "history", True, "a 32-bit integer"),
+        ("order", "sorting", "dynamic", "yes", "True or False"),
+    ],
+)
+def test_a_hyperparameter_of_the_wrong_type_is_refused_by_name(kind, name, field, value, accepted):
+    section = registry.policy_config(kind, name)
+    with section.ignore_type():
+        section[field] = value
+    with pytest.raises(InputError, match=f"^config.{kind}.{field} = .*: must be {accepted}$"):
+        registry.build(kind, section, Schedule(0, 1, -1))
+
+
+def test_a_default_need_not_be_as_its_annotation_says(monkeypatch):
+    def lax(*, temperature: float = None, steps: int = 0.5) -> Mixer:  # noqa: RUF013
+        return Mixer(init=temperature, update=steps, sampling_weights=None)
+
+    monkeypatch.setitem(registry._FACTORIES["mixer"], "lax", lax)
+    registry.build("mixer", registry.policy_config("mixer", "lax"), Schedule(0, 1, -1))
 
 
 def test_a_missing_plugin_is_named():

@@ -53,6 +53,11 @@ def test_active_equals_the_transcription(schedule):
     assert jax.jit(jax.vmap(schedule.active))(jnp.asarray(STEPS)).tolist() == expected
 
 
+def test_the_end_of_the_last_update_may_be_beyond_what_a_step_can_be():
+    schedule = Schedule(warmup_step=0, update_step=2**31 - 1, update_times=2**31 - 1)
+    assert jax.jit(schedule.active)(jnp.int32(1))
+
+
 @pytest.mark.parametrize("interval", [1, 2, 5])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_is_due_where_the_step_after_is_at_work(schedule, interval):

@@ -5,6 +5,7 @@ import pytest
 from matplotlib import image
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import file_name
 from dataflex_jax.reporting import plot_style, plots
 from dataflex_jax.reporting.run_folder import RunRecords
 from tests.helpers.synthetic_run import write_run
@@ -78,7 +79,7 @@ def test_evaluators_do_not_change_the_pictures_of_the_held_out_loss(tmp_path):
 def test_an_evaluators_picture_is_named_after_it(tmp_path):
     written = plots.plot_run(write_run(tmp_path / "run", evaluator="user/my exam"))
     (picture,) = (path for path in written if path.name.startswith("eval_"))
-    assert picture == tmp_path / "run" / "plots" / "eval_user%2Fmy%20exam.png"
+    assert picture == tmp_path / "run" / "plots" / f"eval_{file_name('user/my exam')}.png"
     assert image.imread(picture).std() > 0.01
 
 

@@ -15,8 +15,8 @@ def summary_of(monkeypatch):
     monkeypatch.setattr("dataflex_jax.reporting.summary.plot_run", lambda folder: [])
     monkeypatch.setattr("dataflex_jax.reporting.summary.write_report", lambda folders, output: output)
 
-    def finished(folder):
-        write_results(folder, steps=20, tokens_seen=100, tokens_per_second=None, mfu=None)
+    def finished(folder, tokens_per_second=None, mfu=None):
+        write_results(folder, steps=20, tokens_seen=100, tokens_per_second=tokens_per_second, mfu=mfu)
         return json.loads((folder / "summary.json").read_text())
 
     return finished
@@ -60,3 +60,22 @@ def test_a_run_that_was_never_evaluated(tmp_path, summary_of):
     summary = summary_of(folder)
     assert summary["held_out"] == {"overall": None, "domains": {}}
     assert "evaluators" not in summary
+
+
+def test_a_finished_run_that_is_started_again_keeps_what_it_measured(tmp_path, summary_of):
+    folder = write_run(tmp_path / "run")
+    first = summary_of(folder, 5e4, 0.25)
+    first["peak_memory"] = {"devices": 7}
+    (folder / "summary.json").write_text(json.dumps(first))
+    assert summary_of(folder) == first
+    assert summary_of(folder, 6e4, 0.5)["tokens_per_second"] == 6e4
+
+
+@pytest.mark.parametrize("name", ["eval.jsonl", "metrics.jsonl"])
+def test_a_finished_run_whose_lines_are_gone_keeps_its_figures(tmp_path, summary_of, name):
+    folder = write_run(tmp_path / "run")
+    first = summary_of(folder, 5e4, 0.25)
+    (folder / name).write_text("")
+    assert summary_of(folder) == first
+    (folder / "summary.json").unlink()
+    assert summary_of(folder)["steps"] == 20

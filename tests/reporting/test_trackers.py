@@ -89,7 +89,20 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
 
 def test_wandb_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"pip install dataflex_jax\[wandb\]"):
+    with pytest.raises(InputError, match=r"^config.wandb_project = 'project': .*pip install dataflex_jax\[wandb\]"):
+        MetricsLogger(tmp_path, wandb="project")
+
+
+def test_wandb_that_cannot_begin_is_one_line(tmp_path, monkeypatch):
+    class Wandb:
+        class errors:
+            Error = LookupError
+
+        def init(**_):
+            raise LookupError("No API key\nconfigured.")
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    with pytest.raises(InputError, match=r"^config.wandb_project = 'project': wandb: No API key configured.$"):
         MetricsLogger(tmp_path, wandb="project")
 
 

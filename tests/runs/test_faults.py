@@ -45,7 +45,7 @@ PUBLISHES_EVERY_STEP = ("--config.warmup_step=0", "--config.update_step=1", "--c
 WRITING_THE_FIRST_SAVE = r"^open \S*/checkpoints/2\.\S*tmp/state\S*/_METADATA"
 COMMITTING = r"^os.rename \S*/checkpoints/%d\.\S*tmp \S*/checkpoints/%d$"
 WRITING = r"^open \S*/checkpoints/%d\.\S*tmp/state\S*/array_metadatas/"
-DROPPING_LINES = r"^os.rename \S*/policy.jsonl.\d+.partial "
+DROPPING_LINES = r"^os.truncate$"
 DELETING_AN_OLD_ONE = r"^os.rmdir \S*/checkpoints/4$"
 WRITING_THE_SUMMARY = r"^os.rename \S*/summary.json.\d+.partial "
 

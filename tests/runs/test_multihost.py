@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
-from tests.helpers.command import FILES, Trainer, copy_of, finish, number_of_lines, saved_steps, wait_until
+from tests.helpers.command import (
+    FILES,
+    PROJECT,
+    Trainer,
+    copy_of,
+    finish,
+    number_of_lines,
+    saved_steps,
+    the_error,
+    wait_until,
+)
 
 # Writes down what a process reads of the rows store and which files it opens for writing in its run folder.
 _RECIPE = """
@@ -49,7 +59,8 @@ class Hosts(Trainer):
         super().__init__(folder)
         self.recipe.write_text(_RECIPE.format(root=str(self.root)))
 
-    def start_all(self, *arguments, hosts: int, devices: int, workdir: Path):
+    def start_all(self, *arguments, hosts: int, devices: int, workdir: Path, own=((), ()), folders=(PROJECT, PROJECT)):
+        """`own`: further arguments of each process; `folders`: where each is started."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -57,10 +68,12 @@ class Hosts(Trainer):
         return [
             self.start(
                 *arguments,
+                *own[i],
                 *together,
                 *([f"--process_id={i}"] if together else []),
                 workdir=workdir,
                 devices=devices // hosts,
+                cwd=folders[i],
                 LOG=str(self.log(workdir, i)),
             )
             for i in range(hosts)
@@ -187,15 +200,48 @@ def test_eight_devices_of_two_processes(hosts, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_by_two_processes(hosts, alone, tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_other_ends_and_both_go_on_from_there(hosts, alone, tmp_path, victim):
     run = tmp_path / "run"
     processes = hosts.start_all(hosts=2, devices=2, workdir=run)
     wait_until(lambda: number_of_lines(run / "metrics.jsonl") >= 7, processes[0])
-    for process in processes:
-        process.kill()
-        finish(process)
+    processes[victim].kill()
+    left = finish(processes[1 - victim], seconds=60)
+    finish(processes[victim])
+    assert left.returncode == 1
+    line = rf"error: process {victim} of 2 \(.*\) was lost; last good checkpoint: .*/4; start all of them again"
+    assert re.fullmatch(line, the_error(left))
     hosts.run_all(hosts=2, devices=2, workdir=run)
     assert_same_run(run, alone)
+
+
+def refused_by_all(hosts, *arguments, **options) -> str:
+    """The one line of all processes, which must end soon."""
+    results = [finish(process, seconds=60) for process in hosts.start_all(*arguments, hosts=2, devices=2, **options)]
+    assert [result.returncode for result in results] == [2, 2], [result.stderr for result in results]
+    (line,) = {the_error(result) for result in results}
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.slow
+def test_processes_that_disagree_name_what_differs(hosts, tmp_path):
+    root, folders = Path("domains"), (tmp_path / "one", tmp_path / "other")
+    for folder in folders:
+        tiny.write_domains(folder / root)
+    with (folders[1] / root / "code.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    config = ((), ("--config.seed=7",))
+    assert refused_by_all(hosts, workdir=tmp_path / "run", own=config).startswith(
+        "config.seed is not the same in all processes: 42 (process 0); 7 (process 1); "
+    )
+    data = (f"--config.data.root={root}", f"--config.data.cache_dir={tmp_path / 'cache'}")
+    assert refused_by_all(hosts, *data, workdir=tmp_path / "run", folders=folders).startswith(
+        "the data of domain 'code' is not the same in all processes: "
+    )
+    elsewhere = (("--workdir=one",), ("--workdir=other",))
+    assert refused_by_all(hosts, workdir=tmp_path / "run", own=elsewhere, folders=(tmp_path, tmp_path)).startswith(
+        "--workdir=one: process 1 cannot see what process 0 writes there"
+    )
 
 
 @pytest.mark.slow

@@ -64,8 +64,8 @@ def test_two_policies_cannot_have_two_references(root, reference, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read the weights file: No such file or directory"),
-        ("digits: 1", "not a JSON file of domain weights"),
+        (None, "cannot be read .No such file or directory"),
+        ("digits: 1", "not valid JSON"),
         ("[1, 2, 3]", 'must hold {"domains": {NAME: WEIGHT, ...}}'),
         ({"digits": 1, "vowels": 1}, "domains: no code (the domains of this run are code, digits, vowels)"),
         ({"digits": 1, "vowels": 1, "code": 1, "book": 1}, "domains: unexpected book (the"),

@@ -1,11 +1,13 @@
 """Selectors in whole runs: what is chosen is what is trained on, when and how often, and what is refused."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.selection.windows import Selection
 from dataflex_jax.signals.row_sets import SweptRows
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
@@ -190,3 +192,17 @@ def test_another_selector_belongs_to_another_run(roots, tmp_path):
     train_and_evaluate(config_of(roots, "questions", selector="random", train_step=3), tmp_path)
     with pytest.raises(InputError, match=r"config\.selector\.name = 'loss': the checkpoint .* with 'random'"):
         train_and_evaluate(config_of(roots, "questions", selector="loss"), tmp_path)
+
+
+def test_what_is_selected_once_is_no_more_than_a_run_draws(roots, tmp_path, monkeypatch):
+    config = config_of(roots, "documents", selector="random", train_step=3, warmup_step=1, update_step=10**6)
+    run = tiny_chat.trained(config, tmp_path, monkeypatch)
+    ((step, arrays),) = run.selections().items()
+    assert (step, len(arrays["ids"])) == (1, 3 * BATCH)
+
+
+def test_a_restart_makes_its_own_selections_again_and_leaves_others_alone(tmp_path):
+    for name in ("step_00000002", "step_00000004", "step_best", "step_", "mine"):
+        (tmp_path / f"{name}.npz").touch()
+    Selection.forget_after(SimpleNamespace(_folder=tmp_path), 4)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["mine", "step_", "step_00000002", "step_best"]

@@ -6,7 +6,8 @@ import os
 import pyarrow.parquet
 import pytest
 
-from dataflex_jax.selection.records import write_records
+from dataflex_jax.data.sources.instruct import ConversationReader
+from dataflex_jax.selection.records import as_messages, write_records
 
 
 def test_records_of_several_kinds_keep_all_their_fields(tmp_path):
@@ -16,6 +17,17 @@ def test_records_of_several_kinds_keep_all_their_fields(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()] == records
     read = pyarrow.parquet.read_table(tmp_path / "x.parquet").to_pylist()
     assert read == [{"instruction": "a", "output": None}, {"instruction": "c", "output": "b"}]
+
+
+def test_a_conversation_with_function_calls_is_the_same_when_it_is_read_again():
+    call = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1, "b": [2]}}'}
+    said = [{"from": "human", "value": "1 + 2?"}, call, {"from": "observation", "value": "3"}]
+    tools = '[{"name": "add", "parameters": {"a": {"type": "number"}}}]'
+    record = {"conversations": [*said, {"from": "gpt", "value": "3"}], "system": "Count.", "tools": tools}
+    conversation = ConversationReader.usual("sharegpt").conversation(record)
+    written = as_messages(conversation)
+    assert isinstance(written["tools"], str)  # a table's columns have one type
+    assert ConversationReader.usual("openai").conversation(written) == conversation
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])

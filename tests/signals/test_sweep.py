@@ -154,6 +154,17 @@ def test_a_function_is_traced_once_for_a_length_and_kind_of_operand(pool):
     assert sorted(traces) == sorted(((8, length + 1), (n,)) for length in (24, 32, 48) for n in (2, 3))
 
 
+def test_the_bar_says_when_it_compiles(pool, monkeypatch):
+    said = []
+    monkeypatch.setattr(sweep.tqdm, "set_postfix_str", lambda bar, text: said.append(text))
+    mesh = mesh_of("fsdp")
+    sweeper, rows = Sweeper(mesh, rows=8), sweep.source(pool, mesh)
+    ids = np.flatnonzero(rows.lengths == rows.lengths[0])
+    for _ in range(2):  # the second time it is compiled already
+        sweeper.run(tokens_and_length, jnp.int32(3), rows, ids, "rows")
+        assert said == ["compiling", ""]
+
+
 @pytest.mark.parametrize("mesh", ["one", "fsdp"])
 def test_batches_grow_with_the_memory_there_is(pool, monkeypatch, mesh):
     def large(operand, batch):

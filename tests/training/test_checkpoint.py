@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.files import Written
+from dataflex_jax.training import checksums
 from dataflex_jax.training.checkpoint import Checkpoints, Contents
 from dataflex_jax.training.locate import locate
 from dataflex_jax.training.state import TrainState
-from tests.helpers.command import contents, saved_steps
+from tests.helpers.command import contents, copy_of, saved_steps
 
 # TensorStore's reads that were under way when another one failed say so when they are done.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -120,8 +122,81 @@ def test_reading_makes_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def damaged(path, how: str, place: float = 0.5) -> None:
+    """Damages a file: torn, gone, emptied, or one bit of it flipped."""
+    data = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    elif how == "flipped":
+        data[int(place * len(data))] ^= 1 << int(place * 8)
+        path.write_bytes(data)
+    else:
+        path.write_bytes(data[: len(data) // 2] if how == "torn" else b"")
+
+
+FILES = [
+    "state/manifest.ocdbt",
+    "state/_METADATA",
+    "state/_sharding",
+    "state/array_metadatas/*",
+    "state/d/*",
+    "state/ocdbt.process_0/d/*",
+    "state/ocdbt.process_0/manifest.ocdbt",
+    "run/metadata",
+    "run/commit_success.txt",
+    checksums.FILE,
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save(folder, 4, 8)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["flipped", "torn", "gone", "emptied"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_one_is_named_with_the_way_out(tmp_path, saved, name, how, caplog):
+    if name == checksums.FILE and how == "gone":
+        pytest.skip("that is a checkpoint of an older version")
+    folder = copy_of(saved, tmp_path / "run")
+    files = list((folder / "checkpoints" / "8").glob(name))
+    assert files
+    for number, file in enumerate(files):
+        damaged(file, how, (number + 0.5) / len(files))
+    checkpoints = Checkpoints(folder, writable=False)
+    way_out = rf"^{folder}/checkpoints/8: cannot be read \(.+\); .* delete .* to go back to step 4$"
+    for call in (lambda: checkpoints.read_run(8), lambda: checkpoints.read_state(8, abstract())):
+        with pytest.raises(InputError, match=way_out) as raised:
+            call()
+        assert any(str(file.relative_to(folder / "checkpoints" / "8")) in str(raised.value) for file in files)
+    assert_equal(checkpoints.read_state(4, abstract()), state(4))
+
+    with Checkpoints(folder) as going_on, caplog.at_level("WARNING", "dataflex_jax"):
+        assert going_on.newest_sound() == going_on.latest() == 4
+        going_on.save(8, Contents(state(8), {}))
+    assert f"{folder}/checkpoints/8: damaged ({name.partition('*')[0]}" in caplog.text
+    assert "going on from step 4" in caplog.text
+    assert_equal(Checkpoints(folder, writable=False).read_state(8, abstract()), state(8))
+    assert len(list((folder / "checkpoints").glob("8.damaged-*"))) == 1
+
+
+@pytest.mark.parametrize("place", [0.0, 0.2, 0.4, 0.6, 0.8, 0.99])
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt", checksums.FILE])
+def test_a_flipped_bit_anywhere_else_changes_no_number(tmp_path, saved, name, place):
+    folder = copy_of(saved, tmp_path / "run")
+    damaged(folder / "checkpoints" / "8" / name, "flipped", place)
+    try:
+        run, restored = read(Checkpoints(folder, writable=False), 8)
+    except InputError:
+        return
+    assert run == {"step": 8, "third": 1 / 3, "pending": [[5, {"a": 0.1}]]}
+    assert_equal(restored, state(8))
+
+
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("name", "how"),
     [
         ("state/manifest.ocdbt", "torn"),
         ("state/manifest.ocdbt", "gone"),
@@ -133,28 +208,49 @@ def test_reading_makes_no_folder(tmp_path):
         ("run/metadata", "gone"),
     ],
 )
-def test_a_damaged_one_is_named_with_the_way_out(tmp_path, name, damage):
-    save(tmp_path, 4, 8)
-    files = list((tmp_path / "checkpoints" / "8").glob(name))
-    assert files
-    for file in files:
-        if damage == "gone":
-            file.unlink()
-        else:
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    checkpoints = Checkpoints(tmp_path, writable=False)
-    way_out = rf"^{tmp_path}/checkpoints/8: cannot be read \(.+\); .* delete .* to go back to step 4$"
-    with pytest.raises(InputError, match=way_out):
+def test_one_of_an_older_version_has_no_checksums_and_what_cannot_be_read_is_still_said(tmp_path, saved, name, how):
+    folder = copy_of(saved, tmp_path / "run")
+    for step in (4, 8):
+        (folder / "checkpoints" / str(step) / checksums.FILE).unlink()
+    for file in (folder / "checkpoints" / "8").glob(name):
+        damaged(file, how)
+    checkpoints = Checkpoints(folder, writable=False)
+    with pytest.raises(InputError, match=r"/8: cannot be read \(.+\); .* delete .* to go back to step 4$"):
         read(checkpoints, 8)
     gc.collect()  # so that the reads left behind complain here, not in a later test
     assert_equal(checkpoints.read_state(4, abstract()), state(4))
+    assert checkpoints.lines(4) == {}
+    assert checkpoints.newest_sound() == 4
 
 
-def test_the_last_one_of_all_cannot_be_gone_back_from(tmp_path):
-    save(tmp_path, 8)
-    (tmp_path / "checkpoints/8/run/metadata").unlink()
-    with pytest.raises(InputError, match=r"delete .* to start from the beginning"):
-        Checkpoints(tmp_path, writable=False).read_run(8)
+def test_the_last_one_of_all_cannot_be_gone_back_from(tmp_path, saved):
+    folder = copy_of(saved, tmp_path / "run")
+    for step in ("4", "8"):
+        damaged(folder / "checkpoints" / step / "run" / "metadata", "flipped")
+    before = contents(folder)
+    with Checkpoints(folder) as checkpoints:
+        with pytest.raises(InputError, match=r"checkpoints/8: cannot be read \(run/metadata: not what was written\)"):
+            checkpoints.newest_sound()
+        with pytest.raises(InputError, match=r"delete .* to start from the beginning"):
+            checkpoints.read_run(4)
+    assert contents(folder).items() >= before.items()
+
+
+def test_nobody_is_told_to_delete_a_sound_one(tmp_path, saved):
+    other = abstract()._replace(mixer=jax.ShapeDtypeStruct((5, 5), jnp.float32, sharding=abstract().mixer.sharding))
+    with pytest.raises(InputError, match=r"checkpoints/8: its state is sound, but cannot be read \(.*\)$") as raised:
+        Checkpoints(saved, writable=False).read_state(8, other)
+    assert "delete" not in str(raised.value)
+
+
+def test_how_far_the_lines_had_come_is_kept_with_a_checkpoint(tmp_path):
+    lines = {"metrics.jsonl": Written(120, 3, 7)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, Contents(state(1), {}, lines=lines))
+        checkpoints.save(2, Contents(state(2), {}))
+        checkpoints.wait()
+        assert checkpoints.lines(1) == lines
+        assert checkpoints.lines(2) == {}
 
 
 def test_a_save_that_fails_names_the_last_good_one_and_the_next_may_succeed(tmp_path):
@@ -183,6 +279,29 @@ def test_a_run_that_fails_completes_the_save_under_way(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fails()
     assert saved_steps(tmp_path) == [1]
+
+
+def test_a_run_that_is_refused_leaves_no_folder_but_what_was_there(tmp_path):
+    def failing(folder, *files):
+        with Checkpoints(folder):
+            for name in files:
+                (folder / name).write_text("{}")
+            raise InputError("no data")
+
+    def refused(*arguments):
+        with pytest.raises(InputError, match="no data"):
+            failing(*arguments)
+
+    refused(tmp_path / "runs" / "new")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "mine").mkdir()
+    refused(tmp_path / "mine")
+    refused(tmp_path / "mine" / "runs" / "new")
+    assert (tmp_path / "mine").is_dir()
+    assert not (tmp_path / "mine" / "runs").exists()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    refused(tmp_path / "runs" / "new", "config.json")
+    assert (tmp_path / "runs" / "new" / "config.json").exists()
 
 
 def test_only_a_folder_of_checkpoints_is_written_to(tmp_path):

@@ -57,7 +57,10 @@ def from_pretrained(root, folder, **fields):
 
 
 def test_training_starts_from_the_weights(root, trained, exported, tmp_path):
-    train_and_evaluate(from_pretrained(root, exported, optim__learning_rate=0.0), tmp_path)
+    config = from_pretrained(root, exported, optim__learning_rate=0.0)
+    config.data.tokenizer = None  # that of the weights
+    train_and_evaluate(config, tmp_path)
+    assert run_config.read(tmp_path).data.tokenizer == str(exported)
     scores = tiny.records(tmp_path, "eval.jsonl")[-1]
     assert scores["domains"] == tiny.records(trained, "eval.jsonl")[-1]["domains"]
     # And from a fresh optimizer, sampler and mixer.

@@ -11,6 +11,7 @@ import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.selectors.delta_loss import in_window
+from dataflex_jax.selection.records import chosen_records
 from dataflex_jax.signals.row_sets import SweptRows
 from dataflex_jax.training import optim, selecting
 from dataflex_jax.training.selecting import learning_rates, select
@@ -111,7 +112,7 @@ def test_rows_of_documents_have_no_records(tmp_path, run):
         select(tiny_chat.documents(documents, selector="random"), at(run, 5), None, 5, records=True)
 
 
-def test_records_of_several_formats_are_refused_before_anything_is_scored(tmp_path, run):
+def test_records_of_several_formats_are_messages(tmp_path, run):
     alpaca = [{"instruction": f"say {i}", "output": f"{i}"} for i in range(30)]
     messages = [
         {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"{i}"}]}
@@ -122,5 +123,10 @@ def test_records_of_several_formats_are_refused_before_anything_is_scored(tmp_pa
     entries = {"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "formatting": "openai"}}
     (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
     config = tiny_chat.config(tmp_path, selector="random", data__source="dataset_info", data__formatting=None)
-    with pytest.raises(InputError, match="--records: 'a' and 'b' have other formats or columns"):
-        select(config, at(run, 5), None, 5, records=True)
+    pool, chosen = select(config, at(run, 5), None, 40, records=True)
+    records = list(chosen_records(pool, chosen.ids))
+    assert len(records) == 40
+    for record in records:
+        number = record["messages"][1]["content"]
+        asked, answered = {"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": number}
+        assert record == {"messages": [asked, answered]}

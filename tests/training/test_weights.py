@@ -1,5 +1,7 @@
 """Models out of checkpoints of every kind, and runs that start from them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +135,12 @@ def test_the_tokenizer_comes_along(run, exported, adapted, peft):
     assert load_tokenizer(str(run), texts=iter, cache_dir=run).fingerprint == tokenizer.fingerprint
 
 
+def test_an_adapter_that_is_its_own_base_has_its_own_tokenizer(tmp_path):
+    """Or none, but the search for it ends."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    assert tokenizer_of(tmp_path) == str(tmp_path)
+
+
 def test_the_optimizers_state_comes_where_it_is_asked_for(root, run, exported):
     with prepared(config(root, data__tokenizer="train:300"), run) as (_, state, _):
         expected = state.opt_state
@@ -153,7 +161,14 @@ def test_frozen_parameters_are_left_out_on_request(adapted):
     assert opened.model.params["layers"]["mlp"]["up_proj"].keys() == {"lora_a", "lora_b"}
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "3", '{"hidden_size": 8}'])
+@pytest.mark.parametrize("content", ["", "[]", "3", "version https://git-lfs.github.com/spec/v1"])
+def test_a_config_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/config.json: "):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, '{"hidden_size": 8}'])
 def test_what_is_no_checkpoint_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -168,6 +183,10 @@ def test_a_path_that_is_not_there_is_no_hub_id(tmp_path):
     for path in (tmp_path / "none", "/no/such", "a/b/c"):
         with pytest.raises(InputError, match="neither a run folder"):
             locate(path)
+    for path in ("~nobody-of-that-name/model", "$NO_SUCH_VARIABLE/model", "x" * 5000 + "/y/z", "a\0b"):
+        with pytest.raises(InputError) as error:
+            locate(path)
+        assert "\n" not in str(error.value)
     assert locate("some-id") is locate("owner/some-id") is None
 
 
@@ -226,6 +245,6 @@ def test_another_tokenizer_than_the_weights_is_refused(root, run, tmp_path):
 
 def test_weights_that_are_none_are_one_line(root, tmp_path):
     made = starting_from(tmp_path / "none", root, data__tokenizer="bytes")
-    with pytest.raises(InputError, match=rf"^config.model.name_or_path = '{tmp_path}/none': no such folder") as e:
+    with pytest.raises(InputError, match=rf"^config.model.name_or_path = '{tmp_path}/none': neither a run folder") as e:
         train_and_evaluate(made, tmp_path / "run")
     assert "\n" not in str(e.value)

@@ -1,31 +1,38 @@
 """Readers of data files: one record at a time whatever the format, never a whole file in memory.
 
-JSONL (plain, gzip or Zstandard: one record a line), Parquet (one a row), plain text (the whole file is one record) and,
-for instruction data, JSON (an array of records). Faults of a file (missing, truncated, corrupt) raise `InputError`;
-faults of one record are handed on in `Record.problem`, because `data.on_bad_record` says whether they stop the run.
+JSONL (plain or compressed: one record a line), JSON (arrays of records, or one record a line), Parquet (one a row) and
+plain text (the whole file is one record). Faults of a file (missing, truncated, corrupt) raise `InputError`; faults of
+one record are handed on in `Record.problem`, because `data.on_bad_record` says whether they stop the run.
 """
 
 import bisect
+import bz2
 import contextlib
-import csv
 import gzip
 import io
 import itertools
 import json
+import lzma
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from dataflex_jax.data.sources.names import split_format
 from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.foreign import next_json, parse_json
 
-FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
-INSTRUCTION_FORMATS = (".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+MAX_RECORD_BYTES = 1 << 28  # of one line, array element or text file, decompressed
+_TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB; split it into several"
 _READ_BYTES = 1 << 20
 _PARQUET_ROWS = 1024
+_PARQUET_BYTES = 32 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
-_JSON = json.JSONDecoder()
+_DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+}
 
 
 class Record(NamedTuple):
@@ -35,43 +42,24 @@ class Record(NamedTuple):
     position: int  # bytes of the file read so far (of the compressed file, if it is)
     fields: Mapping[str, Any] | None
     problem: str | None
-
-
-def split_format(name: str, formats: Sequence[str] = FORMATS) -> tuple[str, str] | None:
-    """`"a.valid.jsonl.gz"` -> `("a.valid", ".jsonl.gz")`; None for a hidden file or one of none of `formats`."""
-    if name.startswith((".", "_")):
-        return None
-    for suffix in sorted(formats, key=len, reverse=True):
-        if name.endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)], suffix
-    return None
-
-
-def check_links(paths: Sequence[Path]) -> None:
-    """Refuses links to nothing, which would leave out data without a word.
-
-    Raises:
-        InputError: one of `paths`, not hidden, is such a link.
-    """
-    for path in paths:
-        if path.is_symlink() and not path.exists() and not path.name.startswith((".", "_")):
-            raise InputError(f"{path}: a link to {path.readlink()}, which does not exist; repair or delete the link")
+    filled: bool = False  # whether fields that are not there may stand as null, as in tables
 
 
 def record_place(path: Path, index: int) -> str:
     """Where record `index` lies, for messages: `path:line`, `path: row N`, `path: record N`, or a text file's path."""
-    if path.name.endswith(".parquet"):
+    suffix = _suffix(path)
+    if suffix == ".parquet":
         return f"{path}: row {index}"
-    if path.name.endswith(".json"):
+    if _is_json(path):
         return f"{path}: record {index}"
-    return str(path) if path.name.endswith(".txt") else f"{path}:{index + 1}"
+    return str(path) if suffix == ".txt" else f"{path}:{index + 1}"
 
 
 def read_records(path: Path, columns: Sequence[str], start: int = 0, optional: Sequence[str] = ()) -> Iterator[Record]:
     """Records of one file from record `start` on, in order.
 
     Args:
-        path: a file whose name ends in one of `FORMATS` or `INSTRUCTION_FORMATS`.
+        path: a file whose name ends in one of `FORMATS`.
         columns: the top-level fields wanted. A Parquet file must have them and only they are read; the first one is the
             field in which a text file's content is handed back.
         start: records to pass over.
@@ -81,50 +69,81 @@ def read_records(path: Path, columns: Sequence[str], start: int = 0, optional: S
         InputError: the file is missing, empty, unreadable, truncated or corrupt, or a Parquet file lacks a column.
     """
     with faults_named(path):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty; delete it or replace it with a complete one")
-        if path.name.endswith(".parquet"):
+        suffix = _suffix(path)
+        if suffix == ".parquet":
             yield from _parquet_records(path, columns, start, optional)
-        elif path.name.endswith(".txt"):
+        elif suffix == ".txt":
             if start == 0:
                 yield _text_record(path, columns[0])
-        elif path.name.endswith(".json") and _is_array(path):
+        elif _is_json(path) and _is_array(path):
             yield from _array_records(path, start)
         else:
-            yield from _json_records(path, start)
+            yield from _line_records(path, start)
 
 
 @contextlib.contextmanager
-def faults_named(path: Path) -> Iterator[None]:
+def faults_named(name: str | Path) -> Iterator[None]:
     """Makes an `InputError` that names the file of what goes wrong with reading it."""
-    import pyarrow as pa
-
     try:
         yield
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, pa.ArrowException) as error:
+    except InputError:
+        raise
+    except Exception as error:  # decompressors and Arrow have a dozen kinds of them
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"{path}: cannot be read, or is truncated or corrupt: {reason}") from error
+        raise InputError(f"{name}: cannot be read, or is truncated or corrupt: {reason}") from error
 
 
-def _json_records(path: Path, start: int) -> Iterator[Record]:
+def _suffix(path: Path) -> str:
+    return (split_format(path.name) or ("", ""))[1]
+
+
+def _is_json(path: Path) -> bool:
+    return re.match(r"\.json(\.|$)", _suffix(path)) is not None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, io.BufferedReader]]:
+    """The file, whose position tells how far it is read, and its content decompressed."""
+    packing = next((packing for packing in (*_DECOMPRESSORS, ".zst") if _suffix(path).endswith(packing)), None)
     with contextlib.ExitStack() as stack:
-        if path.name.endswith(".zst"):
+        if packing == ".zst":
             import pyarrow as pa
 
             # zstandard's own stream reader ends without an error inside a truncated frame; Arrow's raises.
             raw = stack.enter_context(pa.OSFile(str(path)))
-            unpacked = stack.enter_context(pa.CompressedInputStream(raw, "zstd"))
+            content = stack.enter_context(pa.CompressedInputStream(raw, "zstd"))
         else:
             raw = stack.enter_context(open(path, "rb", buffering=0))
-            unpacked = stack.enter_context(gzip.GzipFile(fileobj=raw)) if path.name.endswith(".gz") else raw
-        lines = stack.enter_context(io.BufferedReader(unpacked, _READ_BYTES))
-        for index, line in enumerate(itertools.islice(lines, start, None), start):
-            if line.isspace():
-                continue
-            try:
-                yield _object_record(index, raw.tell(), json.loads(line))
-            except (ValueError, RecursionError) as error:
-                yield Record(index, raw.tell(), None, f"not valid JSON: {one_line(error)}")
+            content = stack.enter_context(_DECOMPRESSORS[packing](raw)) if packing else raw
+        yield raw, stack.enter_context(io.BufferedReader(content, _READ_BYTES))
+
+
+def _line_records(path: Path, start: int) -> Iterator[Record]:
+    hint = "; a .json file holds arrays, or one object a line" if _is_json(path) else ""
+    with _opened(path) as (raw, content):
+        for index, line in enumerate(itertools.islice(_lines(content), start, None), start):
+            if line is None:
+                yield Record(index, raw.tell(), None, _TOO_LONG)
+            elif not line.isspace():
+                try:
+                    yield _object_record(index, raw.tell(), parse_json(line))
+                except ValueError as error:
+                    yield Record(index, raw.tell(), None, f"not valid JSON: {one_line(error)}{hint}")
+
+
+def _lines(content: io.BufferedReader) -> Iterator[bytes | None]:
+    """The lines; None in the place of one that is too long."""
+    while line := content.readline(MAX_RECORD_BYTES):
+        if len(line) < MAX_RECORD_BYTES:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = content.readline(_READ_BYTES)
+        yield None
 
 
 def _object_record(index: int, position: int, value: Any) -> Record:
@@ -135,28 +154,35 @@ def _object_record(index: int, position: int, value: Any) -> Record:
 
 
 def _is_array(path: Path) -> bool:
-    """Whether a .json file holds one array; otherwise it holds one object a line."""
-    with open(path, encoding="utf-8-sig") as file:
-        while (character := file.read(1)).isspace():
-            pass
-    return character == "["
+    """Whether a .json file holds arrays; otherwise it holds one object a line."""
+    with _opened(path) as (_, content):
+        return content.read(_READ_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def _array_records(path: Path, start: int) -> Iterator[Record]:
+    """The elements of all arrays; two stand in a file where somebody joined files."""
     index = 0
-    with open(path, encoding="utf-8-sig") as file:
+    with _opened(path) as (raw, content), io.TextIOWrapper(content, encoding="utf-8-sig") as file:
         text = _JsonText(file)
         try:
-            more = text.take("[") and text.peek() != "]"
-            while more:
-                value = text.value()
-                if index >= start:
-                    yield _object_record(index, file.buffer.tell(), value)
-                more = text.take(",]") == ","
+            while text.peek():
+                if not text.take("["):
+                    raise ValueError("further text after the array, where only another array is read")
+                if text.take("]"):
+                    continue
+                while True:
+                    value = text.value()
+                    if index >= start:
+                        yield _object_record(index, raw.tell(), value)
+                    if not text.take(","):
+                        break
+                    index += 1
+                if not text.take("]"):
+                    raise ValueError("',' or ']' expected")
                 index += 1
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", None) or one_line(error)
+        except ValueError as error:
             place = f"{record_place(path, index)} (line {text.line()})"
+            reason = getattr(error, "msg", None) or one_line(error)
             raise InputError(f"{place}: not valid JSON, or truncated: {reason}") from error
 
 
@@ -176,22 +202,27 @@ class _JsonText:
             if self._at < len(self._text) or not self._read():
                 return self._text[self._at : self._at + 1]
 
-    def take(self, accepted: str) -> str:
-        character = self.peek()
-        if not character or character not in accepted:
-            raise json.JSONDecodeError(f"{' or '.join(map(repr, accepted))} expected", self._text, self._at)
-        self._at += 1
-        return character
+    def take(self, character: str) -> bool:
+        """Passes over the next character that is no space, if it is this one."""
+        found = self.peek() == character
+        self._at += found
+        return found
 
     def value(self) -> Any:
         self.peek()
         while True:
             try:
-                value, self._at = _JSON.raw_decode(self._text, self._at)
-                return value
+                value, end = next_json(self._text, self._at)
             except json.JSONDecodeError:  # the rest of it may not have been read yet
+                if len(self._text) - self._at >= MAX_RECORD_BYTES:
+                    raise ValueError(_TOO_LONG) from None
                 if not self._read():
                     raise
+            else:
+                length = end - self._at
+                if end < len(self._text) or not self._read():  # of a number more digits may follow
+                    self._at += length
+                    return value
 
     def _read(self) -> bool:
         more = self._file.read(max(_READ_BYTES, len(self._text) - self._at))
@@ -210,20 +241,25 @@ def _parquet_records(path: Path, columns: Sequence[str], start: int, optional: S
             if column not in names:
                 raise InputError(f"{path}: no column {column!r}; it has {', '.join(names)}")
         wanted = [*columns, *(column for column in optional if column in names)]
-        group_ends = list(itertools.accumulate(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)))
+        groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
+        group_ends = list(itertools.accumulate(group.num_rows for group in groups))
         first_group = bisect.bisect_right(group_ends, start)
         index = group_ends[first_group - 1] if first_group else 0
-        groups = list(range(first_group, len(group_ends)))
-        for batch in file.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=wanted):
+        row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+        rows = max(1, min(_PARQUET_ROWS, _PARQUET_BYTES // max(row_bytes, 1)))
+        for batch in file.iter_batches(rows, row_groups=list(range(first_group, len(groups))), columns=wanted):
             skipped = min(max(start - index, 0), batch.num_rows)
             for row, fields in enumerate(batch.slice(skipped).to_pylist(), index + skipped):
-                yield Record(row, size * (row + 1) // file.metadata.num_rows, fields, None)
+                yield Record(row, size * (row + 1) // file.metadata.num_rows, fields, None, filled=True)
             index += batch.num_rows
 
 
 def _text_record(path: Path, text_field: str) -> Record:
-    content = path.read_bytes()
+    with _opened(path) as (raw, file):
+        content, position = file.read(MAX_RECORD_BYTES), raw.tell()
+    if len(content) == MAX_RECORD_BYTES:
+        return Record(0, position, None, _TOO_LONG)
     try:
-        return Record(0, len(content), {text_field: content.decode()}, None)
+        return Record(0, position, {text_field: content.decode()}, None)
     except UnicodeDecodeError as error:
-        return Record(0, len(content), None, f"not valid UTF-8: {error.reason} at byte {error.start}")
+        return Record(0, position, None, f"not valid UTF-8: {error.reason} at byte {error.start}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dataflex_jax.data.sources import instruct, mmlu
-from dataflex_jax.data.sources.files import FORMATS, INSTRUCTION_FORMATS
+from dataflex_jax.data.sources.names import FORMATS, INSTRUCTION_FORMATS
 from dataflex_jax.data.sources.parts import Part, file_parts
 from dataflex_jax.data.sources.streams import Reader, TextReader
 from dataflex_jax.errors import InputError

@@ -7,13 +7,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dataflex_jax.data.sources.files import Record
+from dataflex_jax.data.sources.files import Record, faults_named
 from dataflex_jax.data.sources.formattings import formatting
-from dataflex_jax.data.sources.parts import HELD_OUT_NAMES
 from dataflex_jax.data.sources.streams import Stream, field_domains, wanted_domains
 from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.files import expanded
 
 _DATASET_ROWS = 1000
+_HELD_OUT_NAMES = ("validation", "valid")
 
 
 def hub_streams(data: ConfigDict) -> tuple[Stream]:
@@ -49,6 +50,10 @@ class DatasetPart:
 
     def records(self, columns: Sequence[str], start: int, optional: Sequence[str] = ()) -> Iterator[Record]:
         """Records from number `start` on."""
+        with faults_named(self.name):
+            yield from self._records(columns, start, optional)
+
+    def _records(self, columns: Sequence[str], start: int, optional: Sequence[str]) -> Iterator[Record]:
         names = self.dataset.column_names
         for column in columns:
             if column not in names:
@@ -58,7 +63,8 @@ class DatasetPart:
         wanted = self.dataset.select_columns(columns).select(range(min(start, rows), rows))
         for batch in wanted.iter(batch_size=_DATASET_ROWS):
             for values in zip(*(batch[column] for column in columns), strict=True):
-                yield Record(index, size * (index + 1) // rows, dict(zip(columns, values, strict=True)), None)
+                fields = dict(zip(columns, values, strict=True))
+                yield Record(index, size * (index + 1) // rows, fields, None, filled=True)
                 index += 1
 
     def place(self, index: int) -> str:
@@ -88,7 +94,7 @@ def dataset_parts(
 def _load_datasets(root: str, config: str | None, split: str, data_dir: str | None) -> tuple[Any, Any | None]:
     import datasets
 
-    folder = Path(root).expanduser()
+    folder = Path(expanded(root))
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = datasets.load_from_disk(str(folder))
@@ -96,16 +102,18 @@ def _load_datasets(root: str, config: str | None, split: str, data_dir: str | No
                 return loaded, None
             if split not in loaded:
                 raise InputError(f"{root} has {', '.join(loaded)}", option="data.hub_split", value=split)
-            valid = next((loaded[n] for n in HELD_OUT_NAMES if n in loaded and n != split), None)
+            valid = next((loaded[n] for n in _HELD_OUT_NAMES if n in loaded and n != split), None)
             return loaded[split], valid
         name = str(folder) if folder.is_dir() else root
         train = datasets.load_dataset(name, config, data_dir=data_dir, split=split)
         splits = train.info.splits or {}
-        held_out = next((n for n in HELD_OUT_NAMES if n in splits and n != split), None)
+        held_out = next((n for n in _HELD_OUT_NAMES if n in splits and n != split), None)
         if held_out is None:
             return train, None
         return train, datasets.load_dataset(name, config, data_dir=data_dir, split=held_out)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the library lets through what its readers raise
         raise InputError(
             f"cannot be loaded as a Hugging Face dataset (config {config!r}, split {split!r}): {one_line(error)}",
             option="data.root",

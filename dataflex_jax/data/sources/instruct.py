@@ -10,13 +10,16 @@ function calls are an assistant's `tool_calls`. The names of columns and tags, a
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dataflex_jax.errors import InputError
-
-Message = dict[str, Any]
+from dataflex_jax.data.sources.files import Record
+from dataflex_jax.data.sources.messages import BadRecord, Message, is_marked, number_tool_calls, tools, turn
+from dataflex_jax.data.sources.parts import Part
+from dataflex_jax.data.sources.streams import names_in, type_name, without_nulls
+from dataflex_jax.errors import InputError, one_line
 
 _PAIRED = ("prompt", "query", "response", "history", "system", "tools")
 _LISTED = ("messages", "system", "tools")
@@ -51,7 +54,9 @@ _DEFAULT_TAGS = {
         "system_tag": "system",
     },
 }
-_KEPT_KEYS = ("name", "tool_call_id", "reasoning_content")
+_OLDER_TOOLS = "functions"  # OpenAI's name of a record's tools before there were others than functions
+_LOOKED_AT = 1000  # records, about as many of each file or dataset
+MAX_CONVERSATION_BYTES = 1 << 24  # templates are rendered, and their text encoded, as a whole
 
 
 class Conversation(NamedTuple):
@@ -59,7 +64,8 @@ class Conversation(NamedTuple):
 
     Attributes:
         messages: {"role": "system" | "user" | "assistant" | "tool", "content": str, ...}; an assistant's may have
-            "tool_calls": [{"id", "type": "function", "function": {"name", "arguments"}}]; the last is an assistant's.
+            "tool_calls": [{"id", "type": "function", "function": {"name", "arguments"}}], and has "target": False
+            where it is context only; the last is an assistant's.
         tools: the functions on offer, {"type": "function", "function": {...}} each, or None.
     """
 
@@ -78,10 +84,6 @@ class Conversation(NamedTuple):
     def plain_text(self) -> str:
         """The contents of all messages, a line between them."""
         return "\n".join(message["content"] for message in self.messages)
-
-
-class _BadRecord(ValueError):
-    """What is wrong with a record, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,9 @@ class ConversationReader:
         """
         reader = cls.of(formatting)
         names = {name: name for name in COLUMNS[formatting] if name in ("history", "system", "tools")}
-        optional = dict.fromkeys([*reader.optional_columns, *names])
+        optional = dict.fromkeys(
+            [*reader.optional_columns, *names, *([_OLDER_TOOLS] if formatting == "openai" else ())]
+        )
         return dataclasses.replace(reader, fields={**names, **reader.fields}, optional_columns=tuple(optional))
 
     @classmethod
@@ -154,9 +158,16 @@ class ConversationReader:
     def text(self, fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """(canonical JSON, None), or (None, what is wrong with the record)."""
         try:
-            return self.conversation(fields).to_json(), None
-        except _BadRecord as problem:
+            conversation = self.conversation(fields)
+        except BadRecord as problem:
             return None, str(problem)
+        try:
+            text = conversation.to_json()
+        except TypeError as error:  # a table's dates or bytes
+            return None, f"calls or tools have no JSON form: {one_line(error)}"
+        if len(text) > MAX_CONVERSATION_BYTES:
+            return None, f"a conversation of over {MAX_CONVERSATION_BYTES >> 20} MiB; split it into several"
+        return text, None
 
     def conversation(self, fields: Mapping[str, Any]) -> Conversation:
         """The conversation of one record.
@@ -168,125 +179,71 @@ class ConversationReader:
         system = self._optional_text(fields, "system")
         if system and not (turns and turns[0]["role"] == "system"):
             turns.insert(0, {"role": "system", "content": system})
-        if not any(turn["role"] != "system" for turn in turns):
-            raise _BadRecord("the conversation is empty")
+        if not any(made["role"] != "system" for made in turns):
+            raise BadRecord("the conversation is empty")
         if turns[-1]["role"] != "assistant":
-            raise _BadRecord(f"the last turn is the {turns[-1]['role']}'s; it must be the assistant's")
-        _number_tool_calls(turns)
-        return Conversation(turns, _tools(fields.get(self.fields.get("tools"))))
+            raise BadRecord(f"the last turn is the {turns[-1]['role']}'s; it must be the assistant's")
+        number_tool_calls(turns)
+        return Conversation(turns, tools(self._given_tools(fields)))
+
+    def is_marked(self, parts: Sequence[Part]) -> bool:
+        """Whether the first records of `parts` have what readers once passed over: stores of them have another key."""
+        if "messages" not in self.fields:
+            return False
+        of_each = max(1, _LOOKED_AT // len(parts))
+        return any(
+            record.fields is not None and self._is_marked(record)
+            for part in parts[:_LOOKED_AT]
+            for record in itertools.islice(part.records(self.columns, 0, self.optional_columns), of_each)
+        )
+
+    def _is_marked(self, record: Record) -> bool:
+        messages, given = record.fields.get(self.fields["messages"]), {"tools": self._given_tools(record.fields)}
+        return (
+            any(is_marked(message, filled=record.filled) for message in messages or () if isinstance(messages, list))
+            or bool(self._older_tools(record.fields))
+            or (record.filled and without_nulls(given) != given)
+        )
+
+    def _given_tools(self, fields: Mapping[str, Any]) -> Any:
+        return fields.get(self.fields.get("tools")) or self._older_tools(fields)
+
+    def _older_tools(self, fields: Mapping[str, Any]) -> Any:
+        return fields.get(_OLDER_TOOLS) if _OLDER_TOOLS in self.optional_columns else None
 
     def _paired_turns(self, fields: Mapping[str, Any]) -> list[Message]:
         history = fields.get(self.fields.get("history")) or []
+        if not isinstance(history, list | tuple):
+            raise BadRecord(f"field {self.fields['history']!r} must be a list but is {type_name(history)}")
         turns = []
         for number, pair in enumerate(history):
-            if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise _BadRecord(f"field {self.fields['history']!r}: entry {number} is not a [prompt, response] pair")
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                raise BadRecord(f"field {self.fields['history']!r}: entry {number} is not a [prompt, response] pair")
             turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
         prompt = self._required(fields, "prompt", str)
         query = self._optional_text(fields, "query")
         if not prompt and not query:
-            raise _BadRecord(f"the conversation is empty: field {self.fields['prompt']!r} has no text")
+            raise BadRecord(f"the conversation is empty: field {self.fields['prompt']!r} has no text")
         response = self._required(fields, "response", str)
         turns.append({"role": "user", "content": "\n".join(filter(None, [prompt, query]))})
         return [*turns, {"role": "assistant", "content": response}]
 
     def _listed_turns(self, fields: Mapping[str, Any]) -> list[Message]:
+        field = self.fields["messages"]
         messages = self._required(fields, "messages", list)
-        return [self._turn(number, message) for number, message in enumerate(messages)]
-
-    def _turn(self, number: int, message: Any) -> Message:
-        tags, place = self.tags, f"message {number} of {self.fields['messages']!r}"
-        role_tag, content_tag = tags["role_tag"], tags["content_tag"]
-        if not isinstance(message, Mapping) or role_tag not in message:
-            what = f"has {', '.join(message)}" if isinstance(message, Mapping) else f"is {type(message).__name__}"
-            raise _BadRecord(f"{place}: no {role_tag!r}; it {what}")
-        roles = {
-            tags["user_tag"]: "user",
-            tags["assistant_tag"]: "assistant",
-            tags["observation_tag"]: "tool",
-            tags["function_tag"]: "assistant",
-            tags["system_tag"]: "system",
-        }
-        role = message[role_tag]
-        if not isinstance(role, str) or role not in roles:
-            raise _BadRecord(f"{place}: unknown role {role!r}; accepted: {', '.join(roles)}")
-        calls = message.get("tool_calls") if roles[role] == "assistant" else None
-        content = _text_of(message.get(content_tag), f"{place}: {content_tag!r}", may_be_none=bool(calls))
-        turn = {"role": roles[role], "content": content}
-        turn |= {key: message[key] for key in _KEPT_KEYS if isinstance(message.get(key), str)}
-        if role == tags["function_tag"] and role != tags["assistant_tag"]:
-            turn |= {"content": "", "tool_calls": _calls(_parsed(content, place), place)}
-        elif calls:
-            turn["tool_calls"] = _calls(calls, place)
-        return turn
+        return [turn(message, self.tags, f"message {number} of {field!r}") for number, message in enumerate(messages)]
 
     def _required(self, fields: Mapping[str, Any], name: str, kind: type) -> Any:
         field = self.fields[name]
         if field not in fields:
-            raise _BadRecord(f"no field {field!r} (column {name!r}); the record has {', '.join(fields) or 'none'}")
+            raise BadRecord(f"no field {field!r} (column {name!r}); the record has {names_in(fields)}")
         if not isinstance(fields[field], kind):
             wanted = {str: "a string", list: "a list"}[kind]
-            raise _BadRecord(f"field {field!r} must be {wanted} but is {type(fields[field]).__name__}")
+            raise BadRecord(f"field {field!r} must be {wanted} but is {type_name(fields[field])}")
         return fields[field]
 
     def _optional_text(self, fields: Mapping[str, Any], name: str) -> str:
         value = fields.get(self.fields.get(name))
         if value is not None and not isinstance(value, str):
-            raise _BadRecord(f"field {self.fields[name]!r} must be a string but is {type(value).__name__}")
+            raise BadRecord(f"field {self.fields[name]!r} must be a string but is {type_name(value)}")
         return value or ""
-
-
-def _text_of(content: Any, place: str, *, may_be_none: bool) -> str:
-    """A message's content as one string: OpenAI's may be a list of text parts, or nothing beside tool calls."""
-    if isinstance(content, str):
-        return content
-    if content is None and may_be_none:
-        return ""
-    if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
-        return "".join(part["text"] for part in content)
-    raise _BadRecord(f"{place} must be text but is {type(content).__name__}")
-
-
-def _parsed(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise _BadRecord(f"{place}: not valid JSON: {error}") from error
-
-
-def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
-    """Function calls, in OpenAI's form or bare, in the form that chat templates take: arguments as an object."""
-    found = []
-    for call in calls if isinstance(calls, list) else [calls]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise _BadRecord(f"{place}: a function call must look like {{'name': ..., 'arguments': ...}}")
-        arguments = function.get("arguments") or {}
-        if isinstance(arguments, str):
-            arguments = _parsed(arguments, f"{place}: arguments of {function['name']!r}")
-        identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        function = {"name": function["name"], "arguments": arguments}
-        found.append({**identity, "type": "function", "function": function})
-    return found
-
-
-def _number_tool_calls(turns: Sequence[Message]) -> None:
-    """Gives calls ids where they have none, and results the ids of the calls in order, which some templates ask for."""
-    number, open_calls = 0, []
-    for turn in turns:
-        for call in turn.get("tool_calls", ()):
-            call.setdefault("id", f"{number:09d}")  # Mistral's templates want nine characters
-            number += 1
-            open_calls.append(call["id"])
-        if turn["role"] == "tool" and open_calls:
-            turn.setdefault("tool_call_id", open_calls.pop(0))
-
-
-def _tools(value: Any) -> list[dict[str, Any]] | None:
-    """The functions on offer, from a list or its JSON, bare or in OpenAI's form."""
-    tools = _parsed(value, "tools") if isinstance(value, str) and value.strip() else value
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise _BadRecord("tools must be a list of function descriptions")
-    return [tool if tool.get("type") == "function" else {"type": "function", "function": tool} for tool in tools]

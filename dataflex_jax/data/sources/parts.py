@@ -4,20 +4,17 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from dataflex_jax.data.sources.files import (
-    FORMATS,
-    INSTRUCTION_FORMATS,
-    Record,
-    read_records,
-    record_place,
-    split_format,
-)
+import numpy as np
 
-HELD_OUT_NAMES = ("validation", "valid")
+from dataflex_jax.data.sources.files import Record, read_records, record_place
+from dataflex_jax.data.sources.names import split_format
+
+logger = logging.getLogger(__name__)
 
 
 class Part(Protocol):
@@ -50,7 +47,7 @@ class FilePart:
 
     def fingerprint(self, hash_file: Callable[[Path], str]) -> str:
         """Changes when the records do."""
-        _, suffix = split_format(self.path.name, FORMATS + INSTRUCTION_FORMATS)
+        _, suffix = split_format(self.path.name)
         return suffix + ":" + hash_file(self.path)
 
     def records(self, columns: Sequence[str], start: int, optional: Sequence[str] = ()) -> Iterator[Record]:
@@ -100,3 +97,64 @@ class RecordsPart:
 def file_parts(paths: Sequence[Path]) -> tuple[FilePart, ...]:
     """A part for each file."""
     return tuple(FilePart(path) for path in paths)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """Which records of some parts are chosen: the same ones each time.
+
+    Attributes:
+        parts: read through once to count their records.
+        columns: fields that their records have.
+        count: of records; where there are fewer, all are chosen.
+    """
+
+    parts: tuple[Part, ...]
+    columns: tuple[str, ...]
+    count: int
+
+    @functools.cached_property
+    def chosen(self) -> tuple[set[int], ...]:
+        """The numbers of the chosen records of each part."""
+        every = [(n, record.index) for n, part in enumerate(self.parts) for record in part.records(self.columns, 0)]
+        if self.count > len(every):
+            place = self.parts[0].place(0)
+            logger.warning("%s: a sample of %d records is asked for, but there are %d", place, self.count, len(every))
+        chosen = tuple(set() for _ in self.parts)
+        for i in np.random.default_rng(0).permutation(len(every))[: self.count]:
+            number, index = every[i]
+            chosen[number].add(index)
+        return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledPart:
+    """The chosen records of one part; they keep their numbers."""
+
+    part: Part
+    number: int
+    sample: _Sample = dataclasses.field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes, for progress."""
+        return self.part.size
+
+    def fingerprint(self, hash_file: Callable[[Path], str]) -> str:
+        """Changes when the records do."""
+        return f"{self.sample.count} of {self.part.fingerprint(hash_file)}"
+
+    def records(self, columns: Sequence[str], start: int, optional: Sequence[str] = ()) -> Iterator[Record]:
+        """Chosen records from number `start` on."""
+        chosen = self.sample.chosen[self.number]
+        return (record for record in self.part.records(columns, start, optional) if record.index in chosen)
+
+    def place(self, index: int) -> str:
+        """Where record `index` lies, for messages."""
+        return self.part.place(index)
+
+
+def sampled(parts: Sequence[Part], columns: Sequence[str], count: int) -> tuple[SampledPart, ...]:
+    """`count` records of all `parts` together, chosen at random once and for all; they have the fields `columns`."""
+    sample = _Sample(tuple(parts), tuple(columns), count)
+    return tuple(SampledPart(part, number, sample) for number, part in enumerate(parts))

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 
+from dataflex_jax.data.sources.files import MAX_RECORD_BYTES
 from dataflex_jax.data.sources.parts import Part
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.foreign import parse_json
 
 
 class Reader(Protocol):
@@ -51,11 +53,10 @@ class TextReader:
     def text(self, fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """(text, None), or (None, what is wrong with the record)."""
         if self.field not in fields:
-            return None, f"no field {self.field!r} (option text_field); the record has {', '.join(fields) or 'none'}"
+            return None, f"no field {self.field!r} (option text_field); the record has {names_in(fields)}"
         text = fields[self.field]
         if not isinstance(text, str):
-            kind = type(text).__name__
-            return None, f"field {self.field!r} (option text_field) must be a string but is {kind}"
+            return None, f"field {self.field!r} (option text_field) must be a string but is {type_name(text)}"
         return text, None
 
 
@@ -98,7 +99,7 @@ class Stream:
             if problem is None:
                 value, problem = self._domain_value(record.fields)
             if problem is None:
-                text, problem = self._text(record.fields)
+                text, problem = self._text(without_nulls(record.fields) if record.filled else record.fields)
             if problem is not None:
                 problem = f"{part.place(record.index)}: {problem}"
             yield Document(record.index, record.position, value, text, problem)
@@ -107,23 +108,61 @@ class Stream:
         if self.domain_field is None:
             return None, None
         value: Any = fields
-        for key in self.domain_field.split("."):
-            if not isinstance(value, Mapping) or key not in value:
-                return None, f"no field {self.domain_field!r} (option domain_field); the record has {', '.join(fields)}"
+        keys = self.domain_field.split(".")
+        for number, key in enumerate(keys):
+            if isinstance(value, str) and value.lstrip().startswith("{"):
+                try:
+                    value = parse_json(value)  # RedPajama's "meta" is JSON in a string
+                except ValueError as error:
+                    return None, f"field {'.'.join(keys[:number])!r} is a string and no JSON: {one_line(error)}"
+            if not isinstance(value, Mapping):
+                what = f"field {'.'.join(keys[:number])!r} is {type_name(value)}, not an object (or its JSON)"
+                return None, f"no field {self.domain_field!r} (option domain_field): {what}"
+            if key not in value:
+                holder = f"field {'.'.join(keys[:number])!r}" if number else "the record"
+                return None, f"no field {self.domain_field!r} (option domain_field); {holder} has {names_in(value)}"
             value = value[key]
-        if isinstance(value, str):
-            return value, None
-        kind = type(value).__name__
-        return None, f"field {self.domain_field!r} (option domain_field) must be a string but is {kind}"
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return str(value), None
+        kind = type_name(value)
+        return None, f"field {self.domain_field!r} (option domain_field) must be a string or an integer but is {kind}"
 
     def _text(self, fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
         text, problem = self.reader.text(fields)
-        if problem is None:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                return None, f"the text holds an unpaired surrogate (character {error.start})"
-        return text, problem
+        if problem is not None:
+            return None, problem
+        if len(text) > MAX_RECORD_BYTES:
+            return None, f"the text is longer than {MAX_RECORD_BYTES >> 20} MiB; split it into several"
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return None, f"the text holds an unpaired surrogate (character {error.start})"
+        return text, None
+
+
+def without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's record without the fields of its objects, at any depth, that are null.
+
+    Arrow gives all objects of a column the same fields, so that one that is not there and null are the same. The
+    record's own fields stay.
+    """
+    return {name: _without_nulls(value) for name, value in fields.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def type_name(value: Any) -> str:
+    """The type of a record's value, for messages."""
+    return "null" if value is None else type(value).__name__
+
+
+def names_in(fields: Mapping[str, Any]) -> str:
+    """The names of a record's fields, for messages."""
+    return one_line(", ".join(map(str, fields)) or "none", 200)
 
 
 def wanted_domains(data: ConfigDict, available: Sequence[str], where: str) -> tuple[str, ...]:

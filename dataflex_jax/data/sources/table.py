@@ -116,7 +116,7 @@ def check(data: ConfigDict, section: str = "data") -> None:
             raise InputError(f"needed for source {record.name!r} ({what})", option=f"{section}.{field}")
     for field, why in record.refuses.items():
         if data[field] is not None:
-            raise InputError(f"not with source {record.name!r}: {why}; leave it None", option=f"{section}.{field}")
+            raise InputError(f"not with source {record.name!r}: {why}; set it to None", option=f"{section}.{field}")
     domains, values = data.domains, data.domain_values
     if domains is not None and (not domains or len(set(domains)) < len(domains)):
         reason = "name each domain once, at least one (or None: all found)"

@@ -98,7 +98,7 @@ def read_events(
                 for document in stream.documents(part, first):
                     kind, text, digest = _judge(document, stream, phase, valid_fraction, held_out)
                     if kind in ("bad", "unattributed") and on_bad_record == "raise":
-                        raise InputError(document.problem)
+                        raise _refused(document.problem)
                     after = Position(phase, number, document.index + 1)
                     position = consumed + document.position
                     yield Event(kind, document.value, after, position, document.text or "", len(text), digest)
@@ -225,7 +225,11 @@ def _raise_first_problem(batch: list[Event], items: list[Item | Rejection | None
     for event, item in zip(batch, items, strict=True):
         if isinstance(item, Rejection) and item.kind == "bad":
             phase, part, index = event.after
-            raise InputError(f"{(stream.valid, stream.train)[phase][part].place(index - 1)}: {item.problem}")
+            raise _refused(f"{(stream.valid, stream.train)[phase][part].place(index - 1)}: {item.problem}")
+
+
+def _refused(problem: str) -> InputError:
+    return InputError(f"{problem} (data.on_bad_record='skip' passes over bad records)")
 
 
 def _apply(

@@ -19,15 +19,16 @@ class DocumentEncoder:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self.columns = (Column("tokens", token_dtype(tokenizer)),)
-        self.identity: dict[str, Any] = {}
+        begin = tokenizer.begin_ids
+        self.identity: dict[str, Any] = {"begin_ids": list(begin)} if begin else {}
 
     def encode(self, events: Sequence[Event]) -> list[Item]:
         """The item of each text."""
-        ids = self._tokenizer.encode_batch([event.text for event in events])
+        documents = self._tokenizer.encode_documents([event.text for event in events])
         (column,) = self.columns
         return [
-            Item((np.array([*tokens, self._tokenizer.eos_id], column.dtype),), {"bytes": event.size})
-            for event, tokens in zip(events, ids, strict=True)
+            Item((np.array(tokens, column.dtype),), {"bytes": event.size})
+            for event, tokens in zip(events, documents, strict=True)
         ]
 
 

@@ -1,7 +1,7 @@
 """The examples store: every domain's conversations, with what of each is a target.
 
 Beside the tokens it has the columns "targets" (bool, one a token) and "ids" (int64, one an example). Examples that have
-no target within `data.cutoff_len` are left out and counted.
+no target, or none within `data.cutoff_len`, are left out and counted.
 
 An example's id is its record's number in the source, `part * 2**32 + record`: of a domain with one file simply the
 number of the record, from 0. It does not depend on the template, the tokenizer or the options.
@@ -56,7 +56,7 @@ class ExampleEncoder:
         if isinstance(chat, str):
             return Rejection("bad", chat)
         if not chat.targets.any():
-            return Rejection("untargeted", "no response within data.cutoff_len")
+            return Rejection("untargeted", "no target, or none within data.cutoff_len")
         identity = (event.after.part << PART_BITS) + event.after.index - 1
         columns = (chat.tokens.astype(self.columns[0].dtype), chat.targets, np.array([identity]))
         return Item(columns, {"bytes": chat.target_bytes, "targets": int(chat.targets.sum())})

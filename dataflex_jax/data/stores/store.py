@@ -8,7 +8,7 @@ where each item starts and the last one ends. examples.py has further columns. `
 
 import dataclasses
 import functools
-import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt
 
+from dataflex_jax.data.sources.instruct import Conversation
 from dataflex_jax.data.sources.streams import Stream
-from dataflex_jax.data.stores.writer import SPLITS, Column
+from dataflex_jax.data.stores import checksums
+from dataflex_jax.data.stores.writer import RECORD_COUNTS, SPLIT_COUNTS, SPLITS, Column
 from dataflex_jax.errors import InputError
+from dataflex_jax.files import digest, read_sealed
+
+logger = logging.getLogger(__name__)
 
 PART_BITS = 32  # an example's id is its part's number, then in so many bits its record's
 
@@ -131,9 +136,8 @@ class Store:
         """The finished store in a folder."""
         meta = read_meta(folder)
         dtypes = {column.name: column.dtype for column in columns} | {"offsets": "int64"}
-        counts = ("tokens", "documents", "bytes", "targets")
         splits = (
-            Split(str(folder / split), dtypes, **{f"num_{what}": meta[split][what] for what in counts})
+            Split(str(folder / split), dtypes, **{f"num_{what}": meta[split][what] for what in SPLIT_COUNTS})
             for split in SPLITS
         )
         return cls(name, key, str(folder), *splits, skipped_records(meta), stream)
@@ -168,6 +172,11 @@ class Store:
                     if index is None:
                         break
 
+    def conversation(self, record: Mapping[str, Any]) -> Conversation:
+        """The conversation of one of its examples' records."""
+        text, _ = self.stream.reader.text(record)
+        return Conversation.from_json(text)
+
     def values(self, split: str, field: str) -> list[Any]:
         """A record field (dotted) of every example of a split, in their order: groups of targets, scores to order by.
 
@@ -188,9 +197,60 @@ class Store:
         return found
 
 
+def store_fault(
+    folder: Path, identity: Mapping[str, Any], columns: Sequence[Column], verify: str, progress: bool
+) -> str | None:
+    """What is wrong with a finished store, in words; None: nothing that was looked at.
+
+    Args:
+        folder: of the store.
+        identity: what its key stands for.
+        columns: of its items.
+        verify: how closely its files are looked at; see `checksums.fault`.
+        progress: show a bar on stderr.
+    """
+    try:
+        meta = read_meta(folder)
+    except InputError as error:
+        return str(error)
+    if digest({name: meta.get(name) for name in identity}) != digest(identity):
+        return f"{folder / 'meta.json'}: of another store"
+    sizes = {}
+    for split in SPLITS:
+        tokens, items = meta[split]["tokens"], meta[split]["documents"]
+        sizes[f"{split}.offsets"] = (items + 1) * 8
+        for column in columns:
+            values = items if column.per_item else tokens
+            sizes[f"{split}.{column.name}"] = values * np.dtype(column.dtype).itemsize
+    kept = meta.get("checksums")
+    if kept is None and verify == "content":
+        logger.warning("%s: of an older version, without checksums; delete it to have it built with them", folder)
+    if kept is not None and not checksums.are_checksums(kept, sizes):
+        return f"{folder / 'meta.json'}: its checksums are not those of its files"
+    return checksums.fault({name: folder / name for name in sizes}, sizes, kept, verify, progress=progress)
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The content of a store's meta.json."""
-    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    """The content of a store's meta.json.
+
+    Raises:
+        InputError: it is missing, damaged or none of a store.
+    """
+    path = folder / "meta.json"
+    meta = read_sealed(path)
+    if not _is_meta(meta):
+        raise InputError(f"{path}: not the meta.json of a store")
+    return meta
+
+
+def _is_meta(meta: Any) -> bool:
+    if not isinstance(meta, dict):
+        return False
+    splits, values = [meta.get(split) for split in SPLITS], meta.get("records_by_value")
+    if not all(isinstance(counts, dict) for counts in (*splits, values)):
+        return False
+    counts = [meta.get(name) for name in RECORD_COUNTS] + [split.get(name) for split in splits for name in SPLIT_COUNTS]
+    return all(type(count) is int and count >= 0 for count in (*counts, *values.values()))
 
 
 def skipped_records(meta: Mapping[str, Any]) -> int:

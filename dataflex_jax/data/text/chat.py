@@ -1,10 +1,10 @@
 """Conversations to tokens through a chat template, with a mask of what the model is trained to say.
 
-A template is Jinja text in Hugging Face's form, rendered by `transformers`: the tokenizer's own, or one of
-`BUILT_IN`. The whole rendered text is encoded at once, so that tokens come out as `apply_chat_template` gives them. But
-only the template's own control tokens become control tokens: before rendering, what looks like one in a message or a
-function's description is replaced by a placeholder, and the template's own are replaced by private names afterwards,
-which a copy of the tokenizer knows.
+A template is Jinja text in Hugging Face's form: the tokenizer's own, or one of `BUILT_IN`. The whole rendered text is
+encoded at once, so that tokens come out as `apply_chat_template` of `transformers` gives them. But only the template's
+own control tokens become control tokens: before rendering, what looks like one in a message or a function's description
+is replaced by a placeholder, and the template's own are replaced by private names afterwards, which a copy of the
+tokenizer knows.
 """
 
 import dataclasses
@@ -22,8 +22,9 @@ import tokenizers
 from jaxtyping import Bool, Int32
 
 from dataflex_jax.data.sources.instruct import Conversation, Message
+from dataflex_jax.data.text import rendering
 from dataflex_jax.data.text.tokenizer import Tokenizer, is_made
-from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.errors import InputError
 
 BUILT_IN = {  # name: the control tokens that it needs
     "qwen": ("<|im_start|>", "<|im_end|>"),
@@ -31,8 +32,6 @@ BUILT_IN = {  # name: the control tokens that it needs
     "mistral": ("<s>", "</s>"),
     "alpaca": (),
 }
-# Today's date would make other tokens of the same data every day; Llama 3.2's template has this one as its default.
-_FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}{{- '' }}"
 
 
 class EncodedChat(NamedTuple):
@@ -95,8 +94,23 @@ def template_text(template: str | None, tokenizer: Tokenizer) -> str:
             option="data.template",
             value=template,
         )
-    path = importlib.resources.files("dataflex_jax.data.text") / "chat_templates" / f"{template}.jinja"
+    return _built_in_text(template)
+
+
+@functools.cache
+def _built_in_text(name: str) -> str:
+    path = importlib.resources.files("dataflex_jax.data.text") / "chat_templates" / f"{name}.jinja"
     return path.read_text(encoding="utf-8")
+
+
+def _compiled(template: str, tokenizer: Tokenizer) -> rendering.ChatTemplate:
+    """A template to render with; others' are tried first, where they can do no harm."""
+    variables = {**tokenizer.template_variables, "eos_token": tokenizer.eos_token}
+    if template not in map(_built_in_text, BUILT_IN):
+        fault = rendering.tried(template, tuple(variables.items()))
+        if fault is not None:
+            raise InputError(f"{tokenizer.template_source}: the chat template {fault}")
+    return rendering.ChatTemplate(template, variables, rendering.MAX_STEPS)
 
 
 def tuned_with(tokenizer: Tokenizer, template: str) -> Tokenizer:
@@ -114,9 +128,10 @@ def tuned_with(tokenizer: Tokenizer, template: str) -> Tokenizer:
 class ChatEncoder:
     """Encodes conversations with one template.
 
-    The targets are the contents of the assistant's turns and the control token that ends each (what follows it, such as
-    a line end, is not): all that the model must say after the generation prompt. A token that spans the beginning of a
-    response, as " Paris" does where the template puts a space there, is a target.
+    The targets are the contents of the assistant's turns, but for those marked as context only, and the control token
+    that ends each (what follows it, such as a line end, is not): all that the model must say after the generation
+    prompt. A token that spans the beginning of a response, as " Paris" does where the template puts a space there, is a
+    target. A turn that says nothing has none.
 
     Args:
         tokenizer: whose ids to use.
@@ -137,9 +152,7 @@ class ChatEncoder:
     ):
         self._cutoff_len = cutoff_len
         self._train_on_prompt, self._mask_history = train_on_prompt, mask_history
-        self._template = (_FIXED_DATE if "strftime_now" in template else "") + template
-        self._pretrained = tokenizer.pretrained()
-        self._eos_token = tokenizer.eos_token
+        self._template, self._source = _compiled(template, tokenizer), tokenizer.template_source
         self.identity = {  # changes when the tokens or targets do
             "version": 1,
             "template": hashlib.blake2b(template.encode(), digest_size=16).hexdigest(),
@@ -222,12 +235,19 @@ class ChatEncoder:
 
     def _rendered_or_problem(self, conversation: Conversation) -> tuple[str, list[_Turn]] | str:
         messages, tools = self._hide(conversation.messages), self._hide(conversation.tools)
+        context_only = {i for i, message in enumerate(messages) if not message.pop("target", True)}
         try:
             text = self._render(messages, tools)
             if self._train_on_prompt:
+                if context_only:
+                    raise _BadConversation(
+                        "a message is marked as context only, which data.train_on_prompt contradicts"
+                    )
                 return text, [_Turn(0, len(text), len(text))]
             spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            return text, [self._turn(i, messages, tools, text) for i in (spoken[-1:] if self._mask_history else spoken)]
+            spoken = spoken[-1:] if self._mask_history else spoken
+            spoken = [i for i in spoken if i not in context_only and _says_something(messages[i])]
+            return text, [self._turn(i, messages, tools, text) for i in spoken]
         except _BadConversation as problem:
             return str(problem)
 
@@ -242,16 +262,14 @@ class ChatEncoder:
     def _render(self, messages: Sequence[Message], tools: Any, *, generation_prompt: bool = False) -> str:
         """The template's text, with private names for its own control tokens and the messages' as they were."""
         try:
-            text = self._pretrained.apply_chat_template(
-                messages,
-                tools=tools,
-                chat_template=self._template,
-                add_generation_prompt=generation_prompt,
-                tokenize=False,
-                eos_token=self._eos_token,
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise _BadConversation(f"the chat template refuses it: {one_line(error)}") from error
+            text = self._template.render(messages, tools, generation_prompt=generation_prompt)
+        except (rendering.TooMuch, MemoryError) as error:
+            raise InputError(f"{self._source}: the chat template {error or 'takes too much memory'}") from error
+        except jinja2.TemplateError as error:
+            raise _BadConversation(f"the chat template refuses it: {rendering.described(error)}") from error
+        except Exception as error:  # a template is a program, in which anything may happen
+            reason = f"the chat template of {self._source} fails on it: {rendering.described(error)}"
+            raise _BadConversation(reason) from error
         text = self._any_special.sub(lambda match: self._private[match[0]], text)
         return self._any_hidden.sub(lambda match: self._shown[match[0]], text)
 
@@ -306,6 +324,11 @@ class ChatEncoder:
         if not found or not text.endswith(tail):
             raise _BadConversation(f"the chat template does not say where message {i} ends")
         return len(text) - len(tail)
+
+
+def _says_something(message: Message) -> bool:
+    """Whether there is more to learn from it than to end a turn at once."""
+    return bool(message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
 
 
 def _one_of(texts: Sequence[str]) -> re.Pattern:

@@ -13,24 +13,24 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import tokenizers
-from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from dataflex_jax.data.text import pretrained
+from dataflex_jax.data.text.pretrained import TokenizerFiles
 from dataflex_jax.errors import InputError, one_line
 from dataflex_jax.files import replace_file, replace_json
 
 logger = logging.getLogger(__name__)
 
+DEFAULT = "train:4096"
 END_OF_TEXT = "<|endoftext|>"
-GENERATION_CONFIG = "generation_config.json"
 _KNOWN_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 _MIN_VOCABULARY = 257  # every byte and the end of text
 _MAX_VOCABULARY = 1 << 20
 _PIECE_CHARACTERS = 1 << 20
+_SLICE_CHARACTERS = 1 << 22
 _ACCEPTED = "a hub id, a folder, a path to tokenizer.json, 'bytes' or 'train:VOCAB'"
 
 
@@ -46,16 +46,22 @@ class Tokenizer:
         bos_token: the token that a chat template may begin with, or None.
         turn_end_ids: of further tokens at which generation stops: those of generation_config.json, and the one with
             which the chat template that a model was tuned with ends a response.
+        begin_ids: of the tokens with which documents and prompts begin, mostly none. A chat template writes its own.
+        template_source: where `chat_template` stands, for messages.
+        template_variables: what a chat template may write, such as {"eos_token": "</s>"}.
     """
 
     vocab_size: int
     eos_id: int
     fingerprint: str
     _backend: tokenizers.Tokenizer = dataclasses.field(repr=False, compare=False)
-    _pretrained: Any = dataclasses.field(repr=False, compare=False, default=None)  # the transformers tokenizer, if any
     chat_template: str | None = dataclasses.field(repr=False, default=None)
     bos_token: str | None = None
     turn_end_ids: tuple[int, ...] = ()
+    begin_ids: tuple[int, ...] = ()
+    template_source: str = dataclasses.field(repr=False, compare=False, default="config.data.template")
+    template_variables: dict[str, str] = dataclasses.field(repr=False, compare=False, default_factory=dict)
+    _files: TokenizerFiles | None = dataclasses.field(repr=False, compare=False, default=None)  # None: made here
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -78,33 +84,27 @@ class Tokenizer:
         copied.encode_special_tokens = True
         return copied
 
-    def pretrained(self) -> Any:
-        """The `transformers` tokenizer; it too encodes control tokens that stand in a text as characters."""
-        if self._pretrained is not None:
-            return self._pretrained
-        import transformers
-
-        return transformers.PreTrainedTokenizerFast(
-            tokenizer_object=self._backend, eos_token=self.eos_token, bos_token=self.bos_token
-        )
-
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens, on all cores.
 
         Texts over a million characters are encoded in pieces cut after a line end (memory stays bounded), so a token
         that would span such a cut is lost.
         """
-        pieces, owners = [], []
-        for owner, text in enumerate(texts):
-            for piece in _pieces(text):
-                pieces.append(piece)
-                owners.append(owner)
         ids: list[list[int]] = [[] for _ in texts]
-        for owner, encoding in zip(
-            owners, self._backend.encode_batch_fast(pieces, add_special_tokens=False), strict=True
-        ):
-            ids[owner] = ids[owner] + encoding.ids if ids[owner] else encoding.ids
+        pieces = ((owner, piece) for owner, text in enumerate(texts) for piece in _pieces(text))
+        for some in _slices(pieces):
+            encodings = self._backend.encode_batch_fast([piece for _, piece in some], add_special_tokens=False)
+            for (owner, _), encoding in zip(some, encodings, strict=True):
+                ids[owner] += encoding.ids
         return ids
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the beginnings of documents."""
+        return [[*self.begin_ids, *ids] for ids in self.encode_batch(texts)]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole documents, with the end of the text."""
+        return [[*self.begin_ids, *ids, self.eos_id] for ids in self.encode_batch(texts)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -113,27 +113,28 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the tokenizer, and where generation stops, in Hugging Face's layout.
 
-        `load_tokenizer(folder, ...)` loads it again.
+        The files of a tokenizer that was not made here are as they came but for the tokens and the template that are
+        other ones here. `load_tokenizer(folder, ...)` loads it again.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._pretrained is not None:
-            self._pretrained.save_pretrained(folder)
-        else:
-            self._backend.save(str(folder / "tokenizer.json"))
-            config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-            replace_json(folder / "tokenizer_config.json", config, indent=2, ensure_ascii=False)
-        config = json.loads((folder / "tokenizer_config.json").read_text())
-        config["eos_token"] = self.eos_token
-        if self.bos_token is not None:
-            config["bos_token"] = self.bos_token
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template
-            (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would win over the field
-        replace_json(folder / "tokenizer_config.json", config, indent=2, ensure_ascii=False)
+        files = self._exported()
+        for name, data in files.items():
+            replace_file(folder / name, data)
+        for name in pretrained.COPIED:
+            if name not in files:
+                (folder / name).unlink(missing_ok=True)
         bos = {} if self.bos_token is None else {"bos_token_id": self._backend.token_to_id(self.bos_token)}
         stops = self.eos_id if self.stop_ids == (self.eos_id,) else list(self.stop_ids)
-        replace_json(folder / GENERATION_CONFIG, {**bos, "eos_token_id": stops}, indent=2)
+        replace_json(folder / pretrained.GENERATION_CONFIG, {**bos, "eos_token_id": stops}, indent=2)
+
+    def _exported(self) -> dict[str, bytes]:
+        fields = {"eos_token": self.eos_token, "bos_token": self.bos_token, "chat_template": self.chat_template}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if self._files is not None:
+            return pretrained.exported(self._files, fields)
+        config = {"tokenizer_class": pretrained.GENERIC, "clean_up_tokenization_spaces": False, **fields}
+        backend = self._backend.to_str(pretty=True).encode()
+        return {pretrained.TOKENIZER: backend, pretrained.CONFIG: pretrained.to_json(config)}
 
 
 def load_tokenizer(
@@ -142,6 +143,7 @@ def load_tokenizer(
     texts: Callable[[], Iterator[str]],
     cache_dir: str | os.PathLike,
     eos_token: str | None = None,
+    begin_of_text: bool | None = None,
     texts_fingerprint: str | None = None,
     special_tokens: Sequence[str] = (),
 ) -> Tokenizer:
@@ -154,29 +156,46 @@ def load_tokenizer(
         texts: makes an iterator over training documents (held-out ones excluded); called only to train.
         cache_dir: folder for trained tokenizers.
         eos_token: the token that ends a document; None: the tokenizer's own, else a well-known one it has.
+        begin_of_text: whether documents and prompts begin with the tokenizer's token for that; None: as it says itself.
         texts_fingerprint: identifies the content of `texts()`; None: found by reading them.
         special_tokens: further control tokens for "bytes" and "train:VOCAB", with the ids after the vocabulary.
 
     Raises:
-        InputError: no such tokenizer, no access to the hub, no end-of-text token, or a generation_config.json whose
-            eos_token_id is no token id and no list of them.
+        InputError: no such tokenizer, no access to the hub, files that are not a tokenizer's, or no token for the end
+            of a text or, where it is asked for, for its beginning.
     """
     if not spec:
         raise InputError(f"not set; accepted: {_ACCEPTED}", option="data.tokenizer")
     if is_made(spec):
         made = _byte_backend() if spec == "bytes" else _trained(spec, texts, texts_fingerprint, Path(cache_dir))
         made.add_special_tokens(list(special_tokens))
+        if begin_of_text:
+            reason = f"config.data.tokenizer = {spec!r} has no bos_token"
+            raise InputError(reason, option="data.begin_of_text", value=True)
         return _from_backend(made, spec, eos_token or END_OF_TEXT)
     path = Path(spec).expanduser()
     if (path / "checkpoints").is_dir() and (path / "tokenizer").is_dir():
         path = path / "tokenizer"
     if path.is_file():
-        return _from_file(path, spec, eos_token)
-    if path.is_dir() and not (path / "tokenizer_config.json").is_file() and (path / "tokenizer.json").is_file():
-        return _from_file(path / "tokenizer.json", spec, eos_token)
-    if not path.is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", spec):
+        files = pretrained.read_file(path)
+    elif path.is_dir():
+        files = pretrained.read_folder(path)
+    elif re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", spec):
+        files = pretrained.read_folder(_snapshot(spec))
+    else:
         raise _refused(spec, f"no such file or folder; accepted: {_ACCEPTED}")
-    return _from_pretrained(str(path) if path.is_dir() else spec, spec, eos_token)
+    return _from_files(files, spec, eos_token, begin_of_text)
+
+
+def _snapshot(spec: str) -> Path:
+    try:
+        return pretrained.snapshot(spec)
+    except pretrained.HUB_ERRORS as error:
+        raise _refused(
+            spec,
+            "cannot be loaded, neither from a local folder nor from the hub or its cache (offline? accepted: "
+            f"{_ACCEPTED}): {one_line(error, 160)}",
+        ) from error
 
 
 def _refused(spec: str, reason: str) -> InputError:
@@ -198,90 +217,35 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:] if start else text
 
 
-def _from_file(path: Path, spec: str, eos_token: str | None) -> Tokenizer:
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise _refused(spec, f"{path} is not a tokenizer.json: {one_line(error)}") from error
-    config_path, template_path = (path.parent / name for name in ("tokenizer_config.json", "chat_template.jinja"))
-    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    eos, bos = (
-        token["content"] if isinstance(token, dict) else token for token in map(config.get, ("eos_token", "bos_token"))
-    )
-    template = template_path.read_text(encoding="utf-8") if template_path.is_file() else config.get("chat_template")
-    tokenizer = _from_backend(backend, spec, eos_token or eos)
+def _slices(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """The pieces, some at a time: an encoding takes a hundred bytes a character until its ids are taken over."""
+    some, characters = [], 0
+    for owner, piece in pieces:
+        some.append((owner, piece))
+        characters += len(piece)
+        if characters >= _SLICE_CHARACTERS:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
+
+
+def _from_files(files: TokenizerFiles, spec: str, eos_token: str | None, begin_of_text: bool | None) -> Tokenizer:
+    loaded = pretrained.load(files, begin_of_text)
+    tokenizer = _from_backend(loaded.backend, spec, eos_token or loaded.roles.get("eos_token"))
     return dataclasses.replace(
         tokenizer,
-        chat_template=_default_template(template),
-        bos_token=bos,
-        turn_end_ids=_turn_end_ids(path.parent / GENERATION_CONFIG, tokenizer.eos_id),
+        chat_template=files.template,
+        bos_token=loaded.roles.get("bos_token"),
+        turn_end_ids=tuple(dict.fromkeys(i for i in files.stops if i != tokenizer.eos_id)),
+        begin_ids=loaded.begin_ids,
+        template_source=str(files.template_source),
+        template_variables=loaded.roles,
+        _files=loaded.files,
     )
-
-
-def _from_pretrained(name: str, spec: str, eos_token: str | None) -> Tokenizer:
-    import transformers
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    try:
-        pretrained = transformers.AutoTokenizer.from_pretrained(name)
-        if get_tokenizer_config(name).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
-            # For some model types AutoTokenizer puts rules of its own in the place of tokenizer.json's.
-            pretrained = transformers.PreTrainedTokenizerFast.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise _refused(
-            spec,
-            "cannot be loaded, neither from a local folder nor from the hub or its cache (offline? accepted: "
-            f"{_ACCEPTED}): {one_line(error, 160)}",
-        ) from error
-    backend = getattr(pretrained, "backend_tokenizer", None)
-    if backend is None:
-        raise _refused(spec, "has no fast tokenizer (tokenizer.json); choose a model that ships one")
-    tokenizer = _from_backend(backend, spec, eos_token or pretrained.eos_token)
-    return dataclasses.replace(
-        tokenizer,
-        _pretrained=pretrained,
-        chat_template=_default_template(pretrained.chat_template),
-        bos_token=pretrained.bos_token,
-        turn_end_ids=_turn_end_ids(_generation_config(name), tokenizer.eos_id),
-    )
-
-
-def _generation_config(name: str) -> Path:
-    """Where the generation_config.json of a folder or hub id would lie."""
-    if (folder := Path(name)).is_dir():
-        return folder / GENERATION_CONFIG
-    try:
-        return Path(huggingface_hub.hf_hub_download(name, GENERATION_CONFIG))
-    except EntryNotFoundError:  # many models have none
-        return folder / GENERATION_CONFIG
-
-
-def _turn_end_ids(path: Path, eos_id: int) -> tuple[int, ...]:
-    """The ids in a generation_config.json's eos_token_id other than `eos_id`; none without such a file."""
-    if not path.is_file():
-        return ()
-    try:
-        declared = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {one_line(error)}") from error
-    ids = declared.get("eos_token_id") if isinstance(declared, dict) else declared
-    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise InputError(f"{path}: eos_token_id must be a token id or a list of them but is {ids!r}")
-    return tuple(dict.fromkeys(i for i in ids if i != eos_id))
-
-
-def _default_template(template: str | dict[str, str] | list[dict[str, str]] | None) -> str | None:
-    """Of several templates the one named default."""
-    if isinstance(template, list):
-        template = {named["name"]: named["template"] for named in template}
-    return template.get("default") if isinstance(template, dict) else template
 
 
 def _from_backend(backend: tokenizers.Tokenizer, spec: str, eos_token: str | None) -> Tokenizer:
-    # A tokenizer.json may carry the truncation and padding of the task that its model was tuned for.
-    backend.no_truncation()
-    backend.no_padding()
     backend.encode_special_tokens = True
     vocabulary = backend.get_vocab(with_added_tokens=True)
     if eos_token is None:
@@ -293,7 +257,7 @@ def _from_backend(backend: tokenizers.Tokenizer, spec: str, eos_token: str | Non
         raise InputError(reason, option="data.eos_token", value=eos_token)
     eos_id = vocabulary[eos_token]
     rules = json.loads(backend.to_str())
-    del rules["post_processor"]  # only adds special tokens, which are never asked for
+    del rules["post_processor"]  # only adds special tokens: `begin_ids`, which concern documents alone
     fingerprint = hashlib.blake2b(json.dumps([eos_id, rules]).encode(), digest_size=16).hexdigest()
     return Tokenizer(max(vocabulary.values()) + 1, eos_id, fingerprint, backend)
 
@@ -323,9 +287,15 @@ def _trained(
             encoded = text.encode()
             key.update(len(encoded).to_bytes(8, "little") + encoded)
     path = cache_dir / "tokenizers" / key.hexdigest() / "tokenizer.json"
-    if path.is_file():
-        return tokenizers.Tokenizer.from_file(str(path))
-    documents = texts()
+    kept = _kept(path)
+    if kept is None:
+        documents = texts()
+        # Who is to have the texts may have had to wait for another process that trained on them.
+        kept = _kept(path)
+    if kept is not None:
+        return kept
+    if path.exists():
+        logger.warning("%s: damaged; the tokenizer is trained again", path)
     first = next(documents, None)
     if first is None:
         raise _refused(spec, "there is no training document to train it on")
@@ -341,5 +311,25 @@ def _trained(
     )
     pieces = itertools.chain.from_iterable(map(_pieces, itertools.chain([first], documents)))
     backend.train_from_iterator(pieces, trainer)
-    replace_file(path, backend.to_str(pretty=True).encode())
+    trained = backend.to_str(pretty=True).encode()
+    replace_file(path.with_name("digest"), _digest(trained))
+    replace_file(path, trained)
     return backend
+
+
+def _kept(path: Path) -> tokenizers.Tokenizer | None:
+    """A tokenizer that was trained earlier; None: there is none, or it is damaged."""
+    if not path.is_file():
+        return None
+    content, kept_digest = path.read_bytes(), path.with_name("digest")
+    # Version 0.1.0 wrote no digest.
+    if kept_digest.is_file() and kept_digest.read_bytes() != _digest(content):
+        return None
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except Exception:  # the library raises nothing narrower
+        return None
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()

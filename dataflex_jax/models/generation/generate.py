@@ -38,8 +38,8 @@ class Codec(Protocol):
     def stop_ids(self) -> Sequence[int]:
         """The tokens at which a text or a turn ends."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, with what documents begin with."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids."""
@@ -176,7 +176,7 @@ def generate_texts(
     """
     if isinstance(prompts, str):
         raise InputError("prompts is one text: give a list of them")
-    encoded = iter(codec.encode_batch([prompt for prompt in prompts if isinstance(prompt, str)]))
+    encoded = iter(codec.encode_prompts([prompt for prompt in prompts if isinstance(prompt, str)]))
     ids = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
     for i, prompt in enumerate(ids):
         if len(prompt) == 0:

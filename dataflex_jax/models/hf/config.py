@@ -2,17 +2,31 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import families
-from dataflex_jax.models.checks import check_choice, check_positive
-from dataflex_jax.models.config import REQUIRED, ModelConfig, RopeScaling
+from dataflex_jax.models.checks import check_choice, check_positive, shown
+from dataflex_jax.models.config import LARGEST, REQUIRED, ModelConfig, RopeScaling
+from dataflex_jax.models.hf import folders
 
 _ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 # Of `ModelConfig`: what has another form in a config.json, or no place there.
 _OWN_FORM = ("dtype", "rope_theta", "rope_scaling", "sliding_window")
 _OURS = ("architecture", "qk_norm", "sliding_window", "dtype", "param_dtype", "remat", "attention", "lora")
+
+
+def read_shape(folder: Path) -> dict[str, Any]:
+    """The contents of a model's config.json, from which `from_hf` makes a configuration.
+
+    Raises:
+        InputError: there is none, it cannot be read, or `from_hf` refuses it; names the file.
+    """
+    shape = folders.read_config(folder)
+    with folders.naming(folder / folders.CONFIG):
+        from_hf(shape)
+    return shape
 
 
 def from_hf(hf: Mapping[str, Any], **overrides: Any) -> ModelConfig:
@@ -29,17 +43,17 @@ def from_hf(hf: Mapping[str, Any], **overrides: Any) -> ModelConfig:
         InputError: a model type, activation, rotary type or other field whose maths this decoder does not compute.
     """
     hf = in_our_names(hf)
-    family = families.family(hf["model_type"])
+    family = families.family(hf.get("model_type"), "model_type")
     for name in REQUIRED:
         if hf.get(name) is None:
             raise InputError(f"model config has no {name}: give a positive integer")
-        check_positive(name, hf[name], int)
+        check_positive(name, hf[name], int, LARGEST[name])
     for name, accepted in family.neutral.items():
         if name in hf and hf[name] is not None:
             check_choice(name, hf[name], accepted)
     fields = dict(family.defaults)
     for field in dataclasses.fields(ModelConfig):
-        if hf.get(field.name) is not None and field.name not in _OWN_FORM:
+        if hf.get(field.name) is not None and field.name not in (*_OWN_FORM, *_OURS):
             fields[field.name] = hf[field.name]
     fields["architecture"] = family.name
     fields["rope_theta"], fields["rope_scaling"] = _read_rope(hf, family.defaults.get("rope_theta", 10000.0))
@@ -77,9 +91,14 @@ def in_our_names(hf: Mapping[str, Any]) -> dict[str, Any]:
 def _read_rope(hf: Mapping[str, Any], default_theta: float) -> tuple[float, RopeScaling | None]:
     """(rope_theta, scaling) from rope_parameters (transformers 5) or from rope_theta and rope_scaling (before)."""
     name = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
-    rope = dict(hf.get(name) or {})
+    rope = hf.get(name) or {}
+    if not isinstance(rope, Mapping):
+        raise InputError(f"model {name}={shown(rope)}: must be an object with the rotary settings")
     theta = rope.get("rope_theta", hf.get("rope_theta"))
-    theta = default_theta if theta is None else float(theta)
+    if theta is None:
+        theta = default_theta
+    else:
+        check_positive("rope_theta", theta, float)
     for kind in ("rope_type", "type"):
         if kind in rope:
             check_choice(f"{name}.{kind}", rope[kind], ("default", "llama3"))
@@ -93,4 +112,4 @@ def _read_rope(hf: Mapping[str, Any], default_theta: float) -> tuple[float, Rope
     for key in accepted:
         if key not in scaling:
             raise InputError(f"model {name} of type 'llama3' has no {key}: give a positive number")
-    return theta, RopeScaling(**scaling) if scaled else None
+    return float(theta), RopeScaling(**scaling) if scaled else None

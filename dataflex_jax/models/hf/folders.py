@@ -1,13 +1,15 @@
 """Folders of checkpoints in Hugging Face's format: where they are, and the JSON files in them."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError
 
 from dataflex_jax.errors import InputError, one_line
+from dataflex_jax.files import expanded
 from dataflex_jax.foreign import read_object
 
 CONFIG = "config.json"
@@ -24,12 +26,12 @@ def local_folder(name_or_path: str, patterns: Sequence[str], option: str) -> Pat
     Raises:
         InputError: neither a folder nor an id that the hub or its cache on this machine has.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
+    path = expanded(name_or_path)
+    if os.path.isdir(path):  # pathlib's raises where a name is too long
+        return Path(path)
     try:
         return Path(huggingface_hub.snapshot_download(name_or_path, allow_patterns=list(patterns)))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except Exception as error:  # the client's own, those of its HTTP library and of the system
         raise InputError(
             f"no such folder, and not to be had from the hub or its cache; a folder with {CONFIG} or a hub id is "
             f"accepted ({one_line(error, 160)})",
@@ -45,6 +47,19 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
         InputError: there is none, or it is no JSON object.
     """
     return read_object(folder / name)
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Puts the file's name before the fault of what is in it.
+
+    Raises:
+        InputError: the fault.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def make_empty(folder: Path) -> None:

@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from dataflex_jax.errors import InputError, TrainingError, one_line
 from dataflex_jax.files import replace_file, replace_json
+from dataflex_jax.models.checks import shown
 from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.hf import folders
+from dataflex_jax.models.hf.tensors import check_dtype, header
 from dataflex_jax.models.layout import ADAPTERS, LORA_MODULES, row
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,6 @@ WEIGHTS = "adapter_model.safetensors"
 # The linear layer that has a factor of that name, where numbers stand for themselves.
 _MODULES = {row.hf: module for module, factors in ADAPTERS.items() for row in factors.values()}
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d*)(?=\.)")
-_DTYPES = ("F32", "BF16", "F16")
 # Fields that are read or checked by name, and those that leave the maths alone; all others must be unset.
 _READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "init_lora_weights")
 _HARMLESS = (
@@ -122,17 +123,31 @@ def read_lora_config(name_or_path: str, option: str, base_dtype: str = "bfloat16
     values = {"rank": config.get("r"), "alpha": config.get("lora_alpha"), "dropout": config.get("lora_dropout", 0.0)}
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{file}: {name} is {value!r}; a number is accepted")
-    try:
+            raise InputError(f"{file}: {name} is {shown(value)}; a number is accepted")
+    with folders.naming(file):
         lora = LoraConfig(
             **values,
-            use_rslora=bool(config.get("use_rslora", False)),
+            use_rslora=config.get("use_rslora", False),
             target_modules=modules,
             base_dtype=base_dtype,
         )
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    return lora, config.get("base_model_name_or_path")
+    return lora, _base_name(file, config)
+
+
+def base_name(folder: Path) -> str | None:
+    """The name of an adapter's base, where it says it.
+
+    Raises:
+        InputError: its configuration cannot be read.
+    """
+    return _base_name(folder / CONFIG, folders.read_config(folder, CONFIG))
+
+
+def _base_name(file: Path, config: dict[str, Any]) -> str | None:
+    name = config.get("base_model_name_or_path")
+    if name is None or (isinstance(name, str) and name.isprintable()):
+        return name or None
+    raise InputError(f"{file}: base_model_name_or_path is {shown(name)}; a folder or hub id is accepted, or null")
 
 
 def load_adapter(
@@ -176,41 +191,30 @@ def _check_plain(file: Path, config: dict[str, Any]) -> None:
     accepted = {"peft_type": ("LORA",), "bias": ("none", None), "init_lora_weights": _KEEPING_THE_BASE}
     for name, value in config.items():
         if name in accepted and value not in accepted[name]:
-            raise InputError(f"{file}: {name}={value!r} is not supported; accepted: {accepted[name][0]!r}")
+            raise InputError(f"{file}: {name}={shown(value)} is not supported; accepted: {accepted[name][0]!r}")
         if name not in (*_READ, *_HARMLESS) and value:
-            raise InputError(f"{file}: {name}={value!r} is not supported; it must be unset")
-
-
-def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of every tensor."""
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
-            stored = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file; other formats of adapters are not read") from error
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: cut short or damaged ({one_line(error)})") from error
-    if not stored:
-        raise InputError(f"{file}: has no tensors")
-    return stored
+            raise InputError(f"{file}: {one_line(name, 100)}={shown(value)} is not supported; it must be unset")
 
 
 def _modules(file: Path) -> tuple[str, ...]:
     """The linear layers that have tensors, by name."""
-    found = []
-    for name in _header(file):
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; other formats of adapters are not read")
+    stored, found = header(file), []
+    if not stored:
+        raise InputError(f"{file}: has no tensors")
+    for name in stored:
         module = _MODULES.get(_NUMBER.sub("{}", name))
         if module is None:
             raise InputError(
-                f"{file}: tensor {name!r} is no factor of a linear layer of the blocks ({', '.join(LORA_MODULES)})"
+                f"{file}: tensor {shown(name)} is no factor of a linear layer of the blocks ({', '.join(LORA_MODULES)})"
             )
         found.append(module)
     return tuple(sorted(set(found)))
 
 
 def _check_tensors(file: Path, model: ModelConfig) -> None:
-    stored, needed = _header(file), {}
+    stored, needed = header(file), {}
     for module in model.lora.target_modules:
         inputs, outputs = model.linear_widths()[module]
         for i in range(model.num_hidden_layers):
@@ -219,20 +223,19 @@ def _check_tensors(file: Path, model: ModelConfig) -> None:
     for name, shape in needed.items():
         if name not in stored:
             raise InputError(f"{file}: has no tensor {name!r}, which an adapter of this base needs")
-        found, dtype = stored[name]
-        if found != shape:
+        found = stored[name]
+        if found.shape != shape:
             raise InputError(
-                f"{file}: tensor {name!r} has shape {list(found)}; an adapter of this base needs {list(shape)}"
+                f"{file}: tensor {name!r} has shape {list(found.shape)}; an adapter of this base needs {list(shape)}"
             )
-        if dtype not in _DTYPES:
-            raise InputError(f"{file}: tensor {name!r} has dtype {dtype}; accepted: {', '.join(_DTYPES)}")
+        check_dtype(found)
     if extra := sorted(stored.keys() - needed.keys()):
         raise InputError(
-            f"{file}: tensor {extra[0]!r} has no place in this base, which has {model.num_hidden_layers} layers"
+            f"{file}: tensor {shown(extra[0])} has no place in this base, which has {model.num_hidden_layers} layers"
         )
 
 
 def _check_base(file: Path, theirs: str | None, ours: str | None) -> None:
     # The first word is the dtype: what is rounded to another one has another fingerprint.
-    if theirs and ours and theirs.split()[0] == ours.split()[0] and theirs != ours:
-        raise InputError(f"{file}: an adapter for another base ({theirs}), not for this one ({ours})")
+    if theirs and ours and theirs.partition(" ")[0] == ours.partition(" ")[0] and theirs != ours:
+        raise InputError(f"{file}: an adapter for another base ({one_line(theirs, 100)}), not for this one ({ours})")

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _RUN = ("dtype", "remat", "attention")
 _OURS = (*_RUN, "param_dtype")
-_ELSEWHERE = ("name_or_path", "from_scratch", "architecture", "trainable", *_OURS)
+_ELSEWHERE = ("name_or_path", "from_scratch", "resize_vocab", "architecture", "trainable", *_OURS)
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -27,6 +27,9 @@ _SIZES = (
     "head_dim",
     "tie_word_embeddings",
 )
+# What a model from scratch has where its shape is not given: trained on a CPU within minutes.
+SMALL = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+SMALL_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 VOCAB_MULTIPLE = 128  # a round vocabulary splits over devices and suits the matrix units
 
 
@@ -42,33 +45,49 @@ def model_config(model: ConfigDict, vocab_size: int, shape: Mapping[str, Any] | 
 
     Raises:
         InputError: a folder or hub id without config.json, a shape that is incomplete or unsupported, or a vocabulary
-            smaller than the tokenizer's.
+            smaller than the tokenizer's where it does not grow.
     """
     given = {name: value for name, value in model.items() if name not in _ELSEWHERE and value is not None}
     if model.name_or_path is not None:
         if shape is None:
             folder = folders.local_folder(model.name_or_path, [folders.CONFIG], "model.name_or_path")
-            shape = folders.read_config(folder)
+            shape = hf.read_shape(folder)
         shape = hf.in_our_names(shape)
         if not model.from_scratch:
-            given = _without_sizes(given, shape)
+            given = _without_sizes(given, shape, grows=model.resize_vocab)
     else:
-        shape = {"model_type": model.architecture, "vocab_size": _rounded(vocab_size)}
+        shape = {"model_type": model.architecture, "vocab_size": _rounded(vocab_size), **SMALL}
+        if model.num_attention_heads is None:
+            shape |= SMALL_HEADS
     # Both ways: a required field must be there to be read, and config.json may hold rope_theta under another name.
     config = hf.from_hf(shape | given, **given, **{name: model[name] for name in _OURS})
-    if vocab_size > config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {vocab_size} tokens, but the model's vocab_size is {config.vocab_size}; set "
-            "config.model.vocab_size to at least that, or None, or choose another config.data.tokenizer"
-        )
-    return config
+    return dataclasses.replace(config, vocab_size=_rows(model, vocab_size, config.vocab_size))
 
 
-def _without_sizes(given: dict[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
+def _rows(model: ConfigDict, vocab_size: int, found: int) -> int:
+    """How many tokens the model has, of which it has `found` so far."""
+    rows = found
+    if model.resize_vocab and (vocab_size > found or model.vocab_size is not None):
+        rows = max(found, model.vocab_size or _rounded(vocab_size))
+    if vocab_size <= rows:
+        return rows
+    if not model.from_scratch and not model.resize_vocab:
+        way = "set config.model.resize_vocab=True, which adds rows to the weights,"
+    elif model.name_or_path is None:
+        way = f"set config.model.vocab_size to at least {vocab_size}, or None,"
+    else:
+        way = f"set config.model.vocab_size to at least {vocab_size}"
+    raise InputError(
+        f"the tokenizer has {vocab_size} tokens, but the model's vocab_size is {rows}; {way} or choose another "
+        "config.data.tokenizer"
+    )
+
+
+def _without_sizes(given: dict[str, Any], shape: Mapping[str, Any], grows: bool) -> dict[str, Any]:
     differing = [
         f"config.model.{name} = {given[name]} gives way to {shape.get(name)}"
         for name in _SIZES
-        if name in given and given[name] != shape.get(name)
+        if name in given and given[name] != shape.get(name) and not (grows and name == "vocab_size")
     ]
     if differing:
         logger.info("The weights say how large the model is: %s.", ", ".join(differing))

@@ -22,24 +22,23 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from dataflex_jax.errors import InputError, TrainingError, one_line
+from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.files import replace_json
 from dataflex_jax.foreign import read_object
 from dataflex_jax.models import layout
+from dataflex_jax.models.checks import shown
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.hf.config import to_hf
 from dataflex_jax.models.hf.folders import CONFIG, local_folder, make_empty
+from dataflex_jax.models.hf.tensors import DTYPES, INDEX, WEIGHTS, Stored, check_dtype, stored_tensors
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (CONFIG, "model*.safetensors", INDEX)
 MAX_SHARD_BYTES = 5_000_000_000
 
-_DTYPES = {"F32": jnp.dtype("float32"), "BF16": jnp.dtype("bfloat16"), "F16": jnp.dtype("float16")}
 _COMPUTED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 _HEAD = layout.row("lm_head/kernel").hf
 
@@ -99,7 +98,7 @@ def load_params(
             or no part of the model; a separate output head where the model ties it to the embedding.
     """
     folder = local_folder(name_or_path, WEIGHT_FILES, option)
-    stored = _stored_tensors(folder)
+    stored = stored_tensors(folder)
     needed, tied = hf_tensors(abstract), not part and "lm_head" not in abstract
     _check_needed(folder, stored, needed)
     if not part:
@@ -180,46 +179,7 @@ def _tensors_of(path, leaf) -> list[HFTensor]:
 # Reading.
 
 
-class _Stored(NamedTuple):
-    """A tensor in a file; its dtype in safetensors' words."""
-
-    name: str
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def _stored_tensors(folder: Path) -> dict[str, _Stored]:
-    """What the checkpoint's files hold, by name; reads their headers only."""
-    if (folder / WEIGHTS).is_file():
-        return _header(folder / WEIGHTS, "")
-    if not (folder / INDEX).is_file():
-        raise InputError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; other formats of weights are not read")
-    places = read_object(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-        raise InputError(f"{folder / INDEX}: has no weight_map from tensor names to file names")
-    first = {file: name for name, file in reversed(places.items())}
-    stored = {}
-    for file in sorted(first):
-        stored |= _header(folder / file, f"; {INDEX} places tensor {first[file]!r} there")
-    for name, file in places.items():
-        if name not in stored or stored[name].file != folder / file:
-            raise InputError(f"{folder / file}: has no tensor {name!r}, which {INDEX} places there")
-    return stored
-
-
-def _header(file: Path, purpose: str) -> dict[str, _Stored]:
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            tensors = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
-            return {n: _Stored(n, file, tuple(t.get_shape()), t.get_dtype()) for n, t in tensors.items()}
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file{purpose}") from error
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: cut short or damaged ({one_line(error)}){purpose}") from error
-
-
-def _check_needed(folder: Path, stored: dict[str, _Stored], needed: list[HFTensor]) -> None:
+def _check_needed(folder: Path, stored: dict[str, Stored], needed: list[HFTensor]) -> None:
     for tensor in needed:
         found = stored.get(tensor.name)
         if found is None:
@@ -230,20 +190,17 @@ def _check_needed(folder: Path, stored: dict[str, _Stored], needed: list[HFTenso
                 f"{found.file}: tensor {tensor.name!r} has shape {list(found.shape)}; the configured model needs "
                 f"{list(tensor.shape)}"
             )
-        if found.dtype not in _DTYPES:
-            raise InputError(
-                f"{found.file}: tensor {tensor.name!r} has dtype {found.dtype}; accepted: {', '.join(_DTYPES)}"
-            )
+        check_dtype(found)
 
 
-def _check_all_used(stored: dict[str, _Stored], needed: list[HFTensor], tied: bool) -> None:
+def _check_all_used(stored: dict[str, Stored], needed: list[HFTensor], tied: bool) -> None:
     known = {tensor.name for tensor in needed} | ({_HEAD} if tied else set())
     for name, found in stored.items():
         if name not in known and not _COMPUTED.search(name):
-            raise InputError(f"{found.file}: tensor {name!r} is no part of the configured model")
+            raise InputError(f"{found.file}: tensor {shown(name)} is no part of the configured model")
 
 
-def _load(stored: dict[str, _Stored], tensors: list[HFTensor]) -> Array:
+def _load(stored: dict[str, Stored], tensors: list[HFTensor]) -> Array:
     """The parameter that `tensors`, one or all that are stacked, are in the checkpoint."""
     _, _, param, index, transposed = tensors[0]
     axes = (*param.sharding.spec, *(None,) * (param.ndim - len(param.sharding.spec)))
@@ -257,7 +214,7 @@ def _load(stored: dict[str, _Stored], tensors: list[HFTensor]) -> Array:
     return stacked
 
 
-def _read(stored: _Stored, sharding: Sharding) -> Array:
+def _read(stored: Stored, sharding: Sharding) -> Array:
     """The tensor as it is in the file. The file is not kept open: pages that were read would stay in memory with it."""
     parts = {}
 
@@ -269,10 +226,11 @@ def _read(stored: _Stored, sharding: Sharding) -> Array:
 
     with safe_open(stored.file, framework="numpy") as opened:
         tensor = opened.get_slice(stored.name)
-        return jax.make_array_from_callback(stored.shape, sharding, part, _DTYPES[stored.dtype])
+        return jax.make_array_from_callback(stored.shape, sharding, part, DTYPES[stored.dtype])
 
 
-def _check_tied(head: _Stored, embedding: Array) -> None:
+def _check_tied(head: Stored, embedding: Array) -> None:
+    check_dtype(head)
     same = head.shape == embedding.shape and jnp.array_equal(
         _read(head, embedding.sharding).astype(embedding.dtype), embedding
     )
@@ -325,7 +283,7 @@ def _write_shard(path: Path, tensors: list[HFTensor], dtype: jnp.dtype) -> None:
         for tensor in tensors:
             _on_host(tensor, dtype)
         return
-    (code,) = (code for code, known in _DTYPES.items() if known == dtype)
+    (code,) = (code for code, known in DTYPES.items() if known == dtype)
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for tensor in tensors:
         begin, end = end, end + tensor.size * dtype.itemsize

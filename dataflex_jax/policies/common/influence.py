@@ -86,7 +86,7 @@ class InfluenceOptions:
     parameters: str = "blocks"
 
     def __post_init__(self):
-        options.at_least("proj_dim", self.proj_dim, 1)
+        options.between("proj_dim", self.proj_dim, 1, 2**24)
         options.one_of("projection", self.projection, METHODS)
         options.one_of("gradient_type", self.gradient_type, GRADIENT_TYPES)
         options.one_of("eps_mode", self.eps_mode, EPS_MODES)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 from dataflex_jax.policies.common import scaling_law
 from dataflex_jax.policies.common.loss_history import LossHistory
-from dataflex_jax.policies.proportions import all_positive, only, starting_proportions
+from dataflex_jax.policies.proportions import Proportions, all_positive, only, starting_proportions
 
 STEP_SIZES = ("same", "own")
 _LEAST_EXPONENT = 0.05
@@ -53,7 +53,7 @@ def ado(
     ignore: int = 100,
     smoothing: int = 10,
     history: int = 256,
-    prior: tuple | str | None = None,
+    prior: Proportions = None,
 ) -> Mixer:
     """Samples a domain more often the faster its loss is about to fall.
 
@@ -84,7 +84,7 @@ def ado(
     options.one_of("step_size", step_size, STEP_SIZES)
     options.at_least("ignore", ignore, 0)
     options.at_least("smoothing", smoothing, 1)
-    options.require("history", history, history >= 16 and history % 2 == 0, "even and >= 16")
+    options.require("history", history, 16 <= history <= 2**20 and history % 2 == 0, "even, >= 16 and <= 2**20")
 
     def init(natural: Float[Array, " K"]) -> AdoState:
         mu = starting_proportions("prior", prior, natural)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import TARGETS, DomainGradients, Mixer, Signals, options, register_mixer
-from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.policies.proportions import Proportions, starting_proportions
 
 TOWARDS = ("others", "targets")
 
@@ -49,7 +49,7 @@ def doge(
     clip: float = 5.0,
     targets: str = "others",
     ema: float = 0.0,
-    initial_proportions: tuple | str | None = None,
+    initial_proportions: Proportions = None,
 ) -> Mixer:
     """Samples a domain more often the better its gradient g_i agrees with those of what shall improve.
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dataflex_jax.policies import Mixer, Observation, options, register_mixer
 from dataflex_jax.policies.common.reference import reference_model
-from dataflex_jax.policies.proportions import all_positive, only, starting_proportions
+from dataflex_jax.policies.proportions import Proportions, all_positive, only, starting_proportions
 
 INITIAL = ("uniform", "sampling")
 LOSS_NORMS = ("official", "paper")
@@ -52,7 +52,7 @@ def doremi(
     reference_losses: str = "model",
     eta: float = 1.0,
     c: float = 1e-3,
-    sampling: tuple | str | None = None,
+    sampling: Proportions = None,
     initial: str = "uniform",
     initial_excess: float | None = None,
     loss_norm: str = "official",

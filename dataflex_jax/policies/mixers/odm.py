@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.policies import Mixer, Observation, options, register_mixer
-from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.policies.proportions import Proportions, starting_proportions
 
 VARIANTS = ("official", "paper", "dataflex", "exp3")
 
@@ -39,7 +39,7 @@ def odm(
     variant: str = "official",
     min_exploration_rate: float | None = None,
     reward_scale: float | None = None,
-    initial_proportions: tuple | str | None = None,
+    initial_proportions: Proportions = None,
 ) -> Mixer:
     """Samples a domain more often the higher its recent training loss.
 

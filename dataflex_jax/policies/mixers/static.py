@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from dataflex_jax.policies import Mixer, register_mixer
-from dataflex_jax.policies.proportions import starting_proportions
+from dataflex_jax.policies.proportions import Proportions, starting_proportions
 
 
 class StaticState(NamedTuple):
@@ -15,7 +15,7 @@ class StaticState(NamedTuple):
 
 
 @register_mixer("static")
-def static(*, proportions: tuple | str | None = None) -> Mixer:
+def static(*, proportions: Proportions = None) -> Mixer:
     """Samples from `proportions` for the whole run.
 
     Args:

@@ -34,7 +34,7 @@ def cross_guidance(
         ValueError: a hyperparameter out of its range.
     """
     options.at_least("L", L, 1)
-    options.at_least("sections", sections, 1)
+    options.between("sections", sections, 1, 2**20)
     apart = f"in [0, {1 / (2 * sections):.4g}), so that no two borders meet"
     options.require("ratio", ratio, 0 <= 2 * ratio < 1 / sections, apart)
     options.one_of("mode", mode, MODES)

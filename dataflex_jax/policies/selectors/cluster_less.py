@@ -84,7 +84,7 @@ def cluster_less(
     """
     options.at_least("cluster_size", cluster_size, 1)
     options.at_least("samples_per_cluster", samples_per_cluster, 1)
-    options.at_least("kmeans_iterations", kmeans_iterations, 1)
+    options.between("kmeans_iterations", kmeans_iterations, 1, 10_000)
     options.one_of("pooling", pooling, tuple(_POOLINGS))
     settings = shared.influence()
 

@@ -16,7 +16,7 @@ _NOT_FINITE = len(BANDS)
 def loss(
     *,
     focus: str = "high",
-    quantiles: tuple = (0.33, 0.66),
+    quantiles: tuple[float, float] = (0.33, 0.66),
     focus_weight: float = 5.0,
     temperature: float = 1.0,
     replacement: bool = False,

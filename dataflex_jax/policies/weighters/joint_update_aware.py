@@ -61,7 +61,7 @@ def joint_update_aware(
     """
     options.at_least("beta", beta, 0)
     options.positive("tau", tau)
-    options.at_least("iterations", iterations, 1)
+    options.between("iterations", iterations, 1, 10_000)
     options.between("damping", damping, 0, 1, open_low=True)
     options.one_of("objective", objective, OBJECTIVES)
     options.one_of("pooling", pooling, tuple(POOLINGS))

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,7 +9,8 @@ import pytest
 import zstandard
 
 from dataflex_jax.data.sources import files as records_module
-from dataflex_jax.data.sources.files import read_records, split_format
+from dataflex_jax.data.sources.files import read_records
+from dataflex_jax.data.sources.names import split_format
 from dataflex_jax.errors import InputError, one_line
 
 RECORDS = [{"text": f"document {i}", "n": i} for i in range(3000)]
@@ -20,6 +23,10 @@ def write(folder, suffix):
         path.write_bytes(JSONL)
     elif suffix == ".jsonl.gz":
         path.write_bytes(gzip.compress(JSONL))
+    elif suffix == ".jsonl.bz2":
+        path.write_bytes(bz2.compress(JSONL))
+    elif suffix == ".jsonl.xz":
+        path.write_bytes(lzma.compress(JSONL))
     elif suffix == ".jsonl.zst":
         # Two frames, as tools that compress in chunks write them.
         half = JSONL.index(b"\n", len(JSONL) // 2) + 1
@@ -29,7 +36,7 @@ def write(folder, suffix):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz", ".parquet"])
 @pytest.mark.parametrize("start", [0, 1, 1100, 1101, 2999, 3000])
 def test_every_format_reads_the_same_records_from_any_start(tmp_path, suffix, start):
     records = list(read_records(write(tmp_path, suffix), ["text"], start))
@@ -41,7 +48,7 @@ def test_every_format_reads_the_same_records_from_any_start(tmp_path, suffix, st
         assert positions[-1] == (tmp_path / f"a{suffix}").stat().st_size
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz", ".parquet"])
 @pytest.mark.parametrize("kept", [0.5, 0.999])
 def test_truncated_file_is_an_error_not_a_short_read(tmp_path, suffix, kept):
     path = write(tmp_path, suffix)
@@ -52,7 +59,7 @@ def test_truncated_file_is_an_error_not_a_short_read(tmp_path, suffix, kept):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz", ".parquet"])
 def test_file_of_another_format_is_an_error(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(JSONL)
@@ -126,7 +133,7 @@ def test_a_json_array_reads_like_lines_of_json(tmp_path, monkeypatch):
         ('[{"a": 1},\n{"a": }]', r"a.json: record 1 \(line 2\): not valid JSON, or truncated: Expecting value"),
         ('[{"a": 1}\n{"a": 2}]', r"a.json: record 0 \(line 2\): not valid JSON, or truncated: ',' or '\]' expected"),
         ('[{"a": 1}, {"a"', r"a.json: record 1 \(line 1\): not valid JSON, or truncated"),
-        ("[" * 100_000, r"a.json: record 0 \(line 1\): not valid JSON, or truncated: maximum recursion"),
+        ("[" * 100_000, r"a.json: record 0 \(line 1\): not valid JSON, or truncated: nested deeper than 128"),
         ("", "the file is empty"),
     ],
 )
@@ -135,6 +142,12 @@ def test_a_bad_json_array_names_record_and_line(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         list(read_records(path, ["a"]))
+
+
+def test_an_object_over_several_lines_is_refused_with_what_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{\n"text": "a"\n}\n')
+    assert next(read_records(path, ["text"])).problem.endswith("; a .json file holds arrays, or one object a line")
 
 
 def test_what_a_json_array_holds_beside_objects_is_a_bad_record(tmp_path):
@@ -146,3 +159,76 @@ def test_what_a_json_array_holds_beside_objects_is_a_bad_record(tmp_path):
 def test_optional_columns_are_read_where_they_are(tmp_path):
     records = read_records(write(tmp_path, ".parquet"), ["text"], 0, ["n", "none"])
     assert next(records).fields == RECORDS[0]
+
+
+def test_arrays_that_were_joined_are_all_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}]\n[ ]\n[{"a": 2},\n {"a": 3}] \n')
+    for start in range(4):
+        found = [record.fields["a"] for record in read_records(path, ["a"], start)]
+        assert found == [1, 2, 3][start:]
+
+
+@pytest.mark.parametrize("more", ['{"a": 2}', "x", "]", ","])
+def test_other_text_after_an_array_is_refused(tmp_path, more):
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}]\n' + more)
+    with pytest.raises(InputError, match=r"a.json: record 1 \(line 2\): .*further text after the array"):
+        list(read_records(path, ["a"]))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".txt"])
+def test_a_record_is_never_held_beyond_the_limit(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(records_module, "MAX_RECORD_BYTES", 1 << 12)
+    monkeypatch.setattr(records_module, "_READ_BYTES", 1 << 10)
+    longest, text = json.dumps({"text": "x" * 4000}), json.dumps({"text": "x" * (1 << 16)})
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".txt":
+        path.write_text(text)
+        (record,) = read_records(path, ["text"])
+        assert "split it into several" in record.problem
+    elif suffix == ".json":
+        path.write_text(f"[{longest}, {text}]")
+        with pytest.raises(InputError, match=r"a.json: record 1 \(line 1\): .*split it into several"):
+            list(read_records(path, ["text"]))
+    else:
+        content = f"{longest}\n{text}\n{longest}\n{text}".encode()
+        packed = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}[suffix](content)
+        path.write_bytes(packed)
+        records = list(read_records(path, ["text"]))
+        assert [record.problem is None for record in records] == [True, False, True, False]
+        assert [record.index for record in records] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_deep_nesting_and_endless_numbers_are_bad_records(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    for value in ("[" * 200 + "]" * 200, "[" * 100_000, "1" * 5000):
+        path.write_text('{"text": ' + value + '}\n{"text": "b"}\n')
+        records = list(read_records(path, ["text"]))
+        assert [record.problem is None for record in records] == [False, True]
+        path.with_suffix(".json").write_text('[{"text": ' + value + "}]")
+        with pytest.raises(InputError, match=r"a.json: record 0 \(line 1\): not valid JSON"):
+            list(read_records(path.with_suffix(".json"), ["text"]))
+
+
+def test_values_of_a_table_that_python_has_no_form_for_are_one_line(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"], "when": pa.array([2**62], pa.timestamp("us"))}), path)
+    with pytest.raises(InputError, match=r"a.parquet: cannot be read, or is truncated or corrupt: date value out of"):
+        list(read_records(path, ["when"]))
+    assert [record.fields for record in read_records(path, ["text"])] == [{"text": "x"}]
+
+
+def test_rows_of_long_texts_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    path = write(tmp_path, ".parquet")
+    monkeypatch.setattr(records_module, "_PARQUET_BYTES", 100)
+    asked = []
+    iter_batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "iter_batches",
+        lambda self, rows, **more: asked.append(rows) or iter_batches(self, rows, **more),
+    )
+    assert len(list(read_records(path, ["text"], 2900))) == 100
+    assert 1 <= asked[0] < 10

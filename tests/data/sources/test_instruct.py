@@ -108,9 +108,9 @@ def listed(*turns):
         (SHAREGPT, {**listed(("human", "q"), ("gpt", "a")), "tools": "{"}, "tools: not valid JSON"),
         (SHAREGPT, {**listed(("human", "q"), ("gpt", "a")), "tools": "3"}, "tools must be a list"),
         (OPENAI, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "must be text but is list"),
-        (OPENAI, {"messages": [{"role": "assistant", "content": None}]}, "must be text but is NoneType"),
+        (OPENAI, {"messages": [{"role": "assistant", "content": None}]}, "must be text but is null"),
         (ALPACA, {"instruction": "q"}, "no field 'output' (column 'response'); the record has instruction"),
-        (ALPACA, {"instruction": "q", "output": None}, "field 'output' must be a string but is NoneType"),
+        (ALPACA, {"instruction": "q", "output": None}, "field 'output' must be a string but is null"),
         (ALPACA, {"instruction": "", "input": "", "output": "a"}, "the conversation is empty: field 'instruction'"),
         (ALPACA, {"instruction": "q", "input": 3, "output": "a"}, "field 'input' must be a string but is int"),
         (ALPACA, {"instruction": "q", "output": "a", "history": [["b"]]}, "field 'history': entry 0 is not a [prompt"),
@@ -201,15 +201,25 @@ def test_dataset_info_with_a_hub_dataset(tmp_path):
     ("entry", "message"),
     [
         ({"file_name": "no.json"}, "'x': file_name 'no.json': no such file"),
-        ({"file_name": "a.csv"}, r"a.csv: unknown format; accepted are .json, "),
+        ({"file_name": "a.csv"}, r"'a.csv': unknown format; accepted are .jsonl\[.gz"),
         ({"ms_hub_url": "a/b"}, "'x': needs file_name or hf_hub_url; it has ms_hub_url"),
         ({"file_name": "a.json", "formatting": "chatml"}, "formatting 'chatml' is not supported; accepted: alpaca, "),
-        ({"file_name": "a.json", "columns": {"images": "i"}}, "column 'images': 'i' is not supported with formatting"),
-        ({"file_name": "a.json", "columns": {"prompt": "text"}}, "column 'response' is missing"),
+        ({"file_name": "a.json", "columns": {"images": "i"}}, "column 'images' is not supported: examples are texts"),
+        (
+            {"file_name": "a.json", "columns": {"prompt": "text"}},
+            "column 'response' is missing: a prompt alone is text for pretraining, which .* data.text_field='text'",
+        ),
         ({"file_name": "a.json", "columns": ["prompt"]}, "columns must be an object but is list"),
         ({"file_name": "a.json", "formatting": "sharegpt", "tags": {"bot_tag": "x"}}, "tag 'bot_tag': 'x' is not supp"),
         ({"file_name": "a.json", "ranking": True}, "'ranking' is not supported"),
-        ({"file_name": "a.json", "num_samples": 9}, "'num_samples' is not supported"),
+        ({"file_name": "a.json", "num_samples": 0}, "num_samples is 0; must be at least 1"),
+        ({"file_name": "a.json", "num_samples": "9"}, "num_samples must be an integer but is str"),
+        ({"file_name": "a.json", "num_samples": True}, "num_samples must be an integer but is bool"),
+        ({"file_name": 5}, "file_name must be a string but is int"),
+        ({"hf_hub_url": 5}, "hf_hub_url must be a string but is int"),
+        ({"file_name": "../a.json"}, "file_name '../a.json' leaves the folder of dataset_info.json"),
+        ({"file_name": "/etc/a.json"}, "file_name '/etc/a.json' leaves the folder of dataset_info.json"),
+        ("see our wiki", "'x': must be an object, such as .* but is str"),
         ({"file_name": "a.json", "split": "test"}, "split 'test': a file has only the split 'train'"),
     ],
 )
@@ -218,6 +228,73 @@ def test_dataset_info_entries_that_are_refused(tmp_path, entry, message):
     with pytest.raises(InputError, match=message) as caught:
         open_source(config(tmp_path, domains=("x",)))
     assert "\n" not in str(caught.value)
+
+
+PLAIN = [{"instruction": f"q{i}", "input": None, "output": f"a{i}"} for i in range(20)]
+PEOPLES = {
+    "mine": {"file_name": "mine.json", "columns": {"prompt": "instruction", "response": "output", "topic": "t"}},
+    "few": {"file_name": "mine.json", "num_samples": 5},
+    "pt": {"file_name": "mine.json", "columns": {"prompt": "instruction"}},
+    "pairs": {"file_name": "mine.json", "ranking": True},
+    "pictures": {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messages": "m", "images": "i"}},
+    "chinese": {"ms_hub_url": "a/b"},
+    "hub": {"hf_hub_url": "a/b"},
+    "gone": {"file_name": "gone.json"},
+    "_comment": "ours",
+}
+
+
+def test_what_is_not_read_of_a_datasets_folder_is_named(tmp_path):
+    write_info(tmp_path, {"x": {"file_name": "x"}, "empty": {"file_name": "empty"}})
+    write_info(tmp_path / "x" / "deep", {}, a__json=PLAIN, b__valid__jsonl=PLAIN[:3])
+    (tmp_path / "empty").mkdir()
+    (stream,) = open_source(config(tmp_path, domains=("x",)))
+    assert (len(conversations(stream)), len(list(stream.documents(stream.valid[0])))) == (20, 3)
+    (tmp_path / "x" / "more.csv").touch()
+    with pytest.raises(InputError, match=r"'x': file_name 'x': not read, of no known format: more.csv; accepted are"):
+        open_source(config(tmp_path, domains=("x",)))
+    with pytest.raises(InputError, match=r"'empty': file_name 'empty': nothing to train on; accepted are"):
+        open_source(config(tmp_path, domains=("empty",)))
+
+
+def test_what_is_not_usable_of_peoples_dataset_info_is_listed_and_passed_over(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(dataset_info.logger, "warning", lambda message, *values: warnings.append(message % values))
+    write_info(tmp_path, {}, mine__json=PLAIN)
+    (tmp_path / "dataset_info.json").write_text("\ufeff" + json.dumps(PEOPLES, indent=2))
+    assert [stream.domains[None] for stream in open_source(config(tmp_path))] == ["few", "mine"]
+    ignored, listed = warnings
+    assert ignored.endswith("'mine': columns that are not known are ignored: topic")
+    assert "hub (on the hub, read where data.domains names it)" in listed
+    for name in PEOPLES.keys() - {"mine", "few", "hub"}:
+        assert f"{name} (" in listed
+        with pytest.raises(InputError, match=f"'{name}': "):
+            open_source(config(tmp_path, domains=("mine", name)))
+    (tmp_path / "dataset_info.json").write_text('{\n// ours\n"mine": {"file_name": "mine.json"}}')
+    with pytest.raises(InputError, match=r"dataset_info.json: not valid JSON \(.*line 2 column"):
+        open_source(config(tmp_path))
+
+
+@pytest.mark.parametrize("split", ["files", "table", "hub"])
+def test_num_samples_takes_that_many_records_and_always_the_same(tmp_path, split):
+    write_info(tmp_path, {}, a__parquet=PLAIN)
+    write_info(tmp_path / "files", {}, a__jsonl=PLAIN[:12], b__jsonl=PLAIN[12:])
+    (tmp_path / "files" / "dataset_info.json").unlink()
+    datasets.Dataset.from_list(PLAIN).save_to_disk(str(tmp_path / "hub"))
+    entry = {
+        "files": {"file_name": "files"},
+        "table": {"file_name": "a.parquet"},
+        "hub": {"hf_hub_url": str(tmp_path / "hub")},
+    }[split]
+    sizes = {"whole": None, "six": 6, "same": 6, "all": 99}
+    write_info(tmp_path, {name: {**entry, "num_samples": size} for name, size in sizes.items()})
+    streams = open_source(config(tmp_path, domains=tuple(sizes)))
+    whole, six, same, everything = map(conversations, streams)
+    assert (len(six), six, everything) == (6, same, whole)
+    assert all(one in whole for one in six)
+    assert six != whole[:6]
+    prints = [[part.fingerprint(lambda path: path.name) for part in stream.train] for stream in streams]
+    assert prints[1] == prints[2] != prints[3] != prints[0]
 
 
 def test_a_link_to_nothing_in_a_datasets_folder_is_refused(tmp_path):
@@ -235,7 +312,7 @@ def test_dataset_info_that_is_not_there_or_lacks_the_name(tmp_path):
     with pytest.raises(InputError, match=r"'c' is not in .*dataset_info.json; available: a, b"):
         open_source(config(tmp_path, domains=("c",)))
     write_info(tmp_path, {"a": {"hf_hub_url": "somebody/something"}})
-    with pytest.raises(InputError, match=r"is a local file; name the wanted ones in domains; available: a"):
+    with pytest.raises(InputError, match=r"is usable here without being named in data.domains: a \(on the hub"):
         open_source(config(tmp_path))
     (tmp_path / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match=r"dataset_info.json: not valid JSON"):
@@ -243,9 +320,6 @@ def test_dataset_info_that_is_not_there_or_lacks_the_name(tmp_path):
     (tmp_path / "dataset_info.json").write_text("[]")
     with pytest.raises(InputError, match=r"dataset_info.json: a JSON list; one object is expected"):
         dataset_info.read(str(tmp_path))
-    (tmp_path / "dataset_info.json").write_text('{"a": 1}')
-    with pytest.raises(InputError, match="must be an object with an object a dataset"):
-        dataset_info.read(str(tmp_path / "dataset_info.json"))
 
 
 def test_local_files_and_the_places_of_their_problems(tmp_path):
@@ -269,7 +343,7 @@ def test_a_table_names_the_columns_that_it_has(tmp_path):
 def test_formatting_belongs_to_the_entries_of_dataset_info(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"^config.data.formatting: not with source 'dataset_info': each entry .* has its own; leave it None",
+        match=r"^config.data.formatting: not with source 'dataset_info': each entry .* has its own; set it to None",
     ):
         open_source(config(tmp_path, formatting="alpaca"))
 

@@ -124,7 +124,7 @@ def test_problems_name_line_field_and_what_there_is(tmp_path):
         '{"body": "x", "id": 1, "meta": {"set": "X"}}',
         '{"text": 3, "meta": {"set": "X"}}',
         '{"text": "x", "meta": {}}',
-        '{"text": "x", "meta": {"set": 1}}',
+        '{"text": "x", "meta": {"set": 1.5}}',
         '{"text": "\\ud800", "meta": {"set": "X"}}',
         "{",
     ]
@@ -134,8 +134,10 @@ def test_problems_name_line_field_and_what_there_is(tmp_path):
     problems = [document.problem for document in stream.documents(stream.train[0])]
     assert problems[0] == f"{path}:1: no field 'text' (option text_field); the record has body, id, meta"
     assert problems[1] == f"{path}:2: field 'text' (option text_field) must be a string but is int"
-    assert problems[2] == f"{path}:3: no field 'meta.set' (option domain_field); the record has text, meta"
-    assert problems[3] == f"{path}:4: field 'meta.set' (option domain_field) must be a string but is int"
+    assert problems[2] == f"{path}:3: no field 'meta.set' (option domain_field); field 'meta' has none"
+    assert (
+        problems[3] == f"{path}:4: field 'meta.set' (option domain_field) must be a string or an integer but is float"
+    )
     assert problems[4] == f"{path}:5: the text holds an unpaired surrogate (character 0)"
     assert problems[5].startswith(f"{path}:6: not valid JSON: ")
 

@@ -63,7 +63,7 @@ def test_what_a_plugins_source_refuses_is_refused(plugin, tmp_path):
     with pytest.raises(InputError, match=r"^config.data.domains: 'epics' is not in the verses; available: odes, sonn"):
         open_domains(config.data, progress=False)
     config.data.root = "somewhere"
-    message = r"^config.data.root: not with source 'verses': they are in memory; leave it None$"
+    message = r"^config.data.root: not with source 'verses': they are in memory; set it to None$"
     with pytest.raises(InputError, match=message):
         configuration.validate(config)
 

@@ -1,7 +1,9 @@
 import hashlib
+import itertools
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from dataflex_jax.data.stores import build
 from dataflex_jax.data.stores.documents import open_document_stores
 from dataflex_jax.data.stores.writer import DomainWriter
 from dataflex_jax.errors import InputError, TrainingError
+from tests.helpers import foreign_tokenizer
 
 TEXTS = {name: [f"{name} document {i} " + "word " * (i % 7) for i in range(60)] for name in ("a", "b")}
 
@@ -35,9 +38,11 @@ def config(tmp_path, **fields):
             "formatting": None,
             "tokenizer": "bytes",
             "eos_token": None,
+            "begin_of_text": None,
             "valid_fraction": 0.2,
             "cache_dir": str(tmp_path / "cache"),
             "on_bad_record": "raise",
+            "verify": "sampled",
         }
         | fields
     )
@@ -150,6 +155,21 @@ def test_changed_input_option_or_tokenizer_is_another_store(tmp_path, root):
     assert open_quietly(config(tmp_path))[0][0].key in seen
 
 
+def test_documents_begin_as_their_tokenizer_says(tmp_path, root):
+    tokenizer = str(foreign_tokenizer.write(tmp_path / "tokenizer"))
+    (begun, *_), _ = open_quietly(config(tmp_path, tokenizer=tokenizer))
+    (plain, *_), _ = open_quietly(config(tmp_path, tokenizer=tokenizer, begin_of_text=False))
+    (other, *_), _ = open_quietly(config(tmp_path, tokenizer=str(foreign_tokenizer.write(tmp_path / "o", begin=False))))
+    assert begun.key != plain.key == other.key  # only where the tokens change
+    for number, (start, end) in enumerate(itertools.pairwise(plain.train.offsets)):
+        without = plain.train.tokens[start:end].tolist()
+        assert begun.train.tokens[start + number : end + number + 1].tolist() == [foreign_tokenizer.BEGIN, *without]
+        assert without[-1] == foreign_tokenizer.END
+    # A byte of text is no more of them.
+    assert begun.train.num_tokens == plain.train.num_tokens + plain.train.num_documents
+    assert begun.train.num_bytes == plain.train.num_bytes
+
+
 def test_duplicates_land_on_one_side_and_the_split_ignores_order(tmp_path, root):
     write_jsonl(root / "a.jsonl", TEXTS["a"] * 2)
     write_jsonl(root / "b.jsonl", TEXTS["a"][::-1])
@@ -197,7 +217,7 @@ def test_missing_value_of_the_domain_field_lists_those_found(tmp_path):
     write_jsonl(tmp_path / "root" / "1.jsonl", RECORDS)
     with pytest.raises(InputError, match=r"domain 'W' has no training documents.*found: 'X', 'Y', 'Z'"):
         open_quietly(config(tmp_path, domain_field="meta.set", domains=("X", "W")))
-    with pytest.raises(InputError, match="no record has this field"):
+    with pytest.raises(InputError, match=r"1.jsonl:1: no field 'meta.nothing' .*; field 'meta' has set"):
         open_quietly(config(tmp_path, domain_field="meta.nothing", on_bad_record="skip"))
 
 
@@ -222,7 +242,7 @@ def test_bad_records_stop_the_run_or_are_counted(tmp_path, root):
     with open(root / "a.jsonl", "a") as file:
         file.write('{"text": 1}\n{"text"\n{"text": " "}\n')
     line = rf"{root}/a.jsonl:61: field 'text' .* must be a string but is int"
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(InputError, match=line + r" \(data.on_bad_record='skip' passes over bad records\)$"):
         open_quietly(config(tmp_path))
     a, b = open_quietly(config(tmp_path, on_bad_record="skip"))[0]
     assert (a.skipped_records, b.skipped_records) == (2, 0)
@@ -259,7 +279,7 @@ def test_bad_options(tmp_path, root, fields, message):
 
 def test_cache_dir_that_is_a_file(tmp_path, root):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"config.data.cache_dir = .*file': is not a writable folder"):
+    with pytest.raises(InputError, match=r"^config.data.cache_dir: .*/file is not a writable folder: File exists"):
         open_quietly(config(tmp_path, cache_dir=str(tmp_path / "file")))
 
 
@@ -268,10 +288,39 @@ def test_empty_held_out_split_warns_and_reads_as_empty(tmp_path, root, monkeypat
     monkeypatch.setattr(
         "dataflex_jax.data.stores.cache.logger.warning", lambda message, *values: warnings.append(message % values)
     )
-    (a, _), _ = open_quietly(config(tmp_path, valid_fraction=0.0))
-    assert warnings[0] == "domain a: no held-out document; raise data.valid_fraction for evaluation"
+    (a, _), _ = open_quietly(config(tmp_path, valid_fraction=1e-9))
+    assert warnings == ["domain a, b: no held-out document; raise data.valid_fraction for evaluation"]
     assert a.valid.num_rows(8) == 0
     assert (len(a.valid.tokens), list(a.valid.offsets)) == (0, [0])
+
+
+def test_many_domains_are_one_line_without_held_out_documents_that_nobody_wants(tmp_path, monkeypatch):
+    (tmp_path / "root").mkdir()
+    for number in range(30):
+        (tmp_path / "root" / f"n{number}.jsonl").write_text('{"text": "' + 40 * "x" + '"}\n')
+    lines = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(f"dataflex_jax.data.stores.cache.logger.{level}", lambda text, *of: lines.append(text % of))
+    open_quietly(config(tmp_path, valid_fraction=0.0, domains=None))
+    assert lines == ["30 domains: train 30 documents, 1,230 tokens; held out 0 documents, 0 tokens"]
+
+
+def test_a_line_a_domain_says_what_was_read_and_one_what_was_not(tmp_path, root, monkeypatch):
+    said = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(
+            f"dataflex_jax.data.stores.cache.logger.{level}", lambda message, *values: said.append(message % values)
+        )
+    write_jsonl(root / "b" / "more.valid.jsonl", [TEXTS["b"][3], "held out"])
+    write_jsonl(root / "b" / "b.jsonl", [*TEXTS["b"], "", {"body": "x"}, {"text": 1}])
+    (root / "b.jsonl").unlink()
+    open_quietly(config(tmp_path, on_bad_record="skip"))
+    said = [line for line in said if line.startswith("domain ")]
+    assert [line.split(":")[0] for line in said] == ["domain a", "domain b", "domain b"]
+    assert said[0].endswith(" tokens; of 1 file")
+    assert re.fullmatch(r"domain b: train 59 documents, .* bytes; held out 2 documents, .* tokens; of 2 files", said[1])
+    left_out = "2 bad records, 1 empty documents, 1 training documents that are held out too"
+    assert said[2] == f"domain b: left out: {left_out}"
 
 
 def test_damaged_store_is_built_again(tmp_path, root):
@@ -296,7 +345,7 @@ def test_full_disk_says_what_is_safe_and_the_rerun_goes_on(tmp_path, root, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dataflex_jax.data.stores.writer.os.fsync", full)
+        patch.setattr("dataflex_jax.data.stores.flat_files.os.fsync", full)
         with pytest.raises(TrainingError, match="no space left while building the rows store"):
             open_quietly(config(tmp_path))
     assert len(open_quietly(config(tmp_path))[0]) == 2

@@ -110,10 +110,21 @@ def test_examples_without_a_target_are_dropped_and_counted(root, monkeypatch):
     (a, _), _ = open_example_stores(data, progress=False)
     assert sorted([*a.train.ids, *a.valid.ids]) == list(range(10))
     assert all(targets.sum() == 1 and len(tokens) == prompt + 1 for tokens, targets in stored(a.train))
-    assert "domain a: 30 examples dropped that have no response within data.cutoff_len" in warnings
+    assert "domain a: left out: 30 examples without a target, or without one within data.cutoff_len" in warnings
     data.cutoff_len = prompt
-    with pytest.raises(InputError, match=r"domain 'a' has no training documents; 40 examples have no response within"):
+    with pytest.raises(InputError, match=r"domain 'a' has no training documents; 40 examples have no target"):
         open_example_stores(data, progress=False)
+
+
+def test_an_empty_response_teaches_nothing(root, monkeypatch):
+    """Of a conversation it is passed over; an example with no other is dropped and counted."""
+    warnings = []
+    monkeypatch.setattr("dataflex_jax.data.stores.cache.logger.warning", lambda text, *a: warnings.append(text % a))
+    records = [record(0, 3), record(1, 0), {"instruction": "?", "output": " \n"}]
+    (root / "a.json").write_text(json.dumps(records))
+    (a, _), _ = opened(root, data__valid_fraction=0.0)
+    assert a.train.ids.tolist() == [0]
+    assert "domain a: left out: 2 examples without a target, or without one within data.cutoff_len" in warnings
 
 
 def test_a_record_that_the_template_refuses_is_named_or_skipped(root):

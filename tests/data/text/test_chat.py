@@ -96,7 +96,7 @@ def test_targets_are_the_responses_and_their_ends_of_turn(tmp_path, template):
         contents = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
         if template == "llama3":
             contents = [content.strip() for content in contents]
-        ends = [content + END_OF_TURN[template] for content in contents]
+        ends = [content + END_OF_TURN[template] for content in contents if content]
         assert spoken(tokenizer, encoded) == ends
         assert encoded.target_bytes == sum(len(content.encode()) for content in contents)
 
@@ -191,6 +191,19 @@ def test_train_on_prompt_and_mask_history(tmp_path):
     assert spoken(tokenizer, last) == ["  Yes,\n\nindeed. <|im_end|>"]
     identities = [encoder(tokenizer, "qwen", **options).identity for options in ({}, {"mask_history": True})]
     assert identities[0] != identities[1]
+
+
+def test_a_turn_that_says_nothing_is_no_target(tmp_path):
+    tokenizer = made("bytes", tmp_path, "qwen")
+    turns = [user("?"), assistant(""), user("?"), assistant("Yes"), user("?"), assistant("\n")]
+    call = [user("?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "2"}, assistant("")]
+    said, called = encoder(tokenizer, "qwen").encode_batch([Conversation(turns), Conversation(call, [TOOL])])
+    assert spoken(tokenizer, said) == ["Yes<|im_end|>"]
+    assert len(spoken(tokenizer, called)) == 1
+    (last,) = encoder(tokenizer, "qwen", mask_history=True).encode_batch([Conversation(turns)])
+    assert not last.targets.any()
+    (whole,) = encoder(tokenizer, "qwen", train_on_prompt=True).encode_batch([Conversation(turns[:2])])
+    assert whole.targets[1:].all()
 
 
 def test_cut_off_conversations_keep_what_is_before(tmp_path):

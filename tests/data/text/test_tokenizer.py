@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -129,7 +130,9 @@ def test_generation_stops_where_the_model_says(tmp_path, declared, stops):
 def test_stop_tokens_that_are_none_are_refused(tmp_path, text):
     write_word_level(tmp_path / "t" / "tokenizer.json", ["[UNK]", "a", "</s>"])
     (tmp_path / "t" / "generation_config.json").write_text(text)
-    with pytest.raises(InputError, match=r"generation_config.json: (eos_token_id must be|not valid JSON)") as caught:
+    with pytest.raises(
+        InputError, match=r"generation_config.json: (eos_token_id must be|not valid JSON|a JSON list)"
+    ) as caught:
         load(str(tmp_path / "t"), tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -159,6 +162,24 @@ def test_long_texts_are_encoded_in_pieces(tmp_path, monkeypatch, cut):
     tokenizer = load("bytes", tmp_path)
     texts = [cut.join(["abcde"] * 5), "short", ""]
     assert tokenizer.encode_batch(texts) == [list(text.encode()) for text in texts]
+
+
+def test_a_long_text_is_encoded_a_slice_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "_PIECE_CHARACTERS", 7)
+    monkeypatch.setattr(tokenizer_module, "_SLICE_CHARACTERS", 20)
+    tokenizer = load("bytes", tmp_path)
+    sizes = []
+
+    class Backend:
+        def encode_batch_fast(self, pieces, **options):
+            sizes.append(sum(map(len, pieces)))
+            return tokenizer._backend.encode_batch_fast(pieces, **options)
+
+    texts = ["x" * 100, "", "short", "y" * 40]
+    ids = dataclasses.replace(tokenizer, _backend=Backend()).encode_batch(texts)
+    assert ids == [list(text.encode()) for text in texts]
+    assert max(sizes) <= 26
+    assert len(sizes) > 4
 
 
 @pytest.mark.parametrize("spec", ["./nowhere", "/no/such/folder", "a b"])

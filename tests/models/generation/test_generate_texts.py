@@ -98,7 +98,7 @@ def test_any_codec_will_do():
     class Numbers:
         stop_ids = (0,)
 
-        def encode_batch(self, texts):
+        def encode_prompts(self, texts):
             return [[int(word) for word in text.split()] for text in texts]
 
         def decode(self, ids):

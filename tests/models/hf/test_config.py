@@ -1,10 +1,12 @@
 """Reading, checking and writing Hugging Face configurations."""
 
+import json
+
 import pytest
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import RopeScaling
-from dataflex_jax.models.hf.config import from_hf, to_hf
+from dataflex_jax.models.hf.config import from_hf, read_shape, to_hf
 
 SIZES = {
     "vocab_size": 100,
@@ -93,6 +95,25 @@ def test_sliding_window(fields, window):
         ({"head_dim": 7}, "head_dim=7"),
         ({"rms_norm_eps": 0}, "rms_norm_eps=0"),
         ({"vocab_size": True}, "vocab_size=True"),
+        ({"vocab_size": "100"}, "vocab_size='100': must be a positive integer"),
+        ({"hidden_size": 32.0}, "hidden_size=32.0"),
+        ({"hidden_size": [32]}, r"hidden_size=\[32\]"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: must be a positive integer up to 8192"),
+        ({"max_position_embeddings": 2**31}, "max_position_embeddings=2147483648"),
+        ({"head_dim": "8"}, "head_dim='8'"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan: must be a positive number"),
+        ({"rope_theta": "1e6"}, "rope_theta='1e6'"),
+        ({"rope_theta": 10**400}, "rope_theta=10"),
+        ({"rope_scaling": "llama3"}, "rope_scaling='llama3': must be an object"),
+        ({"rope_scaling": LLAMA3 | {"factor": float("inf")}}, "rope_scaling.factor=inf"),
+        ({"rope_parameters": [LLAMA3]}, r"rope_parameters=\[.*must be an object"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false': must be true or false"),
+        ({"model_type": "llama", "attention_bias": 1}, "attention_bias=1: must be true or false"),
+        ({"use_sliding_window": "false"}, "use_sliding_window='false': must be true or false"),
+        ({"use_sliding_window": True, "max_window_layers": "all"}, "max_window_layers='all'"),
+        ({"use_sliding_window": True, "sliding_window": "x", "max_window_layers": 0}, "sliding_window='x'"),
+        ({"layer_types": 3}, "layer_types=3: must be a list"),
+        ({"layer_types": [{}]}, r"layer_types=\[\{\}\]: must be a list"),
         ({"attention_bias": False}, "attention_bias=False"),
         ({"use_sliding_window": True, "max_window_layers": 1}, "max_window_layers=1: layers that differ"),
         (
@@ -108,6 +129,18 @@ def test_refuses_by_name_what_it_would_compute_otherwise(change, message):
     with pytest.raises(InputError, match=message) as error:
         from_hf(QWEN2 | change)
     assert "\n" not in str(error.value)
+
+
+def test_a_field_that_config_json_must_not_have_is_passed_over():
+    """What says how a model is run is not a checkpoint's to say."""
+    own = {"lora": {"rank": 10**9}, "remat": "none", "attention": 3, "param_dtype": "int8", "qk_norm": "x"}
+    assert from_hf(QWEN2 | own) == from_hf(QWEN2)
+
+
+def test_a_fault_of_a_file_names_the_file(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN2 | {"num_hidden_layers": 10**9}))
+    with pytest.raises(InputError, match=rf"^{tmp_path}/config.json: model num_hidden_layers=1000000000: must be"):
+        read_shape(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ DAMAGES = {
     ),
     "no weights": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-        r"/checkpoint: has neither model\.safetensors nor model\.safetensors\.index\.json",
+        r"/checkpoint: has neither model\.safetensors nor .*index\.json; pytorch_model\.bin: only safetensors are read",
     ),
 }
 
@@ -262,6 +262,21 @@ def test_a_bad_file_is_refused_by_its_name_and_the_tensors(save, kind):
     assert "\n" not in str(e.value)
 
 
+def rename(index, file, other):
+    """Has the index name another file."""
+    index.write_text(index.read_text().replace(f'"{file}"', f'"{other}"'))
+
+
+def claim(file, rows):
+    """Has the header say that the one tensor has as many rows, and as many bytes as that takes."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header[UP].update(shape=[rows, 16], data_offsets=[0, rows * 16 * 4])
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -271,6 +286,29 @@ def test_a_bad_file_is_refused_by_its_name_and_the_tensors(save, kind):
             rf"{{shard}}: cut short or damaged .*; .*index\.json places tensor '{UP}' there",
         ),
         (lambda shard, _: shard.write_bytes(b"version https://git-lfs"), r"{shard}: cut short or damaged"),
+        (
+            lambda shard, _: shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+            r"{shard}: a Git LFS pointer, not the file itself; run `git lfs pull`",
+        ),
+        (lambda shard, _: claim(shard, 1 << 40), r"{shard}: cut short or damaged"),
+        (lambda shard, _: claim(shard, 1 << 20), r"{shard}: cut short or damaged"),
+        (lambda shard, _: (shard.unlink(), shard.mkdir()), rf"{{shard}}: no such file; .* places tensor '{UP}' there"),
+        (
+            lambda shard, index: rename(index, shard.name, "../other.safetensors"),
+            rf"index\.json: places tensor '{UP}' in '\.\./other\.safetensors'; the name of a file in its folder is acc",
+        ),
+        (
+            lambda shard, index: rename(index, shard.name, "pytorch_model.bin"),
+            rf"index\.json: places tensor '{UP}' in 'pytorch_model\.bin'; only safetensors are read; convert it",
+        ),
+        (
+            lambda shard, index: rename(index, shard.name, "/etc/passwd"),
+            rf"index\.json: places tensor '{UP}' in '/etc/passwd'; the name of a file in its folder is accepted",
+        ),
+        (
+            lambda _, index: index.write_text(json.dumps({"weight_map": {UP: 3}})),
+            rf"index\.json: places tensor '{UP}' in 3; the name of a file",
+        ),
         (lambda shard, _: save_file({}, shard), rf"{{shard}}: has no tensor '{UP}', which .*index\.json places there"),
         (lambda _, index: index.write_text("{"), r"index\.json: not valid JSON"),
         (lambda _, index: index.write_text("{}"), r"index\.json: has no weight_map"),

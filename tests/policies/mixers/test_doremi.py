@@ -213,7 +213,7 @@ def test_a_weights_file_is_read_back_in_the_order_of_the_domains(tmp_path):
         ({"domains": {"web": 0, "books": -1}}, "every entry must be a finite number >= 0"),
         ({"domains": {"web": 0, "books": 0}}, "at least one entry must be > 0"),
         ({"weights": {}}, 'must hold {"domains"'),
-        ([1, 2], 'must hold {"domains"'),
+        ([1, 2], "one object is expected"),
     ],
 )
 def test_a_weights_file_of_other_domains_is_refused_by_name(tmp_path, content, message):
@@ -225,8 +225,8 @@ def test_a_weights_file_of_other_domains_is_refused_by_name(tmp_path, content, m
 
 
 def test_a_weights_file_that_is_not_there_or_not_json_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"none.json: cannot read the weights file"):
+    with pytest.raises(InputError, match=r"none.json: cannot be read .No such file"):
         read_weights(tmp_path / "none.json", ("web",))
     (tmp_path / "half.json").write_text('{"domains": {"we')
-    with pytest.raises(InputError, match=r"half.json: not a JSON file"):
+    with pytest.raises(InputError, match=r"half.json: not valid JSON"):
         read_weights(tmp_path / "half.json", ("web",))

@@ -108,7 +108,7 @@ def test_the_peers_recorded_weights(objective, how, name):
     [
         ({"beta": -0.1}, "^beta = -0.1: must be >= 0"),
         ({"tau": 0.0}, "^tau = 0.0: must be > 0"),
-        ({"iterations": 0}, "^iterations = 0: must be >= 1"),
+        ({"iterations": 0}, r"^iterations = 0: must be in \[1, 10000\]"),
         ({"damping": 0.0}, "^damping = 0.0: must be in"),
         ({"objective": "aligned"}, "^objective = 'aligned': must be one of full"),
         ({"pooling": "first"}, "^pooling = 'first': must be one of last, mean"),

@@ -97,7 +97,7 @@ def refused_fast(starter, run_folder):
             "--config.data.root=/no/such/folder",
             "config.data.root = '/no/such/folder': no such file or folder",
         ),
-        ("--config.data.cache_dir=/proc/cache", "config.data.cache_dir = '/proc/cache': is not a writable folder"),
+        ("--config.data.cache_dir=/proc/cache", "config.data.cache_dir: /proc/cache is not a writable folder"),
         ("--config.data.tokenizer=/no/such", "config.data.tokenizer = '/no/such': no such file or folder"),
         (
             "--config.data.text_field=body",

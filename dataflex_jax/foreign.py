@@ -40,7 +40,8 @@ def next_json(text: str, start: int = 0) -> tuple[Any, int]:
         value, end = _DECODER.raw_decode(text, start)
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
-    if isinstance(value, dict | list) and _is_deeper(value, MAX_DEPTH):
+    opened = sum(text.count(bracket, start, end) for bracket in "[{")
+    if isinstance(value, dict | list) and opened > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(_TOO_DEEP)
     return value, end
 

@@ -4,11 +4,12 @@ import gzip
 import re
 import shutil
 import sys
+import warnings
 
 import pytest
 
 from dataflex_jax import __main__ as console
-from dataflex_jax import __version__
+from dataflex_jax import __version__, cli
 from tests.helpers import tiny
 from tests.helpers.command import PROJECT, Starter, Trainer, contents, in_forks, the_error
 
@@ -298,3 +299,13 @@ def test_the_console_command_runs_the_commands_and_shows_their_help(trainer, tmp
     assert "  --max_new_tokens  Tokens at most, unless the text ends before. Default: 128.\n" in generate
     assert refused.returncode == 2
     assert the_error(refused) == "error: config.seed = -1: must be an integer >= 0 and < 2**63"
+
+
+def test_what_users_can_do_nothing_about_is_not_shown(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        cli._silence_what_is_reported_elsewhere()
+        warnings.warn("Some donated buffers were not usable: float32[3]", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["something else"]

@@ -1,11 +1,12 @@
 """JSON of others: whatever is wrong with it, one line that names the file."""
 
+import json
 import os
 
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.foreign import MAX_DEPTH, parse_json, read_json, read_object, refuse_pointer
+from dataflex_jax.foreign import MAX_DEPTH, next_json, parse_json, read_json, read_object, refuse_pointer
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n"
 
@@ -21,6 +22,16 @@ def test_nesting_is_allowed_up_to_the_limit():
     with pytest.raises(ValueError, match=f"nested deeper than {MAX_DEPTH}"):
         parse_json("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
     assert len(parse_json(b"[" + b"{}," * 1000 + b"{}]")) == 1001
+
+
+def test_a_value_is_found_in_a_longer_text():
+    assert next_json('[1] {"a": [2]} x', 4) == ({"a": [2]}, 14)
+    assert next_json("[" * MAX_DEPTH + "]" * MAX_DEPTH + "x")[1] == 2 * MAX_DEPTH
+    for text in ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "[" * 100_000):
+        with pytest.raises(ValueError, match=f"nested deeper than {MAX_DEPTH}"):
+            next_json(text)
+    with pytest.raises(json.JSONDecodeError):
+        next_json('{"a": ')
 
 
 @pytest.mark.parametrize(

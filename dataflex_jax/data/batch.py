@@ -53,6 +53,27 @@ class Batch:
         """1 where an input is no padding."""
         return (jnp.arange(self.mask.shape[1]) < self.lengths[:, None]).astype(jnp.float32)
 
+    def with_last_inputs(self) -> "Batch":
+        """The same rows with the last token of each, which is only predicted here, as a further input: T + 1 inputs."""
+        real = self.lengths > 0
+        here = (jnp.arange(self.mask.shape[1] + 1) == self.lengths[:, None]) & real[:, None]
+
+        def continued(values: Int[Array, "B T"] | None, more: int) -> Int[Array, "B T+1"] | None:
+            if values is None:
+                return None
+            last = jnp.take_along_axis(values, jnp.maximum(self.lengths - 1, 0)[:, None], axis=1)
+            return jnp.where(here, last + more, jnp.pad(values, ((0, 0), (0, 1))))
+
+        return dataclasses.replace(
+            self,
+            tokens=jnp.pad(self.tokens, ((0, 0), (0, 1))),
+            mask=jnp.pad(self.mask, ((0, 0), (0, 1))),
+            lengths=self.lengths + real,
+            segment_ids=continued(self.segment_ids, 0),
+            positions=continued(self.positions, 1),
+            reference_losses=None,
+        )
+
     def rows_alone(self) -> "Batch":
         """The fields whose leading axis is the rows', to be split or mapped over."""
         return dataclasses.replace(self, drawn_with=None)

@@ -2,7 +2,8 @@
 
 Without a window a group's rows come in seeded shuffles, a new one each epoch. A selector or an order puts a window in
 their place: the chosen ids in the order of training, from the group's present cursor on. Used up, it begins again: the
-chosen in a new shuffle, the ordered in their order; what only rearranges the rows that come anyway ends instead.
+chosen in a new shuffle, the ordered in their order; what only rearranges the rows that come anyway ends instead. Of a
+choice of more rows than there are, each comes once before any comes again.
 """
 
 import zlib
@@ -26,6 +27,7 @@ class Window(NamedTuple):
         ids: each group's rows, int64.
         ordered: whether they come as they are; otherwise in seeded shuffles.
         repeats: whether it begins again when it is used up; otherwise the rows come that come without a window.
+        once: how many of each group's rows are shuffled together, the rest in passes of as many; None: all.
     """
 
     step: int
@@ -33,6 +35,12 @@ class Window(NamedTuple):
     ids: tuple[Int64[np.ndarray, " n"], ...]
     ordered: bool
     repeats: bool = True
+    once: tuple[int, ...] | None = None
+
+
+def passes(ids: Int64[np.ndarray, " n"], once: int) -> list[Int64[np.ndarray, " m"]]:
+    """`ids` in parts of `once`, the last of which may be shorter; at least one part."""
+    return [ids[start : start + once] for start in range(0, len(ids), once)] or [ids]
 
 
 def to_arrays(window: Window | None) -> dict[str, Any]:
@@ -44,6 +52,7 @@ def to_arrays(window: Window | None) -> dict[str, Any]:
         "starts": window.starts,
         "ordered": np.int64(window.ordered),
         "repeats": np.int64(window.repeats),
+        **({} if window.once is None else {"once": np.asarray(window.once, np.int64)}),
         "ids": {str(group): ids for group, ids in enumerate(window.ids)},
     }
 
@@ -54,12 +63,33 @@ def from_arrays(saved: dict[str, Any]) -> Window | None:
         return None
     ids = tuple(np.asarray(saved["ids"][str(group)], np.int64) for group in range(len(saved["ids"])))
     starts = np.asarray(saved["starts"], np.int64)
-    return Window(int(saved["step"]), starts, ids, bool(saved["ordered"]), bool(saved["repeats"]))
+    once = tuple(np.asarray(saved["once"]).tolist()) if "once" in saved else None
+    return Window(int(saved["step"]), starts, ids, bool(saved["ordered"]), bool(saved["repeats"]), once)
 
 
 def shuffled_epochs(source: Sequence[int], name: str, seed: int) -> grain.MapDataset:
     """A group's endless sequence: seeded shuffle, a new one each epoch; it does not depend on the other groups."""
     return grain.MapDataset.source(source).seed((seed + zlib.crc32(name.encode())) % 2**32).shuffle().repeat()
+
+
+class Passes:
+    """An endless sequence over some ids: seeded shuffles of one part of them after the other, new ones every time.
+
+    Args:
+        parts: of the ids; see `passes`.
+        name: of all shuffles.
+        seed: of all shuffles.
+    """
+
+    def __init__(self, parts: Sequence[Int64[np.ndarray, " m"]], name: str, seed: int):
+        names = [name, *(f"{name}/{number}" for number in range(1, len(parts)))]
+        self._lengths = [len(part) for part in parts]
+        self._parts = [shuffled_epochs(part, of_part, seed) for part, of_part in zip(parts, names, strict=True)]
+
+    def __getitem__(self, place: int) -> int:
+        round_, place = divmod(place, sum(self._lengths))
+        number, place = divmod(place, self._lengths[0])
+        return self._parts[number][round_ * self._lengths[number] + place]
 
 
 class Sequences:
@@ -74,16 +104,17 @@ class Sequences:
         self._groups, self._seed = groups, seed
         self._epochs = [shuffled_epochs(range(group.start, group.stop), group.name, seed) for group in groups]
         self._window: Window | None = None
-        self._chosen: list[grain.MapDataset] = []
+        self._chosen: list[grain.MapDataset | Passes] = []
 
     def open(self, window: Window | None) -> None:
         """Draws from `window` from now on; None: from all rows."""
         self._window, self._chosen = window, []
-        for group, ids in zip(self._groups, window.ids if window else (), strict=bool(window)):
+        for number, ids in enumerate(window.ids if window else ()):
             if window.ordered:
                 self._chosen.append(grain.MapDataset.source(ids).repeat())
             else:
-                self._chosen.append(shuffled_epochs(ids, f"{group.name}/{window.step}", self._seed))
+                parts = passes(ids, window.once[number] if window.once else len(ids))
+                self._chosen.append(Passes(parts, f"{self._groups[number].name}/{window.step}", self._seed))
 
     def ids(self, plan: Plan) -> Int64[np.ndarray, " B"]:
         """The row of each draw."""

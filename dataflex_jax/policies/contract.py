@@ -88,14 +88,9 @@ def checked_selector(scheduled: Scheduled[Selector]) -> Scheduled[Selector]:
     of = functools.partial(_checked, f"selector {scheduled.name!r}")
     selector = scheduled.policy
 
-    def evidence_of_all(result: Any, state: PyTree, signals: Any, request: Any) -> str | None:
-        n = signals.candidates.num_rows
-        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Evidence)):
-            return "a pair (Evidence, state)"
-        leaves = jax.tree.leaves(result[0].rows)
-        if not leaves or not all(_is_array(leaf, jnp.generic) and leaf.shape[:1] == (n,) for leaf in leaves):
-            return f"evidence whose rows have an entry for each of {n} candidates"
-        return None if isinstance(result[1], dict) else "a dict of arrays as the state"
+    def pair(result: Any, *_: Any) -> str | None:
+        right = isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Evidence)
+        return None if right and isinstance(result[1], dict) else "a pair: Evidence, and a dict of arrays as the state"
 
     def choice_of(result: Any, evidence: Evidence, request: Any, num: int) -> str | None:
         n = jax.tree.leaves(evidence.rows)[0].shape[0]
@@ -109,7 +104,7 @@ def checked_selector(scheduled: Scheduled[Selector]) -> Scheduled[Selector]:
     return scheduled._replace(
         policy=selector._replace(
             init=of("init", selector.init, lambda state, _: None if isinstance(state, dict) else "a dict of arrays"),
-            score=of("score", selector.score, evidence_of_all),
+            score=of("score", selector.score, pair),
             choose=of("choose", selector.choose, choice_of),
         )
     )
@@ -129,6 +124,25 @@ def checked_order(scheduled: Scheduled[Order]) -> Scheduled[Order]:
 
     arrange = _checked(f"order {scheduled.name!r}", "arrange", scheduled.policy.arrange, permutation)
     return scheduled._replace(policy=scheduled.policy._replace(arrange=arrange))
+
+
+def check_evidence(selector: str, evidence: Evidence, candidates: int) -> None:
+    """Refuses evidence that does not say something of each candidate.
+
+    Args:
+        selector: its name.
+        evidence: what its `score` returned.
+        candidates: how many there are.
+
+    Raises:
+        InputError: names the selector.
+    """
+    leaves = jax.tree.leaves(evidence.rows)
+    if not leaves or not all(_is_array(leaf, jnp.generic) and np.shape(leaf)[:1] == (candidates,) for leaf in leaves):
+        raise InputError(
+            f"selector {selector!r}: score returned {_described(evidence)}; expected evidence whose rows have an entry "
+            f"for each of {candidates} candidates"
+        )
 
 
 def check_ids(selector: str, ids: Int[np.ndarray, " num"], candidates: int, *, replacement: bool) -> None:

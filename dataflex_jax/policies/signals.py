@@ -20,6 +20,7 @@ Embed = Callable[[Float[Array, "B T D"], Float[Array, "B T"]], Float[Array, "B E
 
 METHODS = ("sketch", "rademacher", "kronecker", "none")
 EPS_MODES = ("outside", "inside")
+PARAMETERS = ("blocks", "all")
 
 
 class Projection(NamedTuple):
@@ -55,9 +56,15 @@ class Losses:
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """`embed` of each row's last hidden states, [n, E]."""
+    """`embed` of each row's last hidden states, [n, E].
+
+    Attributes:
+        embed: hidden states and where inputs are no padding -> [B, E].
+        whole: whether a row's last token, which is only predicted otherwise, is an input too.
+    """
 
     embed: Embed
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +75,14 @@ class Gradients:
         projection: from the trained parameters to P numbers; the same map for all row sets.
         adam: precondition by the optimizer's state; None: the plain gradient.
         then: keeps only what is wanted of the P numbers [B, P] -> [B, ...]; traced into the sweep.
+        parameters: one of `PARAMETERS`; "blocks": the adapters where there are any, else the kernels of the blocks'
+            linear layers; "all": all trained ones, embeddings, head, norms and biases too.
     """
 
     projection: Projection
     adam: Preconditioner | None = None
     then: Callable[[Float[Array, "B P"], PyTree], Float[Array, "B *F"]] | None = None
+    parameters: str = "blocks"
 
 
 @dataclasses.dataclass(frozen=True)

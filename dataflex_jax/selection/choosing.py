@@ -15,7 +15,7 @@ from dataflex_jax.data.pool import Group, Pool
 from dataflex_jax.errors import TrainingError
 from dataflex_jax.files import replace_file
 from dataflex_jax.policies.base import Choice, Evidence, Request, Selector
-from dataflex_jax.policies.contract import check_ids
+from dataflex_jax.policies.contract import check_evidence, check_ids
 from dataflex_jax.policies.schedule import Scheduled
 from dataflex_jax.policies.signals import Signals
 
@@ -30,7 +30,7 @@ class Chosen(NamedTuple):
         scores: theirs.
         all_scores: float32 [N]; NaN where something was not finite.
         groups: places of each group's part in `ids`.
-        once: of each group's part without the repeats of what was chosen of too few; those come after it.
+        once: how many of each group's part are distinct choices; of too few candidates they come again after it.
         not_finite: candidates that were left out because their losses or gradients are not finite.
     """
 
@@ -38,7 +38,7 @@ class Chosen(NamedTuple):
     scores: np.ndarray
     all_scores: np.ndarray
     groups: tuple[slice, ...]
-    once: tuple[slice, ...]
+    once: tuple[int, ...]
     not_finite: int
 
 
@@ -67,12 +67,13 @@ class Chooser:
             TrainingError: a group without any finite candidate.
         """
         evidence, state = self._selector.score(state, signals, request)
+        check_evidence(self._name, evidence, self._pool.num_rows)
         finite = np.ones(self._pool.num_rows, bool)
         for leaf in jax.tree.leaves(evidence.rows):
             if jnp.issubdtype(leaf.dtype, jnp.inexact):
                 finite &= np.isfinite(leaf).reshape(len(finite), -1).all(axis=1)
         all_scores = np.full(self._pool.num_rows, np.nan, np.float32)
-        parts, scores, distinct = [], [], []
+        parts, scores, once = [], [], []
         for number, (group, count) in enumerate(zip(self._groups, counts, strict=True)):
             members = group.start + np.flatnonzero(finite[group.start : group.stop])
             part = jax.tree.map(lambda leaf, rows=members: np.asarray(leaf)[rows], evidence.rows)
@@ -82,18 +83,17 @@ class Chooser:
             check_ids(self._name, places, len(members), replacement=self._selector.replacement)
             ids = members[places]
             all_scores[members] = choice.all_scores
-            distinct.append(len(ids))
+            once.append(len(ids))
             repeats = np.arange(count) % len(ids)
             parts.append(ids[repeats])
             scores.append(np.asarray(choice.scores, np.float32)[repeats])
         ends = np.cumsum([0, *map(len, parts)]).tolist()
         slices = tuple(slice(*ends[i : i + 2]) for i in range(len(parts)))
-        once = tuple(slice(start, start + number) for start, number in zip(ends[:-1], distinct, strict=True))
         not_finite = int((~finite).sum())
         if not_finite:
             message = f"{not_finite} of {len(finite)} candidates have losses or gradients that are not finite."
             self._say("not finite", message)
-        return Chosen(np.concatenate(parts), np.concatenate(scores), all_scores, slices, once, not_finite), state
+        return Chosen(np.concatenate(parts), np.concatenate(scores), all_scores, slices, tuple(once), not_finite), state
 
     def _chosen(self, evidence: Evidence, request: Request, group: Group, available: int, count: int) -> Choice:
         if available == 0:

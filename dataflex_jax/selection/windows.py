@@ -146,6 +146,7 @@ class Selection:
         steps = min(schedule.update_step, self._train_step)
         key, counts = _key(key, update + 1), self._upcoming_rows(planned, steps)
         record: dict[str, Any] = {"update": update, "pool": pool.num_rows}
+        once = None
         if self._selector is None:
             parts, scores = self._rearranged(planned, counts, signals)
             decided = {"policy": self._order.name, "selected": sum(map(len, parts))}
@@ -153,9 +154,9 @@ class Selection:
             updates = sum(map(schedule.is_update, range(self._train_step)))
             request = Request(jnp.int32(update + 1), jnp.int32(updates), key)
             chosen, state = self._chooser.choose(self._state, signals, request, counts)
-            # A window begins again when it is used up, and so takes each once before it takes any again.
-            places = chosen.once if planned.version > 1 else chosen.groups
-            parts, scores = [chosen.ids[part] for part in places], chosen.all_scores
+            parts, scores = [chosen.ids[part] for part in chosen.groups], chosen.all_scores
+            if planned.version > 1:
+                once = chosen.once
             decided = {"policy": self._selector.name, **self._write(step, chosen)}
             if self._order is not None and self._order.policy.scores.kind != "selector":
                 scores = self._scores_of(np.unique(chosen.ids), signals)
@@ -165,9 +166,9 @@ class Selection:
             self._ever_chosen[chosen.ids] = True
             decided["coverage"] = self._ever_chosen.mean()
         if self._order is None:
-            self._open(Window(step, planned.cursors.copy(), tuple(parts), ordered=False))
+            self._open(Window(step, planned.cursors.copy(), tuple(parts), ordered=False, once=once))
             return record | decided
-        arranged, repeats = self._arranged(parts, scores, key), self._selector is not None
+        arranged, repeats = self._arranged(parts, scores, key, once), self._selector is not None
         self._open(Window(step, planned.cursors.copy(), arranged, ordered=True, repeats=repeats))
         return record | decided | {"order": self._order.name}
 
@@ -194,10 +195,17 @@ class Selection:
             _, later = self._draws.sampler.plan(later)
         return np.maximum(later.cursors - planned.cursors, 1).tolist()
 
-    def _arranged(self, parts: Sequence[np.ndarray], scores: np.ndarray, key: jax.Array) -> tuple[np.ndarray, ...]:
-        arrange = self._order.policy.arrange
-        keys = jax.random.split(key, len(parts))
-        return tuple(ids[np.asarray(arrange(scores[ids], keys[g]))] for g, ids in enumerate(parts))
+    def _arranged(
+        self, parts: Sequence[np.ndarray], scores: np.ndarray, key: jax.Array, once: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """Each group's part in order; where `once` says how many are distinct, one pass over these after the other."""
+        arrange, keys, arranged = self._order.policy.arrange, jax.random.split(key, len(parts)), []
+        for g, part in enumerate(parts):
+            passes = windows.passes(part, once[g] if once else len(part))
+            pass_keys = [keys[g], *(jax.random.fold_in(keys[g], number) for number in range(1, len(passes)))]
+            ordered = [ids[np.asarray(arrange(scores[ids], k))] for ids, k in zip(passes, pass_keys, strict=True)]
+            arranged.append(np.concatenate(ordered))
+        return tuple(arranged)
 
     def _open(self, window: Window | None) -> None:
         self._window = window

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.signals import Alignments, Embeddings, GradientNorms, Gradients, Losses
+from dataflex_jax.policies import options
+from dataflex_jax.policies.signals import PARAMETERS, Alignments, Embeddings, GradientNorms, Gradients, Losses
 from dataflex_jax.signals.gradients import directional_derivatives, gradient_features, gradient_norms
 from dataflex_jax.signals.registry import RowFunction, register_signal
 
@@ -27,7 +28,8 @@ def embeddings(signal: Embeddings) -> RowFunction:
     """One vector a row of its last hidden states."""
 
     def of_rows(subject, batch, operand):
-        return signal.embed(subject.model.hidden_states(batch), batch.real_inputs)
+        seen = batch.with_last_inputs() if signal.whole else batch
+        return signal.embed(subject.model.hidden_states(seen), seen.real_inputs)
 
     return of_rows
 
@@ -35,7 +37,8 @@ def embeddings(signal: Embeddings) -> RowFunction:
 @register_signal(Gradients)
 def gradients(signal: Gradients) -> RowFunction:
     """Projected gradients, and what is wanted of them."""
-    features = gradient_features(signal.projection)
+    options.one_of("parameters", signal.parameters, PARAMETERS)
+    features = gradient_features(signal.projection, parameters=None if signal.parameters == "blocks" else _all)
 
     def of_rows(subject, batch, operand):
         moments = None
@@ -50,6 +53,11 @@ def gradients(signal: Gradients) -> RowFunction:
         return found if signal.then is None else signal.then(found, operand)
 
     return of_rows
+
+
+def _all(path: str) -> bool:
+    del path
+    return True
 
 
 @register_signal(GradientNorms)

@@ -8,7 +8,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dataflex_jax import config as configuration
 from dataflex_jax.errors import InputError
 from dataflex_jax.training import optim, run_config
 
@@ -61,9 +60,6 @@ def say(changed: Changed, before: ConfigDict | None, now: ConfigDict, step: int)
         ", ".join(f"config.{name} = {value!r} (was {old!r})" for name, (old, value) in changed.items()),
     )
     fields = [name for name in changed if name in _SCHEDULE]
-    known = dict(configuration.fields(before))
-    if not fields or not all(name in known and configuration.CHECKS[name].test(known[name]) for name in _SCHEDULE):
-        return
     was, rate = (float(optim.learning_rate(c.optim, c.train_step)(step)) for c in (before, now))
     if not math.isclose(was, rate, rel_tol=1e-3):
         logger.warning(

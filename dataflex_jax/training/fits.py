@@ -27,14 +27,21 @@ def check_tokenizer(config: ConfigDict) -> None:
     """
     if config.model.from_scratch:
         return
-    data, source = config.data, config.model.name_or_path
-    if is_made(data.tokenizer) and not _is_bytes(_opened(tokenizer_of(source, _NAMED), data)):
-        raise InputError(
-            f"the weights of {source} were trained with other tokens; leave it out, or set it to {source!r}",
-            option="data.tokenizer",
-            value=data.tokenizer,
-        )
-    resolved_model(config, _opened(data.tokenizer, data).vocab_size)
+    if is_made(config.data.tokenizer):
+        _check_made(config.data, config.model.name_or_path)
+    resolved_model(config, _opened(config.data.tokenizer, config.data).vocab_size)
+
+
+def _check_made(data: ConfigDict, source: str) -> None:
+    theirs = tokenizer_of(source, _NAMED)
+    try:
+        tokenizer = _opened(theirs, data)
+    except InputError as error:
+        reason = f"the weights have no tokenizer that says whether they know these tokens ({error})"
+        raise InputError(reason, option="data.tokenizer", value=data.tokenizer) from error
+    if tokenizer.encode_batch([_PROBE]) != [list(_PROBE.encode())]:
+        reason = f"the weights of {source} were trained with other tokens; leave it out, or set it to {source!r}"
+        raise InputError(reason, option="data.tokenizer", value=data.tokenizer)
 
 
 def check_vocabulary(source: str, tokenizer: Tokenizer, option: str = "--checkpoint") -> None:
@@ -94,7 +101,3 @@ def warn_of_long_rows(config: ConfigDict, model: ModelConfig, longest: int) -> N
 
 def _opened(spec: str, data: ConfigDict) -> Tokenizer:
     return load_tokenizer(spec, texts=lambda: iter(()), cache_dir=data.cache_dir, eos_token=data.eos_token)
-
-
-def _is_bytes(tokenizer: Tokenizer) -> bool:
-    return tokenizer.encode_batch([_PROBE]) == [list(_PROBE.encode())]

@@ -68,14 +68,20 @@ def tokenizer_of(source: str | Path, option: str = "--checkpoint") -> str:
 
     An adapter that has none has its base's.
     """
-    run, source = locate(source, option), str(source)
+    own, base = _tokenizer_or_base(str(source), option)
+    if base is not None:
+        own, _ = _tokenizer_or_base(base, option)  # once: adapters that name each other would never end
+    return own
+
+
+def _tokenizer_or_base(source: str, option: str) -> tuple[str, str | None]:
+    """(where the tokenizer of a model would be; the base of an adapter that has none)."""
+    run = locate(source, option)
     if run is not None:
-        return str(run.folder / "tokenizer")
+        return str(run.folder / "tokenizer"), None
     folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG, "tokenizer*", "*.jinja"], option)
-    if (folder / peft.CONFIG).is_file() and not (folder / "tokenizer.json").is_file():
-        base = peft.base_name(folder)
-        return source if base is None else tokenizer_of(base, option)
-    return source
+    adapted = (folder / peft.CONFIG).is_file() and not (folder / "tokenizer.json").is_file()
+    return source, peft.base_name(folder) if adapted else None
 
 
 def use_tokenizer_of(data: ConfigDict, source: str | Path, option: str = "--checkpoint") -> None:

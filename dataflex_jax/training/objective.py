@@ -49,12 +49,30 @@ class Weights(NamedTuple):
     rows: Float[Array, " B"]
 
 
+def embeds_whole(weighters: Weighters) -> bool:
+    """Whether any weighter embeds rows with their last tokens."""
+    return any(weighter.policy.embed is not None and weighter.policy.embeds_whole for weighter in weighters)
+
+
 def embeddings(
-    weighters: Weighters, hidden: Float[Array, "B T D"], batch: Batch
+    weighters: Weighters, hidden: Float[Array, "B T+1 D"] | Float[Array, "B T D"], batch: Batch
 ) -> tuple[Float[Array, "B E"] | None, ...]:
-    """What each weighter wants of the last hidden states."""
-    hidden, inputs = jax.lax.stop_gradient(hidden), batch.real_inputs
-    return tuple(None if w.policy.embed is None else w.policy.embed(hidden, inputs) for w in weighters)
+    """What each weighter wants of the last hidden states.
+
+    Args:
+        weighters: of the run.
+        hidden: of the batch's inputs; where `embeds_whole`, of `batch.with_last_inputs()`.
+        batch: the rows.
+    """
+    hidden = jax.lax.stop_gradient(hidden)
+    seen = {False: (hidden, batch.real_inputs)}
+    if embeds_whole(weighters):
+        seen = {
+            False: (hidden[:, :-1], batch.real_inputs),
+            True: (hidden, batch.with_last_inputs().real_inputs),
+        }
+    policies = (weighter.policy for weighter in weighters)
+    return tuple(None if policy.embed is None else policy.embed(*seen[policy.embeds_whole]) for policy in policies)
 
 
 def weigh(

@@ -1,5 +1,6 @@
 """A run folder's config.json: the resolved configuration and what it ran on."""
 
+import json
 import platform
 import subprocess
 from importlib import metadata

@@ -60,7 +60,6 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     """
     agreement.agree_on_configuration(config)
     configuration.validate(config)
-    agreement.agree_on_run_folder(run_folder)
     if config.data.tokenizer is None:
         _choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
@@ -69,6 +68,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     check_evaluators(config)
     fits.check_tokenizer(config)
 
+    agreement.agree_on_run_folder(run_folder)
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         group.at_loss(checkpoints.newest)
         latest = checkpoints.newest_sound()
@@ -78,11 +78,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         changed = changes.changed(before, config)
         changes.check_tokenizer(changed)
         inputs = open_inputs(config.data, run_folder, latest)
-        agreement.agree(
-            {"the newest checkpoint": latest, "the tokenizer": inputs.tokenizer.fingerprint}
-            | {f"the data of domain {domain.name!r}": domain.key for domain in inputs.domains}
-            | agreement.plugins(config)
-        )
+        agreement.agree({"the newest checkpoint": latest} | _found(inputs) | agreement.plugins(config))
         experiment = _experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
@@ -102,6 +98,11 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
             if position.sampler.step > 0 and job.selection is not None:
                 job.selection.restore(checkpoints.read_selection(latest))
             yield job, state, position
+
+
+def _found(inputs: Inputs) -> dict[str, str]:
+    contents = {f"the data of domain {domain.name!r}": domain.key for domain in inputs.domains}
+    return {"the tokenizer": inputs.tokenizer.fingerprint} | contents
 
 
 def _choose_tokenizer(config: ConfigDict) -> None:

@@ -162,7 +162,11 @@ class TrainStep:
     def _forward(self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray) -> Forward:
         model = self.model.having(params, fixed.frozen)
         hooks = Hooks(dropout_keys=row_keys, frozen_head=model.head_is_frozen)
-        losses, hidden, _ = model.token_losses(rows, hooks)
+        if objective.embeds_whole(self.weighters):
+            losses, hidden, _ = model.token_losses(rows.with_last_inputs(), hooks)
+            losses = losses[:, :-1]
+        else:
+            losses, hidden, _ = model.token_losses(rows, hooks)
         reference = rows.reference_losses
         if fixed.reference is not None:
             reference = jax.lax.stop_gradient(fixed.reference.token_losses(rows).losses)

@@ -111,3 +111,18 @@ def test_rows_alone_can_be_mapped_over_one_by_one():
     assert [name for name in FIELDS if getattr(rows, name) is None] == ["drawn_with"]
     counts = jax.jit(jax.vmap(lambda row: jnp.sum(row.mask) + row.lengths + 100 * row.domain))(rows)
     np.testing.assert_array_equal(counts, batch.row_tokens + batch.lengths + 100 * batch.domain)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_last_token_may_be_an_input_too(packed):
+    rows = [row(10, 4, packed=packed), row(20, 6, packed=packed), None]
+    batch = jax.tree.map(jnp.asarray, collated(rows, 6, [0, 1, 0], packed=packed))
+    seen = jax.jit(Batch.with_last_inputs)(batch)
+    np.testing.assert_array_equal(seen.lengths, [5, 7, 0])
+    np.testing.assert_array_equal(seen.real_inputs.sum(axis=1), [5, 7, 0])
+    np.testing.assert_array_equal(seen.tokens[:, :-1], batch.tokens)
+    np.testing.assert_array_equal(seen.mask, np.pad(batch.mask, ((0, 0), (0, 1))))
+    if packed:
+        np.testing.assert_array_equal(seen.segment_ids[:2], [[1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 2, 2, 2, 2]])
+        np.testing.assert_array_equal(seen.positions[:2], [[0, 1, 0, 1, 2, 0, 0], [0, 1, 2, 0, 1, 2, 3]])
+        assert not np.any(seen.segment_ids[2])

@@ -99,7 +99,7 @@ def test_documents_may_be_targets_of_documents(tmp_path):
         ({"targets__group_field": "subject"}, "config.targets.group_field.* no field 'subject'"),
         (
             {"targets__source": "local", "targets__root": "/no/such", "targets__formatting": "alpaca"},
-            r"^config.targets.root = '/no/such': cannot be read",
+            r"^config.targets.root = '/no/such': no such file or folder",
         ),
         (
             {"targets__source": "local", "targets__root": "ROOT", "targets__domains": ("maths",)},

@@ -49,6 +49,20 @@ def test_a_row_that_was_chosen_twice_comes_twice():
     assert sorted(drawn(sequences, 0, 0, 3)) == [3, 3, 5]
 
 
+def test_each_comes_once_before_any_comes_again():
+    ids, starts = np.array([9, 2, 4, 9, 2, 4, 9]), np.array([40, 7])
+    sequences = Sequences(GROUPS, seed=3)
+    sequences.open(Window(5, starts, (ids, np.array([12, 11])), ordered=False, once=(3, 2)))
+    came = drawn(sequences, 0, 40, 700)
+    for first in range(0, 700, 7):
+        assert sorted(came[first : first + 3]) == sorted(came[first + 3 : first + 6]) == [2, 4, 9]
+        assert came[first + 6] == 9
+    assert len({tuple(came[first : first + 3]) for first in range(0, 700, 7)}) == 6
+    alone = Sequences(GROUPS, seed=3)
+    alone.open(Window(5, starts, (ids, np.array([12, 11])), ordered=False))
+    assert drawn(alone, 1, 7, 20) == drawn(sequences, 1, 7, 20)
+
+
 def test_ordered_rows_come_as_they_are_again_and_again():
     sequences = Sequences(GROUPS, seed=3)
     sequences.open(Window(5, np.array([40, 7]), (np.array([9, 2, 4]), np.array([16, 12])), ordered=True))
@@ -90,10 +104,11 @@ def test_none_closes_a_window():
 
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("repeats", [False, True])
-def test_a_window_survives_a_checkpoint(ordered, repeats):
-    window = Window(5, np.array([40, 7]), (np.array([9, 2, 4]), np.array([16])), ordered, repeats)
+@pytest.mark.parametrize("once", [None, (2, 1)])
+def test_a_window_survives_a_checkpoint(ordered, repeats, once):
+    window = Window(5, np.array([40, 7]), (np.array([9, 2, 4]), np.array([16])), ordered, repeats, once)
     back = windows.from_arrays(windows.to_arrays(window))
-    assert (back.step, back.ordered, back.repeats) == (5, ordered, repeats)
+    assert (back.step, back.ordered, back.repeats, back.once) == (5, ordered, repeats, once)
     np.testing.assert_array_equal(back.starts, window.starts)
     for ours, theirs in zip(back.ids, window.ids, strict=True):
         np.testing.assert_array_equal(ours, theirs)

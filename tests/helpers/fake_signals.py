@@ -52,7 +52,8 @@ class FakeRows:
         match signal:
             case Losses():
                 return np.asarray(self.losses, np.float32)[ids]
-            case Embeddings(embed):
+            case Embeddings(embed, whole):
+                assert not whole, "these hidden states are of the inputs"
                 return _in_batches(jax.jit(embed), self.hidden[ids], self.mask[ids])
             case Gradients(projection, adam, then):
                 rows = (self.gradients if adam is None else self.preconditioned)[ids]

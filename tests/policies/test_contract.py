@@ -10,6 +10,7 @@ import pytest
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import Choice, Evidence, Mixer, Order, Selector, Weighter
 from dataflex_jax.policies.contract import (
+    check_evidence,
     check_ids,
     checked_mixer,
     checked_order,
@@ -129,21 +130,18 @@ def selector(**functions):
     return checked_selector(scheduled(made._replace(**functions))).policy
 
 
-@pytest.mark.parametrize(
-    ("result", "expected"),
-    [
-        (np.zeros(5), "a pair (Evidence, state)"),
-        ((Evidence(np.zeros(4)), {}), "evidence whose rows have an entry for each of 5 candidates"),
-        ((Evidence(()), {}), "evidence whose rows have an entry for each of 5 candidates"),
-        ((Evidence(np.zeros(5)), np.zeros(2)), "a dict of arrays as the state"),
-    ],
-)
-def test_a_selector_scores_every_candidate(result, expected):
-    signals = fake_signals.FakeSignals(fake_signals.FakeRows(losses=np.zeros(5)))
+@pytest.mark.parametrize("result", [np.zeros(5), (Evidence(np.zeros(5)), np.zeros(2)), (Evidence(np.zeros(5)),), None])
+def test_a_selector_scores_and_has_a_state(result):
     policy = selector(score=lambda *_: result)
-    with pytest.raises(InputError, match=r"^selector 'mine': score returned .*; expected ") as caught:
-        policy.score({}, signals, fake_signals.request())
-    assert str(caught.value).endswith(expected)
+    with pytest.raises(InputError, match=r"^selector 'mine': score returned .*; expected a pair: Evidence, and a dict"):
+        policy.score({}, None, fake_signals.request())
+
+
+@pytest.mark.parametrize("rows", [np.zeros(4), (), (np.zeros(5), np.zeros(3)), "abcde", np.float32(1)])
+def test_evidence_says_something_of_every_candidate(rows):
+    with pytest.raises(InputError, match=r"^selector 'mine': score returned .* for each of 5 candidates$"):
+        check_evidence("mine", Evidence(rows), 5)
+    check_evidence("mine", Evidence({"loss": np.zeros(5), "gradients": jnp.zeros((5, 2))}), 5)
 
 
 @pytest.mark.parametrize(

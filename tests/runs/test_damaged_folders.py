@@ -13,7 +13,7 @@ import pytest
 from dataflex_jax.errors import InputError
 from dataflex_jax.reporting.run_folder import RunRecords
 from dataflex_jax.reporting.run_log import go_back
-from dataflex_jax.training import resume
+from dataflex_jax.training import changes, resume
 from dataflex_jax.training.checkpoint import Checkpoints, Contents
 from dataflex_jax.training.setup import prepared, train_and_evaluate
 from tests.helpers import tiny
@@ -42,8 +42,10 @@ def shapes(tmp_path_factory, config):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
-def opened(folder, shapes):
+def opened(folder, shapes, config):
     """All that a resume reads of a run folder: (step, JSON part, state, lines)."""
+    before = changes.last_started_with(folder)
+    changes.say(changes.changed(before, config), before, config, 8)
     with Checkpoints(folder) as checkpoints:
         step = checkpoints.newest_sound()
         run, state, lines = checkpoints.read_run(step), checkpoints.read_state(step, shapes), checkpoints.lines(step)
@@ -53,26 +55,26 @@ def opened(folder, shapes):
     return step, run, values, {"metrics": records.metrics, "policy": records.policy, "eval": records.evals}
 
 
-def opened_or_refused(folder, shapes):
+def opened_or_refused(folder, shapes, config):
     try:
-        return opened(folder, shapes)
+        return opened(folder, shapes, config)
     except InputError as error:
         return error
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory, whole, shapes):
+def expected(tmp_path_factory, whole, shapes, config):
     """What is read of the sound folder, by step."""
-    newest = opened(copy_of(whole, tmp_path_factory.mktemp("newest") / "run"), shapes)
+    newest = opened(copy_of(whole, tmp_path_factory.mktemp("newest") / "run"), shapes, config)
     older = copy_of(whole, tmp_path_factory.mktemp("older") / "run")
     shutil.rmtree(older / "checkpoints" / "8")
-    return {8: newest, 4: opened(older, shapes)}
+    return {8: newest, 4: opened(older, shapes, config)}
 
 
 def mutated(folder, seed: int) -> str:
     """Damages one file of a run folder; returns how."""
     rng = random.Random(seed)
-    logs = [folder / name for name in FILES]
+    logs = [folder / name for name in (*FILES, "config.json")]
     files = sorted(path for path in (folder / "checkpoints" / "8").rglob("*") if path.is_file())
     path = rng.choice(logs if seed % 3 == 0 else files)
     data, lines = bytearray(path.read_bytes()), path.read_bytes().splitlines(keepends=True)
@@ -102,11 +104,11 @@ def mutated(folder, seed: int) -> str:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_a_damaged_file_never_changes_a_number_unsaid(tmp_path, whole, shapes, expected, caplog, seed):
+def test_a_damaged_file_never_changes_a_number_unsaid(tmp_path, config, whole, shapes, expected, caplog, seed):
     folder = copy_of(whole, tmp_path / "run")
     how = mutated(folder, seed)
     with caplog.at_level(logging.WARNING, "dataflex_jax"):
-        found = opened_or_refused(folder, shapes)
+        found = opened_or_refused(folder, shapes, config)
     if isinstance(found, InputError):
         assert str(folder) in str(found), how
         assert "\n" not in str(found), how

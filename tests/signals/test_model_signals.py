@@ -92,6 +92,18 @@ def test_gradients_are_preconditioned_by_the_moments_and_may_be_reduced():
     assert_same(signals.targets.sweep(Gradients(exact)), flat(targets, paths)[list(TARGET_IDS)])
 
 
+def test_gradients_are_of_the_blocks_or_of_all_that_is_trained():
+    model = build(dataclasses.replace(MODEL, tie_word_embeddings=True))
+    signals, gradients = signals_of(Subject(model)), materialised(model, whole_batch())
+    blocks = selected_paths(model.params)
+    assert set(blocks) < set(gradients)
+    for parameters, paths in (("blocks", blocks), ("all", list(gradients))):
+        found = signals.candidates.sweep(Gradients(Projection("none"), parameters=parameters))
+        assert_same(found, flat(gradients, paths))
+    with pytest.raises(ValueError, match=r"^parameters = 'head': must be one of blocks, all"):
+        signals.candidates.sweep(Gradients(Projection("none"), parameters="head"))
+
+
 @pytest.mark.parametrize("cfg", [MODEL, ADAPTED], ids=["full", "lora"])
 def test_norms_are_those_of_the_linear_layers_gradients(cfg):
     model = build(cfg)

@@ -42,7 +42,8 @@ def test_without_a_readable_config_the_run_goes_on_and_it_is_said(tmp_path, capl
         (tmp_path / "config.json").write_bytes(content)
     with caplog.at_level(logging.WARNING, "dataflex_jax"):
         assert changes.last_started_with(tmp_path) is None
-    assert "config.json: not the config.json of a run" in caplog.text
+    assert f"{tmp_path}/config.json: " in caplog.text
+    assert "is not known" in caplog.text
 
 
 @pytest.mark.parametrize("before", ["bytes", "train:400", "some/tokenizer.json"])
@@ -75,12 +76,6 @@ def test_what_leaves_the_learning_rate_alone_says_no_more(caplog, config, fields
 
 def test_nothing_is_said_where_nothing_has_changed(caplog, config):
     assert said(caplog, config, with_fields(config)) == []
-
-
-def test_a_schedule_that_cannot_be_read_is_not_compared(caplog, config):
-    before = with_fields(config)
-    before.optim.schedule = "cosinf"
-    assert len(said(caplog, before, with_fields(config))) == 1
 
 
 FOUND = {"mixer/weights": (2,), "mixer/history": (2, 512), "opt_state/0": (), "key": (2,)}

@@ -1,6 +1,7 @@
 """What must fit together before a run begins."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -39,6 +40,14 @@ def test_bytes_for_weights_that_know_other_tokens_are_refused_before_any_data_ar
     expected = rf"^config.data.tokenizer = 'bytes': the weights of {source} were trained with other tokens; leave"
     with pytest.raises(InputError, match=expected), prepared(config(source, "bytes"), tmp_path):
         pass
+
+
+def test_bytes_for_weights_without_a_tokenizer_are_refused(models, tmp_path):
+    source = shutil.copytree(models["bytes"], tmp_path / "hf")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (source / file).unlink()
+    with pytest.raises(InputError, match=r"^config.data.tokenizer = 'bytes': the weights have no tokenizer that says"):
+        fits.check_tokenizer(config(source, "bytes"))
 
 
 def test_bytes_for_weights_that_know_bytes_are_accepted(models, tmp_path):

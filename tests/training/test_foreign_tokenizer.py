@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from dataflex_jax.data.text.rendering import ChatTemplate
 from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
 from dataflex_jax.training import run_config
@@ -75,11 +76,12 @@ def test_an_older_run_goes_on_without_the_token(old, root, tokenizer_folder, tmp
         train_and_evaluate(config(root, tokenizer_folder, data__begin_of_text=True), run)
 
 
-READ = """
+CHAT = [{"role": "user", "content": "the"}]
+READ = f"""
 import json, sys, transformers
+chat = {CHAT}
 for folder in sys.argv[1:]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    chat = [{"role": "user", "content": "the"}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False) if tokenizer.chat_template else None
     print(json.dumps([tokenizer("the other 12\\n")["input_ids"], tokenizer.eos_token, tokenizer.bos_token, rendered]))
 """
@@ -90,7 +92,7 @@ def test_transformers_4_loads_what_is_written(trained, old, tokenizer_folder, tm
     """In an environment of its own; vLLM and llama.cpp's converter read the folder with it."""
     python = tmp_path / "environment" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "environment"], check=True)
-    install = [python, "-m", "pip", "install", "-q", "transformers>=4.51,<5"]
+    install = [python, "-m", "pip", "install", "-q", "transformers>=4.57,<5", "jinja2>=3.1"]
     made = subprocess.run(install, capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"transformers 4 cannot be installed here: {made.stderr[-300:]}")
@@ -113,4 +115,5 @@ def test_transformers_4_loads_what_is_written(trained, old, tokenizer_folder, tm
         ids, eos, bos, rendered = json.loads(line)
         assert [ids] == ours.encode_prompts(texts[:1]), folder
         assert (eos, bos) == (ours.eos_token, ours.bos_token)
-        assert (rendered is None) == (ours.chat_template is None)
+        own = ours.chat_template and ChatTemplate(ours.chat_template, ours.template_variables, 100).render(CHAT)
+        assert rendered == own

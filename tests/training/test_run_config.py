@@ -82,13 +82,13 @@ def test_a_field_that_is_gone_is_named_unless_older_runs_lack_it(tmp_path):
 
 @pytest.mark.parametrize("fields", [{}, {"lora__rank": 2}], ids=["all", "adapters"])
 def test_a_run_of_version_0_1_0_is_read_and_goes_on(tmp_path, fields):
-    """Its files know neither evaluators nor trainable parameters."""
+    """Its files know neither evaluators nor trainable parameters nor how closely a cache is verified."""
     root = tiny.write_domains(tmp_path / "data" / "domains")
     config = policy_runs.config(root, "odm", **{"train_step": 4, "checkpoint_every": 2} | fields)
     train_and_evaluate(config, tmp_path / "new")
     old = copy_of(tmp_path / "new", tmp_path / "old")
     written = json.loads((old / "config.json").read_text())
-    del written["config"]["evaluators"], written["config"]["model"]["trainable"]
+    del written["config"]["evaluators"], written["config"]["model"]["trainable"], written["config"]["data"]["verify"]
     (old / "config.json").write_text(json.dumps(written))
     for step in (2, 4):
         # What is not chosen is not mentioned, so that other versions go on from it too.

@@ -1,5 +1,6 @@
 """What weighting the loss does to the train step: its gradient and its scale, however the batch is cut and placed."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,12 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dataflex_jax.policies.common.anchors import TOKENS
+from dataflex_jax.policies.weighters.adapt import adapt
+from dataflex_jax.policies.weighters.joint_update_aware import joint_update_aware
 from dataflex_jax.training import objective
 from dataflex_jax.training.objective import Forward
+from dataflex_jax.training.state import Fixed
+from dataflex_jax.training.step import dropout_keys
+from tests.helpers.hidden_states import pooled
 from tests.helpers.weighted_step import (
     LEARNING_RATE,
+    LENGTH,
     NUM_DOMAINS,
     POLICIES,
+    Policies,
     forward,
     initial,
     make_batch,
@@ -20,9 +29,11 @@ from tests.helpers.weighted_step import (
     of_rows,
     take_sharded_step,
     take_step,
+    train_step,
 )
 
 OF_STATE = ("mixer", "params")
+HOW = ("position_weighted_mean", "last_token", "mean")
 
 
 @functools.cache
@@ -126,3 +137,22 @@ def test_weighing_over_microbatches_takes_the_mixers_weights_of_the_last_step():
     parts = [(factors[part::2] * losses[part::2]).sum() / factors[part::2].sum() for part in range(2)]
     np.testing.assert_allclose(metrics["loss"], np.mean(parts), rtol=1e-5)
     np.testing.assert_allclose(after.mixer.alpha, whole("doremi")[0].mixer.alpha, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_what_of_a_row_a_weighter_embeds(tokens):
+    """All its tokens, or all but the last, without padding; the losses stay those of training."""
+    model, lengths = models()[0], np.array([12, 12, 9, 7, 3, 12, 1, 5])
+    batch = make_batch()
+    mask = batch.mask * (np.arange(LENGTH) < lengths[:, None])
+    batch = dataclasses.replace(batch, mask=mask, lengths=jnp.asarray(lengths, jnp.int32))
+    made = (adapt(tokens=tokens), joint_update_aware(tokens=tokens), joint_update_aware(pooling="mean"))
+    step = train_step(Policies(weighters=tuple((weighter, None) for weighter in made)))
+    keys = dropout_keys(jax.random.key(0), jnp.int32(0), batch.num_rows)
+    found = jax.jit(step._forward)(model.params, Fixed(), batch, keys)
+    np.testing.assert_allclose(found.token_losses * mask, forward(model, batch)[0] * mask, rtol=1e-5)
+    longer = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 1))), (batch.tokens, mask))
+    hidden = np.asarray(forward(model, dataclasses.replace(batch, tokens=longer[0], mask=longer[1]))[1], np.float64)
+    for ours, how, more in zip(found.embeddings, HOW, (tokens == "all", tokens == "all", False), strict=True):
+        real = np.arange(LENGTH + 1) < lengths[:, None] + more
+        np.testing.assert_allclose(ours, pooled(hidden, real, how), atol=1e-5)

@@ -1,5 +1,7 @@
 """Models out of checkpoints of every kind, and runs that start from them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +133,12 @@ def test_the_tokenizer_comes_along(run, exported, adapted, peft):
         assert tokenizer_of(source) == open_model(source, how=HOW).tokenizer_source == str(folder)
         assert open_model(source, how=HOW).tokenizer.fingerprint == tokenizer.fingerprint
     assert load_tokenizer(str(run), texts=iter, cache_dir=run).fingerprint == tokenizer.fingerprint
+
+
+def test_an_adapter_that_is_its_own_base_has_its_own_tokenizer(tmp_path):
+    """Or none, but the search for it ends."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    assert tokenizer_of(tmp_path) == str(tmp_path)
 
 
 def test_the_optimizers_state_comes_where_it_is_asked_for(root, run, exported):

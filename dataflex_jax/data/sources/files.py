@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from dataflex_jax.data.sources.names import split_format
+from dataflex_jax.data.sources.names import shown, split_format
 from dataflex_jax.errors import InputError, one_line
 from dataflex_jax.foreign import next_json, parse_json
 
@@ -49,10 +49,10 @@ def record_place(path: Path, index: int) -> str:
     """Where record `index` lies, for messages: `path:line`, `path: row N`, `path: record N`, or a text file's path."""
     suffix = _suffix(path)
     if suffix == ".parquet":
-        return f"{path}: row {index}"
-    if suffix.startswith(".json") and not suffix.startswith(".jsonl"):
-        return f"{path}: record {index}"
-    return str(path) if suffix == ".txt" else f"{path}:{index + 1}"
+        return f"{shown(path)}: row {index}"
+    if _is_json(path):
+        return f"{shown(path)}: record {index}"
+    return shown(path) if suffix == ".txt" else f"{shown(path)}:{index + 1}"
 
 
 def read_records(path: Path, columns: Sequence[str], start: int = 0, optional: Sequence[str] = ()) -> Iterator[Record]:
@@ -70,16 +70,16 @@ def read_records(path: Path, columns: Sequence[str], start: int = 0, optional: S
     """
     with faults_named(path):
         if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a file")
+            raise InputError(f"{shown(path)}: not a file")
         if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty; delete it or replace it with a complete one")
+            raise InputError(f"{shown(path)}: the file is empty; delete it or replace it with a complete one")
         suffix = _suffix(path)
         if suffix == ".parquet":
             yield from _parquet_records(path, columns, start, optional)
         elif suffix == ".txt":
             if start == 0:
                 yield _text_record(path, columns[0])
-        elif suffix.startswith(".json") and not suffix.startswith(".jsonl") and _is_array(path):
+        elif _is_json(path) and _is_array(path):
             yield from _array_records(path, start)
         else:
             yield from _line_records(path, start)
@@ -94,11 +94,15 @@ def faults_named(name: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # decompressors and Arrow have a dozen kinds of them
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"{name}: cannot be read, or is truncated or corrupt: {reason}") from error
+        raise InputError(f"{shown(name)}: cannot be read, or is truncated or corrupt: {reason}") from error
 
 
 def _suffix(path: Path) -> str:
     return (split_format(path.name) or ("", ""))[1]
+
+
+def _is_json(path: Path) -> bool:
+    return re.match(r"\.json(\.|$)", _suffix(path)) is not None
 
 
 @contextlib.contextmanager
@@ -119,6 +123,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, io.BufferedReader]]:
 
 
 def _line_records(path: Path, start: int) -> Iterator[Record]:
+    hint = "; a .json file holds arrays, or one object a line" if _is_json(path) else ""
     with _opened(path) as (raw, content):
         for index, line in enumerate(itertools.islice(_lines(content), start, None), start):
             if line is None:
@@ -127,7 +132,7 @@ def _line_records(path: Path, start: int) -> Iterator[Record]:
                 try:
                     yield _object_record(index, raw.tell(), parse_json(line))
                 except ValueError as error:
-                    yield Record(index, raw.tell(), None, f"not valid JSON: {one_line(error)}")
+                    yield Record(index, raw.tell(), None, f"not valid JSON: {one_line(error)}{hint}")
 
 
 def _lines(content: io.BufferedReader) -> Iterator[bytes | None]:
@@ -234,7 +239,7 @@ def _parquet_records(path: Path, columns: Sequence[str], start: int, optional: S
         names = file.schema_arrow.names
         for column in columns:
             if column not in names:
-                raise InputError(f"{path}: no column {column!r}; it has {', '.join(names)}")
+                raise InputError(f"{shown(path)}: no column {column!r}; it has {', '.join(names)}")
         wanted = [*columns, *(column for column in optional if column in names)]
         groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
         group_ends = list(itertools.accumulate(group.num_rows for group in groups))

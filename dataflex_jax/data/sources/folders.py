@@ -5,16 +5,14 @@ a `train` lies beside them. `NAME.valid.EXT` is held out anywhere.
 """
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dataflex_jax.data.sources.names import could_be_data, is_hidden, split_format, split_of
+from dataflex_jax.data.sources.names import could_be_data, is_hidden, shown, split_format, split_of
 from dataflex_jax.errors import InputError
 
 _NAMED_AT_MOST = 10
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Found(NamedTuple):
@@ -51,7 +49,7 @@ class Found(NamedTuple):
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - _NAMED_AT_MOST
-    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(shown, names[:_NAMED_AT_MOST])) + (f" and {more} more" if more > 0 else "")
 
 
 def find(folder: Path, formats: Sequence[str], *, above: frozenset[str] = frozenset()) -> Found:
@@ -63,8 +61,8 @@ def find(folder: Path, formats: Sequence[str], *, above: frozenset[str] = frozen
         above: real paths of the folders that hold it.
 
     Raises:
-        InputError: a folder that cannot be read or holds itself through a link, a link to nothing, a name that is not
-            UTF-8 or not one line, or a device or pipe that is named like a file.
+        InputError: a folder that cannot be read or holds itself through a link, a link to nothing, or a device or pipe
+            that is named like a file.
     """
     found: dict[str, list] = {kind: [] for kind in Found._fields}
     for kind, what in _find(folder, folder, formats, None, above):
@@ -78,7 +76,7 @@ def _find(
     """(field of `Found`, its element) of each file in a folder that belongs to `split` as a whole, if any."""
     real = os.path.realpath(folder)
     if real in above:
-        raise InputError(f"{folder}: a link to a folder that it lies in; delete the link")
+        raise InputError(f"{shown(folder)}: a link to a folder that it lies in; delete the link")
     entries = visible(folder, formats)
     beside_train = any(called(entry, formats) == "train" for entry in entries)
     for entry in entries:
@@ -114,7 +112,7 @@ def visible(folder: Path, formats: Sequence[str]) -> list[Path]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{shown(folder)}: cannot be read: {error.strerror}") from error
     for entry in entries:
         _check(entry, formats)
     return entries
@@ -123,13 +121,9 @@ def visible(folder: Path, formats: Sequence[str]) -> list[Path]:
 def _check(entry: Path, formats: Sequence[str]) -> None:
     if is_hidden(entry.name):
         return
-    try:
-        entry.name.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{entry.parent}: the name {os.fsencode(entry.name)!r} is not UTF-8; rename it") from error
-    if _CONTROL.search(entry.name):
-        raise InputError(f"{entry.parent}: the name {entry.name!r} holds a control character; rename it")
     if entry.is_symlink() and not entry.exists():
-        raise InputError(f"{entry}: a link to {entry.readlink()}, which does not exist; repair or delete the link")
+        raise InputError(
+            f"{shown(entry)}: a link to {shown(entry.readlink())}, which does not exist; repair or delete the link"
+        )
     if split_format(entry.name, formats) and not entry.is_file() and not entry.is_dir():
-        raise InputError(f"{entry}: a pipe or device, not a file; delete or rename it")
+        raise InputError(f"{shown(entry)}: a pipe or device, not a file; delete or rename it")

@@ -1,5 +1,6 @@
 """What the names of data files and folders say: format, compression, and split."""
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ _BESIDE = re.compile(
     r"(?i)(read-?me|licen[cs]e|copying|notice|authors|citation|change-?log|makefile|dockerfile|md5sums?|sha\d+sums?)(\..*)?"
     r"|.*\.(md|rst|bib|cff|ya?ml|toml|cfg|ini|py|pyc|ipynb|sh|log|pdf|png|jpe?g|svg|md5|sha\d+)"
 )
+
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 
 
 def is_hidden(name: str) -> bool:
@@ -48,6 +51,11 @@ def could_be_data(name: str) -> bool:
 def split_of(stem: str) -> str | None:
     """ "train", "valid" or "test" where a folder, or a file without its suffix, is called like a split; else None."""
     return SPLITS.get(_SHARD.sub("", stem).lower())
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path for a message: on one line, whatever its bytes are."""
+    return _NOT_SHOWN.sub(lambda match: repr(match[0])[1:-1], os.fspath(path))
 
 
 def listed(formats: Sequence[str]) -> str:

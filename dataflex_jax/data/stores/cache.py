@@ -29,7 +29,7 @@ from dataflex_jax.data.stores.lock import CacheLock, cache_lock
 from dataflex_jax.data.stores.store import Store, read_meta, skipped_records, store_fault
 from dataflex_jax.data.stores.writer import SPLITS, DomainWriter
 from dataflex_jax.data.text.tokenizer import Tokenizer, load_tokenizer
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, one_line
 from dataflex_jax.files import digest, keyed_path, read_sealed, replace_sealed
 
 logger = logging.getLogger(__name__)

@@ -99,7 +99,11 @@ def fault(
     with progress_bar(len(chosen) * BLOCK_BYTES, "verifying", progress) as bar:
         for name, number in chosen:
             kept = checksums[name][number * _DIGITS :][:_DIGITS]
-            if kept != _text(_block(paths[name], number, sizes[name])):
+            try:
+                found = _block(paths[name], number, sizes[name])
+            except OSError as error:  # a broken sector, say, which cannot be trained on either
+                return f"{paths[name]}: cannot be read: {error.strerror}"
+            if kept != _text(found):
                 return f"{paths[name]}: damaged in block {number + 1} of {_blocks(sizes[name])} of 4 MiB"
             bar.update(BLOCK_BYTES)
     return None

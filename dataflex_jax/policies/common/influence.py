@@ -1,6 +1,7 @@
 """Cosine similarities between gradients of candidates and of target groups: what less, icons and cluster_less share."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,15 @@ from jaxtyping import Array, Float
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import options
-from dataflex_jax.policies.signals import EPS_MODES, METHODS, Gradients, Preconditioner, Projection, Signals
+from dataflex_jax.policies.signals import (
+    EPS_MODES,
+    METHODS,
+    PARAMETERS,
+    Gradients,
+    Preconditioner,
+    Projection,
+    Signals,
+)
 
 GRADIENT_TYPES = ("adam", "sgd")
 TARGET_AGGREGATIONS = ("mean_of_cos", "cos_of_mean")
@@ -25,11 +34,21 @@ class Influence(NamedTuple):
         adam: preconditioning of the candidates' gradients; None: plain ones. Targets' gradients are plain.
         target_agg: "mean_of_cos": the mean of a candidate's cosines with the group's targets; "cos_of_mean": its cosine
             with their mean gradient.
+        parameters: with respect to which the gradients are; see `Gradients`.
     """
 
     projection: Projection
     adam: Preconditioner | None
     target_agg: str = "mean_of_cos"
+    parameters: str = "blocks"
+
+    def of_targets(self) -> Gradients:
+        """The signal of the targets."""
+        return Gradients(self.projection, parameters=self.parameters)
+
+    def of_candidates(self, then: Callable | None = None) -> Gradients:
+        """The signal of the candidates, and what is wanted of it; see `Gradients`."""
+        return Gradients(self.projection, self.adam, then, self.parameters)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +67,9 @@ class InfluenceOptions:
             "cos_of_mean": its cosine with their mean gradient, the paper.
         group_agg: a candidate's score: the "max" or the "mean" of its influences on the groups.
         projection_seed: of the random map.
+        parameters: what the gradients are with respect to. "blocks": the adapters where there are any, else the kernels
+            of the blocks' linear layers; "all": everything that is trained, embeddings, head, norms and biases too,
+            whose gradients are in memory whole, one of each example of a batch (not with "kronecker").
 
     Raises:
         ValueError: a hyperparameter out of its range.
@@ -61,6 +83,7 @@ class InfluenceOptions:
     target_agg: str = "mean_of_cos"
     group_agg: str = "max"
     projection_seed: int = 0
+    parameters: str = "blocks"
 
     def __post_init__(self):
         options.between("proj_dim", self.proj_dim, 1, 2**24)
@@ -69,6 +92,9 @@ class InfluenceOptions:
         options.one_of("eps_mode", self.eps_mode, EPS_MODES)
         options.one_of("target_agg", self.target_agg, TARGET_AGGREGATIONS)
         options.one_of("group_agg", self.group_agg, GROUP_AGGREGATIONS)
+        options.one_of("parameters", self.parameters, PARAMETERS)
+        if self.projection == "kronecker" and self.parameters == "all":
+            options.refuse("projection", self.projection, "is of linear layers; needs parameters = 'blocks'")
         if self.projection == "kronecker" and self.gradient_type == "adam":
             reason = "forms no gradient that Adam's moments could shape; needs gradient_type = 'sgd'"
             options.refuse("projection", self.projection, reason)
@@ -76,7 +102,8 @@ class InfluenceOptions:
     def influence(self) -> Influence:
         """How these options compare gradients."""
         adam = Preconditioner(self.eps_mode, self.bias_correction) if self.gradient_type == "adam" else None
-        return Influence(Projection(self.projection, self.proj_dim, self.projection_seed), adam, self.target_agg)
+        projection = Projection(self.projection, self.proj_dim, self.projection_seed)
+        return Influence(projection, adam, self.target_agg, self.parameters)
 
 
 def unit(features: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
@@ -120,7 +147,7 @@ def directions(influence: Influence, signals: Signals) -> Float[Array, "G P"]:
     targets = signals.targets
     if targets is None:
         raise InputError("a selector by influence needs a target set to compare gradients with")
-    gradients = np.asarray(targets.sweep(Gradients(influence.projection)), np.float32)
+    gradients = np.asarray(targets.sweep(influence.of_targets()), np.float32)
     rows = []
     for group, name in enumerate(targets.group_names):
         members = gradients[np.asarray(targets.groups) == group].astype(np.float64)
@@ -145,7 +172,7 @@ def group_influences(influence: Influence, signals: Signals) -> Float[np.ndarray
     Raises:
         InputError: see `directions`.
     """
-    wanted = Gradients(influence.projection, influence.adam, then=cosines)
+    wanted = influence.of_candidates(cosines)
     return sum(
         np.float32(weight) * np.asarray(checkpoint.candidates.sweep(wanted, operand=directions(influence, checkpoint)))
         for weight, checkpoint in signals.checkpoints
@@ -163,7 +190,7 @@ def scores(influence: Influence, signals: Signals, group_agg: str) -> Float[np.n
     if len(signals.checkpoints) > 1:
         return aggregate(group_influences(influence, signals), group_agg)
     ((weight, checkpoint),) = signals.checkpoints
-    wanted = Gradients(influence.projection, influence.adam, then=_AGGREGATED_COSINES[group_agg])
+    wanted = influence.of_candidates(_AGGREGATED_COSINES[group_agg])
     return np.float32(weight) * np.asarray(
         checkpoint.candidates.sweep(wanted, operand=directions(influence, checkpoint))
     )

@@ -14,7 +14,6 @@ from dataflex_jax.policies import (
     Choice,
     Embeddings,
     Evidence,
-    Gradients,
     Request,
     Selector,
     Signals,
@@ -144,8 +143,7 @@ def cluster_influences(
     rows = []
     for start in range(0, len(representatives), at_a_time):
         chunk = representatives[start : start + at_a_time]
-        wanted = Gradients(influence.projection, influence.adam)
-        gradients = signals.candidates.sweep(wanted, ids=np.concatenate(chunk))
+        gradients = signals.candidates.sweep(influence.of_candidates(), ids=np.concatenate(chunk))
         means = _finite_means(np.asarray(gradients, np.float32), [len(members) for members in chunk])
         rows.append(np.asarray(_cosines(means, targets)))
     return np.concatenate(rows)

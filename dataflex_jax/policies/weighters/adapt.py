@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dataflex_jax.policies import TARGETS, RowObservation, Signals, Weighter, options, register_weighter
-from dataflex_jax.policies.common.anchors import mean_target
+from dataflex_jax.policies.common.anchors import TOKENS, mean_target
 from dataflex_jax.policies.common.pooling import position_weighted_mean
 
 NORMALIZATIONS = ("batch", "mean", "sum")
@@ -29,6 +29,7 @@ def adapt(
     tau: float = 1.0,
     clip: float | None = None,
     normalize: str = "batch",
+    tokens: str = "inputs",
     refresh_interval: int = 50,
 ) -> Weighter:
     """Weighs a row by `sigmoid(s_b / tau)`, `s_b` its mean cosine to the M rows of the target set.
@@ -47,6 +48,9 @@ def adapt(
         tau: temperature, > 0; the smaller, the more the weights differ.
         clip: upper bound of the sigmoid, > 0; None: 1.
         normalize: one of the above.
+        tokens: whose hidden states are embedded: "inputs": of what the model reads for the loss, all tokens of a row
+            but its last one, which is only predicted; "all": of that too, as in the PyTorch peer, for which all rows
+            have one more input in the forward pass.
         refresh_interval: steps between two embeddings of the target set.
 
     Raises:
@@ -57,7 +61,9 @@ def adapt(
     if clip is not None:
         options.positive("clip", clip)
     options.one_of("normalize", normalize, NORMALIZATIONS)
+    options.one_of("tokens", tokens, TOKENS)
     options.at_least("refresh_interval", refresh_interval, 1)
+    whole = tokens == "all"
 
     def weigh(state: AdaptState, observation: RowObservation) -> Float[Array, " B"]:
         similarity = jnp.dot(observation.embeddings, state.anchor, precision="highest")
@@ -73,12 +79,13 @@ def adapt(
                 return weights
 
     def refresh(state: AdaptState, signals: Signals) -> AdaptState:
-        return AdaptState(jnp.asarray(mean_target("adapt", position_weighted_mean, signals)))
+        return AdaptState(jnp.asarray(mean_target("adapt", position_weighted_mean, signals, whole=whole)))
 
     return Weighter(
         init=lambda width: AdaptState(jnp.zeros((width,), jnp.float32)),
         weigh=weigh,
         embed=position_weighted_mean,
+        embeds_whole=whole,
         refresh=refresh,
         refresh_interval=refresh_interval,
         needs=frozenset({TARGETS}),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from dataflex_jax.policies import TARGETS, RowObservation, Signals, Weighter, options, register_weighter
 from dataflex_jax.policies.common import pooling
-from dataflex_jax.policies.common.anchors import mean_target
+from dataflex_jax.policies.common.anchors import TOKENS, mean_target
 
 OBJECTIVES = ("full", "align_only", "diverse_only", "uniform")
 POOLINGS = {"last": pooling.last_token, "mean": pooling.mean}
@@ -33,6 +33,7 @@ def joint_update_aware(
     damping: float = 1.0,
     objective: str = "full",
     pooling: str = "last",
+    tokens: str = "inputs",
     refresh_interval: int = 50,
 ) -> Weighter:
     """Weighs the B rows of a batch by `B w`, w a distribution that favours rows near the targets, far from each other.
@@ -48,7 +49,10 @@ def joint_update_aware(
         iterations: number of steps, >= 1.
         damping: share of each step that is taken, in (0, 1]; below 1 it calms oscillation where beta / tau is large.
         objective: "full"; "align_only" leaves S out, "diverse_only" s; "uniform": all rows count the same.
-        pooling: "last" real token's hidden state, or "mean" over the real tokens (the peer's: over the response's).
+        pooling: the hidden state of a row's "last" token, or the "mean" over them (the peer's: over the response's).
+        tokens: whose hidden states are embedded: "inputs": of what the model reads for the loss, all tokens of a row
+            but its last one, which is only predicted; "all": of that too, as in the PyTorch peer, for which all rows
+            have one more input in the forward pass.
         refresh_interval: steps between two embeddings of the target set.
 
     Raises:
@@ -61,8 +65,9 @@ def joint_update_aware(
     options.between("damping", damping, 0, 1, open_low=True)
     options.one_of("objective", objective, OBJECTIVES)
     options.one_of("pooling", pooling, tuple(POOLINGS))
+    options.one_of("tokens", tokens, TOKENS)
     options.at_least("refresh_interval", refresh_interval, 1)
-    embed = POOLINGS[pooling]
+    embed, whole = POOLINGS[pooling], tokens == "all"
     aligns = objective in ("full", "align_only")
     embed_target = functools.partial(embed, normalised=False)
 
@@ -84,13 +89,14 @@ def joint_update_aware(
         return rows * jax.lax.fori_loop(0, iterations, improved, uniform)
 
     def refresh(state: JointUpdateAwareState, signals: Signals) -> JointUpdateAwareState:
-        target = jnp.asarray(mean_target("joint_update_aware", embed_target, signals))
+        target = jnp.asarray(mean_target("joint_update_aware", embed_target, signals, whole=whole))
         return JointUpdateAwareState(target / jnp.maximum(jnp.linalg.norm(target), 1e-8))
 
     return Weighter(
         init=lambda width: JointUpdateAwareState(jnp.zeros((width,), jnp.float32)),
         weigh=weigh,
         embed=embed if objective != "uniform" else None,
+        embeds_whole=whole,
         refresh=refresh if aligns else None,
         refresh_interval=refresh_interval,
         needs=frozenset({TARGETS}) if aligns else frozenset(),

@@ -144,6 +144,12 @@ def test_a_bad_json_array_names_record_and_line(tmp_path, text, message):
         list(read_records(path, ["a"]))
 
 
+def test_an_object_over_several_lines_is_refused_with_what_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{\n"text": "a"\n}\n')
+    assert next(read_records(path, ["text"])).problem.endswith("; a .json file holds arrays, or one object a line")
+
+
 def test_what_a_json_array_holds_beside_objects_is_a_bad_record(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[{"a": 1}, [2], {"a": 3}]')

@@ -125,15 +125,17 @@ def test_a_folder_named_like_a_file_is_a_folder(tmp_path, warnings):
     assert warnings == ["domain a: nothing to train on in: 2.jsonl/"]
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path):
-    (tmp_path / "a").mkdir()
-    with open(os.fsencode(tmp_path) + b"/a/\xff.jsonl", "wb") as file:
-        file.write(b'{"text": "x"}\n')
-    with pytest.raises(InputError, match=r"/a: the name b'\\xff.jsonl' is not UTF-8; rename it"):
-        open_source(config(root=str(tmp_path)))
-    write_jsonl(tmp_path / "b" / "x\ny.jsonl", "x")
-    with pytest.raises(InputError, match=r"/b: the name 'x\\ny.jsonl' holds a control character; rename it$"):
-        find(tmp_path / "b", FORMATS)
+def test_a_file_may_have_any_name_and_a_message_about_it_is_one_line(tmp_path, warnings):
+    folder = os.fsencode(tmp_path) + b"/a/"
+    os.mkdir(folder)
+    for name, content in ((b"\xff\n.jsonl", b'{"text": "x"}\n{\n'), (b"\xff\n.csv", b"")):
+        with open(folder + name, "wb") as file:
+            file.write(content)
+    (stream,) = open_source(config(root=str(tmp_path)))
+    good, bad = stream.documents(stream.train[0])
+    assert (good.text, good.problem) == ("x", None)
+    assert bad.problem.startswith(f"{tmp_path}/a/\\udcff\\n.jsonl:2: not valid JSON")
+    assert warnings == [r"domain a: not read, of no known format: \udcff\n.csv"]
 
 
 @pytest.mark.parametrize("held_out", ["validation", "valid", "val", "dev"])

@@ -124,7 +124,7 @@ def test_an_empty_response_teaches_nothing(root, monkeypatch):
     (root / "a.json").write_text(json.dumps(records))
     (a, _), _ = opened(root, data__valid_fraction=0.0)
     assert a.train.ids.tolist() == [0]
-    assert "domain a: 2 examples dropped that have no response, or none within data.cutoff_len" in warnings
+    assert "domain a: left out: 2 examples without a target, or without one within data.cutoff_len" in warnings
 
 
 def test_a_record_that_the_template_refuses_is_named_or_skipped(root):

@@ -99,6 +99,14 @@ def test_a_group_without_any_direction_is_refused_by_name(fault, target_agg):
         less(target_agg=target_agg).score({}, source, request())
 
 
+@pytest.mark.parametrize("parameters", ["blocks", "all"])
+def test_both_sides_are_gradients_of_the_same_parameters(parameters):
+    source = signals()
+    less(projection="none", parameters=parameters).score({}, source, request())
+    asked = [*source.candidates.asked, *source.targets.asked]
+    assert [signal.parameters for signal in asked] == [parameters] * 2
+
+
 def test_no_target_set_is_refused():
     source = FakeSignals(FakeRows(preconditioned=np.ones((4, 3))))
     with pytest.raises(InputError, match=r"^a selector by influence needs a target set"):
@@ -120,6 +128,11 @@ def test_ties_are_taken_in_incoming_order():
         ({"eps_mode": "both"}, "eps_mode = 'both': "),
         ({"target_agg": "sum"}, "target_agg = 'sum': "),
         ({"group_agg": "min"}, "group_agg = 'min': "),
+        ({"parameters": "head"}, "parameters = 'head': must be one of blocks, all"),
+        (
+            {"projection": "kronecker", "gradient_type": "sgd", "parameters": "all"},
+            "projection = 'kronecker': is of linear layers; needs parameters = 'blocks'",
+        ),
     ],
 )
 def test_impossible_hyperparameters_are_refused_by_name(options, message):

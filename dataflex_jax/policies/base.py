@@ -135,23 +135,23 @@ class Weighter(NamedTuple):
         init: width of the hidden states -> state.
         weigh: (state, RowObservation) -> weights [B] of rows, or [B, T] of tokens.
         embed: what the weighter wants to know of the last hidden states; None: nothing.
-        embeds_whole: whether a row's last token, which is only predicted otherwise, is an input for `embed` too; then
-            all rows have one more in the forward pass.
         refresh: (state, Signals) -> state, called when the warm-up is over and every `refresh_interval` steps after,
             e.g. to embed the target set under the current model; None: never.
         refresh_interval: steps between two refreshes.
         needs: what must be there for it, such as `TARGETS`.
         reference: the model of RowObservation.reference_losses; None: not wanted.
+        embeds_whole: whether a row's last token, which is only predicted otherwise, is an input for `embed` too; then
+            all rows have one more in the forward pass.
     """
 
     init: Callable[[int], PyTree]
     weigh: Callable[[PyTree, RowObservation], Float[Array, "B *T"]]
     embed: Embed | None = None
-    embeds_whole: bool = False
     refresh: Callable[[PyTree, Signals], PyTree] | None = None
     refresh_interval: int = 1
     needs: frozenset[Hashable] = frozenset()
     reference: Reference | None = None
+    embeds_whole: bool = False
 
 
 class Request(NamedTuple):

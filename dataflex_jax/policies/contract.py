@@ -44,7 +44,7 @@ def checked_mixer(scheduled: Scheduled[Mixer], num_domains: int) -> Scheduled[Mi
             average=of("average", mixer.average, one_each),
             on_resume=of("on_resume", mixer.on_resume, lambda result, old, fresh: _other_state(result, fresh)),
             refresh=of("refresh", mixer.refresh, _other_state),
-            log=of("log", mixer.log, lambda result, state: None if isinstance(result, Mapping) else "names to numbers"),
+            log=of("log", mixer.log, _names),
         )
     )
 
@@ -203,6 +203,10 @@ def _checked(
 def _no_arrays(state: PyTree, *_: Any) -> str | None:
     others = [leaf for leaf in jax.tree.leaves(state) if not _is_array(leaf, jnp.generic)]
     return f"arrays and numbers only, not a {type(others[0]).__name__}" if others else None
+
+
+def _names(result: Any, state: PyTree) -> str | None:
+    return None if isinstance(result, Mapping) or hasattr(result, "_asdict") else "names to numbers"
 
 
 def _other_state(new: PyTree, old: PyTree, *_: Any) -> str | None:

@@ -94,7 +94,7 @@ def _rehearse_mixer(policies: ActivePolicies, state: PyTree, sizes: Sizes) -> No
     if policy.loss_weights is not None:
         jax.eval_shape(policy.loss_weights, after)
     if policy.log is not None:
-        policy.log(jax.tree.map(np.asarray, state))
+        policy.log(jax.device_get(state))
 
 
 def _numbers(*shape: int) -> jax.ShapeDtypeStruct:

@@ -241,7 +241,11 @@ WRONG = {
     "cut short": ("tokenizer_config.json", '{"eos_token": ', "not valid JSON (Expecting value"),
     "a list": ("tokenizer_config.json", "[]", "a JSON list; one object is expected"),
     "deep": ("tokenizer_config.json", '{"a": ' + "[" * 5000 + "]" * 5000 + "}", "not valid JSON (nested deeper"),
-    "digits": ("tokenizer_config.json", '{"a": ' + "1" * 6000 + "}", "not valid JSON (Exceeds the limit"),
+    "digits": (
+        "tokenizer_config.json",
+        '{"a": ' + "1" * 6000 + "}",
+        "an integer with thousands of digits",
+    ),
     "not UTF-8": ("tokenizer_config.json", b'{"a": "\xff"}', "not valid JSON ("),
     "eos_token": (
         "tokenizer_config.json",

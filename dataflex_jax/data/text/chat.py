@@ -172,7 +172,7 @@ class ChatEncoder:
         )
         self._probe = f"\ufdd2{secret}\ufdd2"
 
-        self._backend = tokenizer.copy_of_backend()
+        self._backend = tokenizer.copy_of_backend(room_for=tuple(self._private.values()))
         self._backend.add_tokens(
             [
                 tokenizers.AddedToken(

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from dataflex_jax.errors import InputError, TrainingError, one_line
-from dataflex_jax.files import parse_object, replace_json, to_jsonable
+from dataflex_jax.files import replace_json, to_jsonable
 from dataflex_jax.foreign import read_object
+from dataflex_jax.json_lines import parse_object
 
 # What is kept of the lines of one policy or split, at least.
 MOST_LINES = 5000

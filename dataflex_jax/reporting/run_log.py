@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dataflex_jax.files import JsonlWriter, Written
+from dataflex_jax.json_lines import JsonlWriter, Written
 from dataflex_jax.reporting.progress import Progress, Throughput
 from dataflex_jax.reporting.trackers import MetricsLogger
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 import jax
 
 from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.files import JsonlWriter, Written, to_jsonable
+from dataflex_jax.files import to_jsonable
+from dataflex_jax.json_lines import JsonlWriter, Written
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import Written
+from dataflex_jax.json_lines import Written
 from dataflex_jax.training import checksums
 from dataflex_jax.training.state import TrainState
 

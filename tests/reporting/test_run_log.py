@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from dataflex_jax.files import read_jsonl
+from dataflex_jax.json_lines import read_jsonl
 from dataflex_jax.reporting.run_log import LogSettings, RunLog, Standing, named_state
 
 SETTINGS = LogSettings(

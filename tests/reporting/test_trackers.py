@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import read_jsonl
+from dataflex_jax.json_lines import read_jsonl
 from dataflex_jax.reporting.progress import Progress
 from dataflex_jax.reporting.trackers import MetricsLogger, flatten
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.files import Written
+from dataflex_jax.json_lines import Written
 from dataflex_jax.training import checksums
 from dataflex_jax.training.checkpoint import Checkpoints, Contents
 from dataflex_jax.training.locate import locate

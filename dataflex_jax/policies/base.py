@@ -145,7 +145,7 @@ class Weighter(NamedTuple):
     """
 
     init: Callable[[int], PyTree]
-    weigh: Callable[[PyTree, RowObservation], Float[Array, "B *T"]]
+    weigh: Callable[[PyTree, RowObservation], Float[Array, "B *T"]]  # noqa: F821 - a shape
     embed: Embed | None = None
     refresh: Callable[[PyTree, Signals], PyTree] | None = None
     refresh_interval: int = 1

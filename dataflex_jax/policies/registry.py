@@ -37,7 +37,7 @@ _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KIN
 _SCHEDULE_FIELDS = Schedule._fields
 _ENTRY_POINTS = "dataflex_jax.policies"
 # Fields of all policies of a kind that are the run's business, not the policy's.
-_RUN_FIELDS = {"selector": {"save_all_scores": False}}
+_RUN_FIELDS = {"selector": {"save_all_scores": True}}
 
 
 def _register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

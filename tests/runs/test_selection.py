@@ -29,8 +29,7 @@ def config_of(roots, kind, **options):
 @pytest.mark.parametrize("kind", ["questions", "documents"])
 @pytest.mark.parametrize("selector", ["random", "loss", "delta_loss", "less"])
 def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, kind, selector):
-    config = config_of(roots, kind, selector=selector, selector__save_all_scores=True)
-    run = tiny_chat.trained(config, tmp_path, monkeypatch)
+    run = tiny_chat.trained(config_of(roots, kind, selector=selector), tmp_path, monkeypatch)
     chosen, lines = run.selections(), run.decisions()
     assert list(chosen) == [line["step"] for line in lines] == [1, 3]
     pool = len(chosen[1]["all_scores"])
@@ -39,7 +38,7 @@ def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, k
         ids, scores = arrays["ids"], arrays["scores"]
         assert line.keys() == {
             *("step", "update", "pool", "policy", "selected", "distinct", "not_finite"),
-            *("score_min", "score_mean", "score_max", "file", "coverage"),
+            *("score_min", "score_mean", "score_max", "file", "coverage", "domain_share", "overlap"),
         }
         assert (line["policy"], line["pool"], line["selected"], line["not_finite"]) == (selector, pool, 2 * BATCH, 0)
         assert line["distinct"] == len(set(ids.tolist())) == 2 * BATCH
@@ -47,11 +46,15 @@ def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, k
         figures = [scores.min(), scores.mean(dtype=float), scores.max()]
         np.testing.assert_allclose([line[f"score_{name}"] for name in ("min", "mean", "max")], figures, rtol=1e-6)
         np.testing.assert_array_equal(arrays["all_scores"][ids], scores)
+        assert arrays["all_scores"].dtype == np.float32
+        assert list(line["domain_share"].values()) == (np.bincount(arrays["domains"], minlength=2) / len(ids)).tolist()
         assert ("records" in arrays) == (kind == "questions")
         if selector == "less":
             np.testing.assert_array_equal(scores, np.sort(arrays["all_scores"])[::-1][: 2 * BATCH])
     ever = [set(chosen[1]["ids"].tolist()), {*chosen[1]["ids"].tolist(), *chosen[3]["ids"].tolist()}]
     assert [line["coverage"] for line in lines] == pytest.approx([len(ids) / pool for ids in ever])
+    again = 2 * len(ever[0]) - len(ever[1])
+    assert [line["overlap"] for line in lines] == [None, pytest.approx(again / (2 * BATCH))]
     # Steps 2 and 3 are the first choice, 4 and 5 the second, 6 and 7 the second in another order.
     passes = run.rows[1:].reshape(3, 2 * BATCH)
     for rows, step in zip(passes, (1, 3, 3), strict=True):

@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -73,14 +74,21 @@ def _load_installed() -> None:
         entry_point.load()
 
 
+def is_module_name(value: Any) -> bool:
+    """Whether it can be the name of a module, with dots between those of its packages."""
+    return isinstance(value, str) and re.fullmatch(r"[\w-]+(\.[\w-]+)*", value) is not None
+
+
 def load_plugins(modules: Iterable[str]) -> None:
     """Imports the modules that register policies, signals, sources, evaluators or model families of the user's own.
 
     Raises:
-        InputError: a module that cannot be found, by name.
+        InputError: what is no module's name, or a module that cannot be found, by name.
     """
     _load_installed()
     for module in modules:
+        if not is_module_name(module):
+            raise InputError("a module's name is accepted, such as my_package.my_mixer", option="plugins", value=module)
         with user_code(f"config.plugins: importing {module!r}"):
             try:
                 importlib.import_module(module)

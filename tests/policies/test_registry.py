@@ -125,6 +125,12 @@ def test_a_missing_plugin_is_named():
         registry.load_plugins(["no_such_package.mixer"])
 
 
+@pytest.mark.parametrize("module", ["..", ".mixer", "", "a..b", "my mixer"])
+def test_what_is_no_name_of_a_module_is_refused(module):
+    with pytest.raises(InputError, match=r"^config.plugins = '.*': a module's name is accepted, such as my_package"):
+        registry.load_plugins([module])
+
+
 def test_two_policies_of_one_name_are_refused(plugin):
     registry.load_plugins([plugin])
     with pytest.raises(InputError, match=r"'odm' of .* is already registered by dataflex_jax.policies.mixers.odm"):

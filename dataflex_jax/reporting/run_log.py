@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -231,6 +232,8 @@ def named_state(state: PyTree, names: Sequence[str]) -> Any:
             for key, value in state.items()
             if isinstance(value, dict) or hasattr(value, "_asdict") or np.ndim(value) < 2
         }
+    if isinstance(state, jax.Array) and jnp.issubdtype(state.dtype, jax.dtypes.prng_key):
+        state = jax.random.key_data(state)
     if np.ndim(state) and len(state) == len(names):
         return {name: np.asarray(value).tolist() for name, value in zip(names, state, strict=True)}
     return np.asarray(state).tolist()
@@ -239,6 +242,6 @@ def named_state(state: PyTree, names: Sequence[str]) -> Any:
 def _in_words(record: dict[str, Any]) -> str:
     overall = record["overall"]
     if "nll" in overall:
-        figures = ", ".join(f"{name} {value['nll']:.3f}" for name, value in record["domains"].items())
+        figures = ", ".join(f"{name} {value['nll']:.3f}" for name, value in record["domains"].items() if "nll" in value)
         return f"held-out nll {overall['nll']:.4f} ({figures})"
     return f"{record['split']} " + ", ".join(f"{name} {value:.4g}" for name, value in overall.items())

@@ -3,6 +3,7 @@
 import sys
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
@@ -129,6 +130,10 @@ def test_wandb_gets_the_configuration_and_a_step_at_once(tmp_path, monkeypatch):
             "step 4: exam accuracy 0.25, samples 8",
         ),
         ({"split": "exam", "domains": {}, "overall": None}, None),
+        (
+            {"split": "exam", "domains": {"law": {"accuracy": 0.5}}, "overall": {"nll": 2.5}},
+            "step 4: held-out nll 2.5000 ()",
+        ),
     ],
 )
 def test_any_evaluation_is_written_and_said(tmp_path, capsys, record, said):
@@ -136,6 +141,10 @@ def test_any_evaluation_is_written_and_said(tmp_path, capsys, record, said):
         log.evaluated(4, record)
     assert read_jsonl(tmp_path / "eval.jsonl") == [{"step": 4, **record}]
     assert capsys.readouterr().err.splitlines() == ([] if said is None else [said])
+
+
+def test_a_key_in_a_state_is_numbers():
+    assert named_state({"key": jax.random.key(7)}, ("a", "b", "c")) == {"key": [0, 7]}
 
 
 def test_a_states_arrays_over_the_domains_are_named_and_histories_left_out():

@@ -135,7 +135,9 @@ def test_evaluating_a_run_prints_and_writes_what_it_evaluated(trainer, checkpoin
     result = results["evaluate the run"]
     assert result.stdout.startswith(f"Step 2 of {folder}, held out:\n{evaluate.table(record)}\n")
     assert result.stdout.endswith(f"\nWritten to {folder}/evaluation.json.\n")
-    assert figures(results["evaluate one step"]) == figures(result)
+    with_recipe = results["evaluate one step"]
+    assert figures(with_recipe) == figures(result)
+    assert with_recipe.stdout.endswith(f"\nWritten to {folder}/evaluation-{Path(trainer.recipe).stem}.json.\n")
 
 
 @pytest.mark.slow

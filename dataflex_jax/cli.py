@@ -183,9 +183,14 @@ def no_positional(argv: list[str]) -> None:
 
 def default_run_folder() -> str:
     """runs/RECIPE or runs/RECIPE-VARIANT, from the flag `--config`."""
+    return f"runs/{recipe_name()}"
+
+
+def recipe_name() -> str:
+    """RECIPE or RECIPE-VARIANT, from the flag `--config`, as a part of a path."""
     path, _, variant = flags.FLAGS["config"].config_filename.partition(":")
     name = "-".join(filter(None, [Path(path).stem, variant]))
-    return "runs/" + re.sub(r"[^\w.-]+", "-", name)
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def initialize_distributed(

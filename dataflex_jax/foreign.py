@@ -1,7 +1,9 @@
 """JSON that others wrote, read within limits: every fault of it is one line that names the file."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,8 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         ValueError: it is not valid JSON, nested deeper than `MAX_DEPTH`, or holds an integer of thousands of digits.
     """
-    try:
+    with _limits_in_words():
         value = json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
     opened = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
     if isinstance(value, dict | list) and sum(map(text.count, opened)) > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(_TOO_DEEP)
@@ -36,14 +36,24 @@ def next_json(text: str, start: int = 0) -> tuple[Any, int]:
     Raises:
         ValueError: see `parse_json`; `json.JSONDecodeError` where the text is no JSON or ends too early.
     """
-    try:
+    with _limits_in_words():
         value, end = _DECODER.raw_decode(text, start)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
     opened = sum(text.count(bracket, start, end) for bracket in "[{")
     if isinstance(value, dict | list) and opened > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(_TOO_DEEP)
     return value, end
+
+
+@contextlib.contextmanager
+def _limits_in_words() -> Iterator[None]:
+    try:
+        yield
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    except ValueError as error:  # whose own words advise to raise Python's limit of digits
+        raise ValueError("an integer with thousands of digits") from error
 
 
 def read_bytes(path: str | os.PathLike[str], kind: str = "a file", limit: int = MAX_BYTES) -> bytes:

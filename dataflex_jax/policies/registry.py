@@ -28,6 +28,7 @@ from ml_collections import config_dict
 from dataflex_jax.errors import InputError, shown
 from dataflex_jax.policies import mixers, options, orders, selectors, weighters
 from dataflex_jax.policies.base import Mixer, Order, Selector, Weighter
+from dataflex_jax.policies.contract import check_fields
 from dataflex_jax.policies.schedule import Schedule, Scheduled
 from dataflex_jax.policies.user_code import user_code
 
@@ -38,7 +39,7 @@ _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KIN
 _SCHEDULE_FIELDS = Schedule._fields
 _ENTRY_POINTS = "dataflex_jax.policies"
 # Fields of all policies of a kind that are the run's business, not the policy's.
-_RUN_FIELDS = {"selector": {"save_all_scores": False}}
+_RUN_FIELDS = {"selector": {"save_all_scores": True}}
 
 
 def _register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -175,6 +176,7 @@ def build(
     if not isinstance(policy, _PROTOCOLS[kind]):
         expected = _PROTOCOLS[kind].__name__
         raise InputError(f"{kind} {name!r}: its factory returned a {type(policy).__name__}; a {expected} is expected")
+    check_fields(f"{kind} {name!r}", policy)
     return Scheduled(name, policy, schedule)
 
 

@@ -25,6 +25,7 @@ from dataflex_jax.training import agreement, changes, fits, loop, resume, run_co
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
+from dataflex_jax.training.entries import check_entries
 from dataflex_jax.training.evaluation import check_evaluators
 from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.learner import fresh_state, make_learner
@@ -72,6 +73,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         import_wandb(config.wandb_project)
 
     agreement.agree_on_run_folder(run_folder)
+    check_entries(run_folder)
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         group.at_loss(checkpoints.newest)
         latest = checkpoints.newest_sound()

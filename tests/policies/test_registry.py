@@ -114,7 +114,8 @@ def test_a_hyperparameter_of_the_wrong_type_is_refused_by_name(kind, name, field
 
 def test_a_default_need_not_be_as_its_annotation_says(monkeypatch):
     def lax(*, temperature: float = None, steps: int = 0.5) -> Mixer:  # noqa: RUF013
-        return Mixer(init=temperature, update=steps, sampling_weights=None)
+        assert (temperature, steps) == (None, 0.5)
+        return Mixer(lambda natural: natural, lambda state, seen: state, lambda state: state)
 
     monkeypatch.setitem(registry._FACTORIES["mixer"], "lax", lax)
     registry.build("mixer", registry.policy_config("mixer", "lax"), Schedule(0, 1, -1))

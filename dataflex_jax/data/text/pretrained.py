@@ -33,6 +33,7 @@ READ = (*COPIED, GENERATION_CONFIG, _MODEL_CONFIG)
 GENERIC = "PreTrainedTokenizerFast"  # by tokenizer.json's own rules; "TokenizersBackend" since transformers 5
 _GENERIC = (GENERIC, "TokenizersBackend")
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MAX_IDS = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -223,6 +224,7 @@ def load(files: TokenizerFiles, begin_of_text: bool | None = None) -> Loaded:
         InputError: they make none, which names the file or the folder; or there is no bos_token to begin with.
     """
     backend, roles, class_name = _made(files)
+    _check_ids(backend, files)
     # A tokenizer.json may carry the truncation and padding of the task that its model was tuned for.
     backend.no_truncation()
     backend.no_padding()
@@ -271,6 +273,17 @@ def _made(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str, str], 
 def _own_backend(files: TokenizerFiles) -> tokenizers.Tokenizer:
     with _faults_said(f"{files.paths[TOKENIZER]}: is not a {TOKENIZER}"):
         return tokenizers.Tokenizer.from_str(files.contents[TOKENIZER].decode())
+
+
+def _check_ids(backend: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+    """Refuses ids that no embedding has a row for, or that the library gives to either of two tokens as it likes."""
+    place, tokens = files.paths.get(TOKENIZER, files.folder), {}
+    for token, i in backend.get_vocab(with_added_tokens=True).items():
+        if i >= _MAX_IDS:
+            raise InputError(f"{place}: token {one_line(repr(token), 80)} has the id {i}; it must be below {_MAX_IDS}")
+        if (other := tokens.setdefault(i, token)) != token:
+            both = " and ".join(one_line(repr(token), 80) for token in sorted((token, other)))
+            raise InputError(f"{place}: the tokens {both} have the same id {i}")
 
 
 @contextlib.contextmanager

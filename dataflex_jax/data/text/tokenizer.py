@@ -78,9 +78,19 @@ class Tokenizer:
         """The control tokens by id."""
         return {i: token for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
 
-    def copy_of_backend(self) -> tokenizers.Tokenizer:
-        """A backend of one's own to change; as here, it encodes control tokens that stand in a text as characters."""
-        copied = tokenizers.Tokenizer.from_str(self._backend.to_str())
+    def copy_of_backend(self, *, room_for: Sequence[str] = ()) -> tokenizers.Tokenizer:
+        """A backend of one's own to change; as here, it encodes control tokens that stand in a text as characters.
+
+        Args:
+            room_for: tokens that are going to be added to it, and must not get the ids of others.
+        """
+        text = self._backend.to_str()
+        if self._backend.get_vocab_size(with_added_tokens=True) < self.vocab_size:
+            # The library gives what is added the number of tokens as its id, whoever has it where there are holes.
+            rules = json.loads(text)
+            rules["model"]["vocab"] |= {token: i for i, token in enumerate(room_for, self.vocab_size)}
+            text = json.dumps(rules)
+        copied = tokenizers.Tokenizer.from_str(text)
         copied.encode_special_tokens = True
         return copied
 

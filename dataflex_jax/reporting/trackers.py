@@ -6,7 +6,7 @@ Everything here runs on the host and takes Python, numpy or JAX values; nothing 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, Self
 
 import jax
@@ -132,12 +132,22 @@ class MetricsLogger:
         self.close()
 
 
-def _wandb_run(folder: Path, settings: str | Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+def import_wandb(settings: str | Mapping[str, Any]) -> ModuleType:
+    """The package, for what `MetricsLogger` takes as `wandb`.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import wandb
     except ModuleNotFoundError as error:
         reason = "wandb is not installed; `pip install dataflex_jax[wandb]`, or set it to None"
         raise InputError(reason, option="wandb_project", value=settings) from error
+    return wandb
+
+
+def _wandb_run(folder: Path, settings: str | Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    wandb = import_wandb(settings)
     arguments = {"project": settings} if isinstance(settings, str) else dict(settings)
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "wandb_id"

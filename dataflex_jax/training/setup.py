@@ -19,6 +19,7 @@ from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.processes import group
+from dataflex_jax.reporting.trackers import import_wandb
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import agreement, changes, fits, loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
@@ -68,6 +69,8 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     active_policies(config)  # refuses what it can before any data is read
     check_evaluators(config)
     fits.check_tokenizer(config)
+    if config.wandb_project is not None and jax.process_index() == 0:
+        import_wandb(config.wandb_project)
 
     agreement.agree_on_run_folder(run_folder)
     check_entries(run_folder)

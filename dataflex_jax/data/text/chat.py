@@ -266,7 +266,8 @@ class ChatEncoder:
         try:
             text = self._template.render(messages, tools, generation_prompt=generation_prompt)
         except (rendering.TooMuch, MemoryError) as error:
-            raise InputError(f"{self._source}: the chat template {error or 'takes too much memory'}") from error
+            reason = error if isinstance(error, rendering.TooMuch) else "takes too much memory"
+            raise InputError(f"{self._source}: the chat template {reason}") from error
         except jinja2.TemplateError as error:
             raise _BadConversation(f"the chat template refuses it: {rendering.described(error)}") from error
         except Exception as error:  # a template is a program, in which anything may happen

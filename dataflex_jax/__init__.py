@@ -8,7 +8,7 @@ import importlib
 import sys
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # As dataflex_jax.library has it. A test of membership must not import it: `from dataflex_jax import sharding` asks too.
 __all__ = [

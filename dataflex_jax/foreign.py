@@ -90,19 +90,25 @@ def read_json(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> Any:
     Raises:
         InputError: it cannot be read (see `read_bytes`) or is no JSON (see `parse_json`); names the file.
     """
-    try:
-        return parse_json(read_bytes(path, "a JSON file", limit))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({one_line(error)})") from error
+    return _parsed(path, read_bytes(path, "a JSON file", limit))
 
 
 def read_object(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        InputError: see `read_json`; or it holds something else.
+        InputError: it cannot be read (see `read_bytes`), see `object_in`.
     """
-    value = read_json(path, limit)
+    return object_in(path, read_bytes(path, "a JSON file", limit))
+
+
+def object_in(path: str | os.PathLike[str], contents: bytes) -> dict[str, Any]:
+    """The object in the contents of a JSON file.
+
+    Raises:
+        InputError: it is no JSON (see `parse_json`), or something else; names the file.
+    """
+    value = _parsed(path, contents)
     if not isinstance(value, dict):
         raise InputError(f"{path}: a JSON {type(value).__name__}; one object is expected")
     return value
@@ -117,6 +123,13 @@ def refuse_pointer(path: str | os.PathLike[str]) -> None:
     with open(path, "rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise _pointer(Path(path))
+
+
+def _parsed(path: str | os.PathLike[str], contents: bytes) -> Any:
+    try:
+        return parse_json(contents)
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({one_line(error)})") from error
 
 
 def _pointer(path: Path) -> InputError:

@@ -281,7 +281,7 @@ def gradients(
     preconditioner: Preconditioner = Preconditioner(),  # noqa: B008 - a constant
     then: Callable[[Float[jax.Array, "B P"], PyTree], Any] | None = None,
     operand: PyTree = None,
-) -> Float[np.ndarray, "n *P"]:
+) -> Float[np.ndarray, "n *P"]:  # noqa: F821 - a shape
     """Each row's projected gradient of its token-mean loss with respect to the model's trained parameters.
 
     Projected where it appears in the backward pass: one layer's per-example gradients are in memory at a time. It is

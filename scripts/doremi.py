@@ -22,7 +22,8 @@ from absl import flags
 
 from dataflex_jax import cli
 from dataflex_jax.errors import TrainingError
-from dataflex_jax.files import read_jsonl, to_json
+from dataflex_jax.files import to_json
+from dataflex_jax.json_lines import read_jsonl
 from dataflex_jax.reporting.evaluations import evaluations
 from dataflex_jax.reporting.run_folder import RunRecords
 from dataflex_jax.training import run_config

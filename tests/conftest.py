@@ -14,5 +14,9 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compilations")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    folder = tmp_path_factory.getbasetemp()
+    # Processes of pytest-xdist have a folder each, below one that they share.
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compilations"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -16,6 +16,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.policies.signals import Embed, Signals
 
+LOSS_MEANS = ("tokens", "domains")
+SCORE_KINDS = ("loss", "selector", "field", "file", "none")
+
 
 class Observation(NamedTuple):
     """What a policy sees of one optimizer step: by-products of the training forward pass over the global batch.
@@ -145,7 +148,7 @@ class Weighter(NamedTuple):
     """
 
     init: Callable[[int], PyTree]
-    weigh: Callable[[PyTree, RowObservation], Float[Array, "B *T"]]
+    weigh: Callable[[PyTree, RowObservation], Float[Array, "B *T"]]  # noqa: F821 - a shape
     embed: Embed | None = None
     refresh: Callable[[PyTree, Signals], PyTree] | None = None
     refresh_interval: int = 1

@@ -81,7 +81,7 @@ class Gradients:
 
     projection: Projection
     adam: Preconditioner | None = None
-    then: Callable[[Float[Array, "B P"], PyTree], Float[Array, "B *F"]] | None = None
+    then: Callable[[Float[Array, "B P"], PyTree], Float[Array, "B *F"]] | None = None  # noqa: F821 - a shape
     parameters: str = "blocks"
 
 

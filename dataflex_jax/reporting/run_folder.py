@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from dataflex_jax.errors import InputError, TrainingError, one_line
-from dataflex_jax.files import parse_object, replace_json, to_jsonable
+from dataflex_jax.files import replace_json, to_jsonable
 from dataflex_jax.foreign import read_object
+from dataflex_jax.json_lines import parse_object
 
 # What is kept of the lines of one policy or split, at least.
 MOST_LINES = 5000
@@ -56,7 +57,8 @@ _OF_POLICY = {
     "policy": _TEXT,
     "observed": _TABLE,
     "sampling_weights": _NUMBERS,
-    **dict.fromkeys(("score_min", "score_mean", "score_max"), _NUMBER),
+    "domain_share": _NUMBERS,
+    **dict.fromkeys(("coverage", "overlap", "score_min", "score_mean", "score_max"), _NUMBER),
 }
 _OF_EVALUATIONS = {"split": _TEXT, "domains": _TABLE, "overall": _NUMBERS}
 

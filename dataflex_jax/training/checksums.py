@@ -16,8 +16,9 @@ import xxhash
 from jax.experimental import multihost_utils
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import Written, digest, replace_json
+from dataflex_jax.files import digest, replace_json
 from dataflex_jax.foreign import read_object
+from dataflex_jax.json_lines import Written
 
 FILE = "checksums.json"
 # Orbax writes it again as it completes the checkpoint; it holds no number of the run's.

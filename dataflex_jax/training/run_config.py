@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 import dataflex_jax
 from dataflex_jax import config as configuration
 from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.files import JsonlWriter, replace_json
+from dataflex_jax.files import replace_json
 from dataflex_jax.foreign import read_object
+from dataflex_jax.json_lines import JsonlWriter
 from dataflex_jax.policies.registry import KINDS
 
 # Fields that older runs may lack, by section, and what they mean there.

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from dataflex_jax.data import sampler as sampling
 from dataflex_jax.data.sampler import SamplerState
-from dataflex_jax.files import Written
+from dataflex_jax.json_lines import Written
 from dataflex_jax.training import loop
 from dataflex_jax.training.checkpoint import Contents
 from dataflex_jax.training.job import Cadence, Job

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dataflex_jax.files import read_jsonl
+from dataflex_jax.json_lines import read_jsonl
 from dataflex_jax.reporting.summary import write_results
 from tests.helpers.synthetic_run import write_run
 

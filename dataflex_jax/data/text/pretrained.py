@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import processors
 
 from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.foreign import parse_json, read_bytes
+from dataflex_jax.foreign import object_in, parse_json, read_bytes
 
 TOKENIZER, CONFIG, GENERATION_CONFIG = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 TEMPLATE, SPECIAL_TOKENS, SENTENCEPIECE = "chat_template.jinja", "special_tokens_map.json", "tokenizer.model"
@@ -144,7 +144,7 @@ def read_file(path: Path) -> TokenizerFiles:
 
 def _read(folder: Path, present: Mapping[str, Path], *, by_itself: bool) -> TokenizerFiles:
     contents = {name: read_bytes(path).removeprefix(_BYTE_ORDER_MARK) for name, path in present.items()}
-    objects = {name: _object(present[name], contents[name]) for name in _OBJECTS if name in contents}
+    objects = {name: object_in(present[name], contents[name]) for name in _OBJECTS if name in contents}
     for name, values in objects.items():
         for field, (words, test) in _ACCEPTED.get(name, {}).items():
             if (value := values.get(field)) is not None and not test(value):
@@ -160,16 +160,6 @@ def _read(folder: Path, present: Mapping[str, Path], *, by_itself: bool) -> Toke
     stops = () if stops is None else tuple(stops) if isinstance(stops, list) else (stops,)
     special_tokens = objects.get(SPECIAL_TOKENS, {})
     return TokenizerFiles(folder, present, contents, config, special_tokens, template, stops, by_itself)
-
-
-def _object(path: Path, contents: bytes) -> dict[str, Any]:
-    try:
-        value = parse_json(contents)
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({one_line(error)})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON {type(value).__name__}; one object is expected")
-    return value
 
 
 def _is_token(value: Any) -> bool:

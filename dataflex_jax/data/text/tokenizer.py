@@ -20,7 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from dataflex_jax.data.text import pretrained
 from dataflex_jax.data.text.pretrained import TokenizerFiles
 from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.files import replace_file, replace_json
+from dataflex_jax.files import expanded, replace_file, replace_json
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def load_tokenizer(
             reason = f"config.data.tokenizer = {spec!r} has no bos_token"
             raise InputError(reason, option="data.begin_of_text", value=True)
         return _from_backend(made, spec, eos_token or END_OF_TEXT)
-    path = Path(spec).expanduser()
+    path = Path(expanded(spec))
     if (path / "checkpoints").is_dir() and (path / "tokenizer").is_dir():
         path = path / "tokenizer"
     if path.is_file():

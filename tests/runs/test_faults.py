@@ -125,7 +125,9 @@ def test_stopped_on_request_it_saves_and_goes_on(trainer, whole, tmp_path):
         ("SIGTERM", COMPILING_THE_EVALUATION, 5),
     ):
         result = trainer.done(workdir=tmp_path, SIGNAL=name, SIGNAL_AT=moment)
-        assert result.stdout == f"Stopped on request after step {step}, saved; the same command goes on from there.\n"
+        said, hint = result.stdout.splitlines()
+        assert said == f"Stopped on request after step {step}, saved; the same command goes on from there."
+        assert hint == f"What it was until then: python -m dataflex_jax.report {tmp_path} --output=report.html"
         assert saved_steps(tmp_path)[-1] == step
     trainer.done(workdir=tmp_path)
     assert_same_curves(tmp_path, whole)

@@ -58,6 +58,35 @@ def draw(
     return Choice(ids=ids, scores=p[ids], all_scores=p)
 
 
+def sample(
+    p: Float[Array, " n"], key: PRNGKeyArray, num: int, *, then: Float[Array, " n"], replacement: bool = False
+) -> Choice:
+    """Draws `num` candidates as `draw` does, each by a probability of its own.
+
+    Args:
+        p: of each candidate, up to a factor; 0: only drawn where all others are taken.
+        key: of the draw.
+        num: how many; without replacement at most n.
+        then: by which candidates with p = 0 follow, the lowest first.
+        replacement: whether a candidate may be drawn several times; where all p are 0 all are equal.
+
+    Returns:
+        The candidates in the order drawn; scores are p.
+    """
+    if replacement:
+        coarse, fine = jax.random.uniform(key, (2, num))
+        # In float32 the sums over many candidates would lose the unlikely ones, and so would 23 random bits.
+        with jax.enable_x64(True):
+            ends = jnp.cumsum(jnp.where(jnp.any(p > 0), p, 1.0).astype(jnp.float64))
+            drawn = (coarse.astype(jnp.float64) + fine.astype(jnp.float64) * 2.0**-23) * ends[-1]
+            places = jnp.searchsorted(ends, drawn, side="right")
+            ids = jnp.minimum(places, p.shape[0] - 1).astype(jnp.int32)
+    else:
+        gumbel = jax.random.gumbel(key, p.shape, jnp.float32, mode="high")
+        ids = jnp.lexsort((then, -(jnp.log(p) + gumbel)))[:num]
+    return Choice(ids=ids, scores=p[ids], all_scores=p)
+
+
 def probabilities(stratum: Int[Array, " n"], log_weights: Float[Array, " S"]) -> Float[Array, " n"]:
     """The probability of each candidate in a first draw; zeros where no candidate may be drawn."""
     weights = jnp.exp(log_weights - jnp.max(log_weights))[stratum]

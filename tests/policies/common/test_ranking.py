@@ -63,3 +63,22 @@ def test_draws_have_the_distribution_of_their_weights(replacement):
 
 def test_no_candidate_at_all_has_probability_zero_everywhere():
     np.testing.assert_array_equal(ranking.probabilities(jnp.array([0, 0]), jnp.array([-jnp.inf])), [0, 0])
+
+
+def test_unlikely_candidates_are_sampled_beside_likely_ones():
+    """Of weights 1 after one of 1e8 sums in float32 would know every eighth place alone."""
+    p = np.ones(100_001, np.float32)
+    p[0] = 1e8
+    sample = jax.jit(lambda key: ranking.sample(jnp.asarray(p), key, 200_000, then=p, replacement=True).ids)
+    ids = np.asarray(sample(jax.random.key(0)))
+    rare = ids[ids > 0]
+    assert 150 < len(rare) < 250
+    assert len(np.unique(rare % 8)) == 8
+
+
+def test_without_replacement_samples_are_sequential_draws():
+    p = np.array([0.5, 0.0, 0.3, 0.15, 0.05], np.float32)
+    keys = jax.vmap(jax.random.key)(np.arange(20_000))
+    draws = jax.vmap(lambda key: ranking.sample(jnp.asarray(p), key, 2, then=p).ids)(keys)
+    often = np.bincount(np.ravel(draws), minlength=5) / len(keys)
+    np.testing.assert_allclose(often, sequential_inclusion(p, 2), atol=0.02)

@@ -1,0 +1,132 @@
+"""Candidates drawn so that they are distributed as the targets are, by optimal transport (TSDS)."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
+from dataflex_jax.policies.common import ranking
+from dataflex_jax.policies.common.embedded import POOLINGS, embedded, saying
+from dataflex_jax.policies.common.neighbours import kernel_densities, nearest, usable
+
+# Neighbours are looked for among many more candidates than are taken.
+_LARGEST_PART = 10
+
+
+class Transported(NamedTuple):
+    """What the choice depends on, of each candidate.
+
+    Attributes:
+        probability: float32 [n], of a draw; 0 where no target's mass comes here.
+        distance: float32 [n], from the nearest target; NaN where it has no embedding.
+    """
+
+    probability: Float[Array, " n"]
+    distance: Float[Array, " n"]
+
+
+class Plan(NamedTuple):
+    """The optimal transport of the targets' mass to their neighbours.
+
+    Attributes:
+        mass: float64, from each target to each of its neighbours; 1/M in all from each target.
+        cap: the largest product of a density and a mass.
+        bound: whether it would be lower if there were more neighbours.
+    """
+
+    mass: Float[np.ndarray, "M k"]
+    cap: float
+    bound: bool
+
+
+@register_selector("tsds")
+def tsds(
+    *,
+    alpha: float = 0.6,
+    C: float = 5.0,
+    sigma: float = 0.75,
+    max_k: int = 5000,
+    kde_k: int = 1000,
+    pooling: str = "mean",
+    replacement: bool = False,
+) -> Selector:
+    """Draws candidates by the mass that an optimal transport of the targets gives them (arXiv 2410.11303).
+
+    Between near neighbours of the targets and diversity: with d the L2 distances of embeddings of length 1 and rho the
+    density of candidates around a candidate, the mass gamma_jk from target j of M to its k-th neighbour minimises
+    `(alpha / C) sum gamma_jk d_jk + (1 - alpha) M t` where `sum_k gamma_jk = 1/M` and `0 <= rho_k gamma_jk <= t`. A
+    candidate is drawn with probability `p_k = sum_j gamma_jk`; near-duplicates share what one of them would have.
+
+    Without replacement, candidates with p = 0 follow where all others are taken, by their distance from the nearest
+    target. Candidates whose embedding is zero or not finite are never chosen, and such targets have no mass. A choice's
+    scores are p.
+
+    Args:
+        alpha: in [0, 1]; 1: the nearest neighbour of each target alone, 0: as even as `max_k` allows.
+        C: scale of distances, > 0.
+        sigma: width of the density's kernel `max(0, 1 - d^2 / sigma^2)`, >= 0; 0: all densities are 1.
+        max_k: neighbours of each target; at most a tenth of the candidates.
+        kde_k: candidates that a density is summed over, of those that are a target's neighbours; at most a tenth of the
+            candidates.
+        pooling: of a row's hidden states: their "mean", the "last" one, or the mean "weighted" by position.
+        replacement: whether a candidate may be drawn several times.
+
+    Raises:
+        ValueError: a hyperparameter out of its range.
+    """
+    options.between("alpha", alpha, 0, 1)
+    options.between("C", C, 0, math.inf, open_low=True, open_high=True)
+    options.at_least("sigma", sigma, 0)
+    options.at_least("max_k", max_k, 1)
+    options.at_least("kde_k", kde_k, 1)
+    options.one_of("pooling", pooling, tuple(POOLINGS))
+    say = saying("tsds")
+
+    def at_most(name: str, value: int, available: int) -> int:
+        most = max(1, available // _LARGEST_PART)
+        if value > most:
+            say(f"{name} = {value} is more than a tenth of the {available} candidates with an embedding; it is {most}.")
+        return min(value, most)
+
+    def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
+        targets, candidates = embedded("tsds", pooling, signals)
+        available = int(usable(candidates).sum())
+        found = nearest(targets, candidates, at_most("max_k", max_k, available))
+        ids, places = np.unique(found.ids, return_inverse=True)
+        densities = kernel_densities(candidates[ids], at_most("kde_k", kde_k, available), sigma)
+        plan = transport(found.distances, densities[places].reshape(found.ids.shape), alpha, C)
+        if plan.bound and found.ids.shape[1] < available:
+            say("max_k binds: the mass of a target would be spread over more neighbours than it has.")
+        p = np.bincount(found.ids.ravel(), plan.mass.ravel(), minlength=len(candidates))
+        return Evidence(Transported(p.astype(np.float32), found.closest)), state
+
+    def choose(evidence: Evidence, request: Request, num: int) -> Choice:
+        rows: Transported = evidence.rows
+        return ranking.sample(rows.probability, request.key, num, then=rows.distance, replacement=replacement)
+
+    return Selector(score=score, choose=choose, replacement=replacement, needs=frozenset({TARGETS}))
+
+
+def transport(distances: Float[np.ndarray, "M k"], densities: Float[np.ndarray, "M k"], alpha: float, C: float) -> Plan:
+    """The optimum that `tsds` states, of neighbours in ascending order of distance; in float64.
+
+    For a given t each target fills its neighbours, the nearest first, up to t / rho until its 1/M is used up. The
+    objective is then convex and piecewise linear in t: where t falls below `1 / (M sum_{l <= m} 1 / rho_l)`, a target
+    needs its (m+1)-th neighbour too, and the slope falls by `(alpha / C) (d_{m+1} - d_m) sum_{l <= m} 1 / rho_l`. One
+    sort of these places finds where it reaches 0. Below the least t at which every target's neighbours hold its mass
+    there is no plan.
+    """
+    distances, densities = np.asarray(distances, np.float64), np.asarray(densities, np.float64)
+    share = 1 / len(distances)
+    room = np.cumsum(1 / densities, axis=1)
+    corners = share / room
+    falls = (alpha / C) * room[:, :-1] * np.diff(distances, axis=1)
+    descending = np.argsort(-corners[:, :-1], axis=None, kind="stable")
+    optimal = np.searchsorted(np.cumsum(falls.ravel()[descending]), (1 - alpha) * len(distances))
+    wanted = corners[:, :-1].ravel()[descending[optimal]] if optimal < len(descending) else 0.0
+    least = corners[:, -1].max()
+    cap = max(wanted, least)
+    mass = np.diff(np.minimum(cap * room, share), axis=1, prepend=0)
+    return Plan(mass, float(cap), bool(wanted < least and alpha < 1))

@@ -82,7 +82,7 @@ def _search(
     known = usable(points)
     k = min(k, int(known.sum()))
     # Hidden states share a large offset, in which the differences that count would be rounded away.
-    offset = np.mean(points, axis=0, dtype=np.float64, where=known[:, None]).astype(np.float32)
+    offset = np.mean(queries, axis=0, dtype=np.float64).astype(np.float32)
     tile = min(_POINTS, len(points))
     for start in range(0, len(queries), _QUERIES):
         block = jnp.asarray(queries[start : start + _QUERIES] - offset)

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dataflex_jax.data.batch import Batch
+from dataflex_jax.models import layout
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import Projection
 from dataflex_jax.signals import products
+from dataflex_jax.signals.directions import beside
 from dataflex_jax.signals.moments import Moments, preconditioned
 from dataflex_jax.signals.projections import check, project
 from dataflex_jax.signals.rows import (
@@ -62,16 +64,18 @@ def gradient_features(
 def gradient_norms(*, parameters: Select | None = None) -> Callable[[Model, Batch], Float[Array, " B"]]:
     """The function of (model, batch) that computes the norms of the rows' gradients, float32 [B].
 
-    Exact, from the inputs and output gradients of the linear layers; no weight's gradient is formed
-    (`products.squared_norms`).
+    Exact. Of the kernels and adapters of the blocks' linear layers no gradient is formed (`products.norms`);
+    with other parameters among them, each row's is, where it appears.
 
     Args:
-        parameters: as in `gradient_features`, among the kernels and adapters of the blocks' linear layers.
+        parameters: as in `gradient_features`.
     """
 
     def norms(model: Model, batch: Batch) -> Float[Array, " B"]:
         paths = selected_paths(model.params, parameters)
-        return jnp.sqrt(products.squared_norms(model, paths, row_loss, batch.rows_alone()))
+        if all(map(layout.is_linear, paths)):
+            return products.norms(model, paths, row_loss, batch.rows_alone())
+        return beside(model, batch, paths).norms
 
     return norms
 

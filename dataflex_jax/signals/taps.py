@@ -1,9 +1,9 @@
 """What becomes of one example's gradient where it appears in the backward pass, so that no [B, P] is ever kept.
 
-Keeping B gradients is what makes them expensive, not computing them. So each parameter meets a `tap` [width] of zeros in
-an identity whose backward pass turns the parameter's gradient (one example's, under `jax.vmap`) into its image, a few
-numbers, hands that back as the tap's gradient and drops the rest. The scan over layers sums the taps: `vmap(grad)` with
-respect to the tap is [B, width], and one layer's per-example gradients are alive at a time.
+Keeping B gradients is what makes them expensive, not computing them. So each parameter meets a `tap` [width] of zeros
+in an identity whose backward pass turns the parameter's gradient (one example's, under `jax.vmap`) into its image, a
+few numbers, hands that back as the tap's gradient and drops the rest. The scan over layers sums the taps: `vmap(grad)`
+with respect to the tap is [B, width], and one layer's per-example gradients are alive at a time.
 
 A parameter outside the layers that is used twice (a table that is the head too) has one tap, which sees the sum.
 """

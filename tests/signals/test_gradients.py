@@ -241,7 +241,7 @@ def test_what_cannot_be_served_is_refused():
     with pytest.raises(ValueError, match=r"^moments: .*'kronecker'"):
         gradient_features(Projection("kronecker", DIM))(model, batch, random_moments(model.params))
     with pytest.raises(ValueError, match=r"^parameters: layers/input_layernorm/scale is not a matrix"):
-        gradient_norms(parameters=lambda path: path.endswith("scale"))(model, batch)
+        gradient_features(Projection("kronecker", DIM), parameters=lambda path: path.endswith("scale"))(model, batch)
     with pytest.raises(ValueError, match=r"^parameters: select none"):
         gradient_features(Projection(), parameters=lambda _: False)(model, batch)
     with pytest.raises(ValueError, match=r"^method = 'dense'"):

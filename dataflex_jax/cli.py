@@ -142,11 +142,12 @@ for _type, _parse_text in {
     config_flags.register_flag_parser_for_type(_type, _Field(_parse_text))
 
 
-def chosen_config(default: str | None = None) -> ConfigDict:
+def chosen_config(default: str | None = None, example: str = "configs/odm.py") -> ConfigDict:
     """The configuration of the flag `--config`, which `config_flags.DEFINE_config_file` defines.
 
     Args:
         default: the recipe where none is given, such as "configs/base.py"; None: one must be.
+        example: a recipe that suits the command, for who gives none.
 
     Raises:
         InputError: it is missing, or a policy was changed by overriding its name alone.
@@ -157,7 +158,7 @@ def chosen_config(default: str | None = None) -> ConfigDict:
     if flag.value is None and flag.present:
         raise InputError(f"--config={flag.config_filename}: its get_config() returns nothing")
     if flag.value is None:
-        raise InputError("--config is missing, e.g. --config=configs/odm.py")
+        raise InputError(f"--config is missing, e.g. --config={example}")
     for name, value in config_flags.get_override_values(flag).items():
         kind, _, field = name.partition(".")
         if value is None and not field and flag.value.get_type(name) is types.NoneType:
@@ -182,9 +183,14 @@ def no_positional(argv: list[str]) -> None:
 
 def default_run_folder() -> str:
     """runs/RECIPE or runs/RECIPE-VARIANT, from the flag `--config`."""
+    return f"runs/{recipe_name()}"
+
+
+def recipe_name() -> str:
+    """RECIPE or RECIPE-VARIANT, from the flag `--config`, as a part of a path."""
     path, _, variant = flags.FLAGS["config"].config_filename.partition(":")
     name = "-".join(filter(None, [Path(path).stem, variant]))
-    return "runs/" + re.sub(r"[^\w.-]+", "-", name)
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def initialize_distributed(

@@ -21,7 +21,7 @@ from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.policies import options
 from dataflex_jax.policies.active import weighter_sections
 from dataflex_jax.policies.proportions import normalised
-from dataflex_jax.policies.registry import KINDS, checked, load_plugins
+from dataflex_jax.policies.registry import KINDS, checked, is_module_name, load_plugins
 
 
 class Check(NamedTuple):
@@ -75,10 +75,6 @@ def _is_text(x: Any) -> bool:
     return True
 
 
-def _is_module(x: Any) -> bool:
-    return isinstance(x, str) and re.fullmatch(r"[\w-]+(\.[\w-]+)*", x) is not None
-
-
 def _is_proportions(x: Any) -> bool:
     if isinstance(x, Mapping | ConfigDict):
         return len(x) > 0 and all(map(options.is_number, x.values()))
@@ -96,7 +92,7 @@ _TEXT = Check("a non-empty string", _is_text)
 _BOOL = Check("True or False", lambda x: isinstance(x, bool))
 _NAMES = _tuple_of("distinct non-empty strings", _is_text)
 _SOME_NAMES = _tuple_of("distinct non-empty strings", _is_text, empty=False)
-_MODULES = _tuple_of("distinct names of modules, such as 'my_package.my_mixer'", _is_module)
+_MODULES = _tuple_of("distinct names of modules, such as 'my_package.my_mixer'", is_module_name)
 _LENGTH = _integer(2, _MOST_TOKENS)
 _LENGTHS = Check(
     f"a tuple of increasing integers >= 1 and <= {_MOST_TOKENS}",

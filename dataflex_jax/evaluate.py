@@ -5,8 +5,8 @@
 
 --checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or
 hub id. Without --config the data are those of the run; with it, the recipe's, in the model's
-tokens and with its evaluators. Prints a table an evaluator, and writes --output, by default
-evaluation.json in the run folder.
+tokens and with its evaluators. Prints a table an evaluator, and writes --output, by default in
+the run folder: evaluation.json, or, with --config, evaluation-RECIPE.json.
 """
 
 import logging
@@ -23,7 +23,7 @@ from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.loader import check_rows
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import expanded, replace_json, to_jsonable, unwritable
+from dataflex_jax.files import expanded, file_name, replace_json, to_jsonable, unwritable
 from dataflex_jax.reporting.evaluations import HELD_OUT
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import run_config
@@ -93,7 +93,8 @@ def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "A recipe whose data to use; by default the run's.")
     cli.define_path("checkpoint", None, f"The model: {CHECKPOINTS}.")
-    cli.define_path("output", None, "The file to write; by default evaluation.json in the run folder.")
+    default = "evaluation.json, or, with --config, evaluation-RECIPE.json, in the run folder"
+    cli.define_path("output", None, f"The file to write; by default {default}.")
 
 
 def main(argv: list[str]) -> None:
@@ -105,8 +106,9 @@ def main(argv: list[str]) -> None:
     run = locate(options.checkpoint)
     if run is None and not options["config"].present:
         raise InputError("--config is missing: a Hugging Face checkpoint has no data of its own; name a recipe's")
-    config = cli.chosen_config() if options["config"].present else run_config.read(run.folder)
-    output = _output(run, options.output)
+    recipe = cli.recipe_name() if options["config"].present else None
+    config = run_config.read(run.folder) if recipe is None else cli.chosen_config()
+    output = _output(run, options.output, recipe)
     use_tokenizer_of(config.data, options.checkpoint)
     configuration.validate(config)
     mesh = make_mesh(config.mesh)
@@ -123,8 +125,13 @@ def main(argv: list[str]) -> None:
         print(f"Written to {output}.")
 
 
-def _output(run: RunStep | None, output: str | None) -> Path | None:
+def _output(run: RunStep | None, output: str | None, recipe: str | None) -> Path | None:
     """The file to write; None: there is none, as nothing is asked for and the run folder cannot be written.
+
+    Args:
+        run: what is evaluated, if it is a run's.
+        output: what was asked for.
+        recipe: the name of the recipe whose data it is evaluated on; None: on its own.
 
     Raises:
         InputError: a file is asked for that cannot be written.
@@ -136,7 +143,7 @@ def _output(run: RunStep | None, output: str | None) -> Path | None:
         return path
     if run is None:
         return None
-    path = run.folder / "evaluation.json"
+    path = run.folder / ("evaluation.json" if recipe is None else f"evaluation-{file_name(recipe)}.json")
     if fault := unwritable(path):
         logger.warning("%s will not be written: %s; --output=FILE writes another.", path, fault)
         return None

@@ -98,6 +98,9 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # that of a write on a full disk has none
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,7 +1,9 @@
 """JSON that others wrote, read within limits: every fault of it is one line that names the file."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,8 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         ValueError: it is not valid JSON, nested deeper than `MAX_DEPTH`, or holds an integer of thousands of digits.
     """
-    try:
+    with _limits_in_words():
         value = json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
     opened = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
     if isinstance(value, dict | list) and sum(map(text.count, opened)) > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(_TOO_DEEP)
@@ -36,14 +36,24 @@ def next_json(text: str, start: int = 0) -> tuple[Any, int]:
     Raises:
         ValueError: see `parse_json`; `json.JSONDecodeError` where the text is no JSON or ends too early.
     """
-    try:
+    with _limits_in_words():
         value, end = _DECODER.raw_decode(text, start)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
     opened = sum(text.count(bracket, start, end) for bracket in "[{")
     if isinstance(value, dict | list) and opened > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(_TOO_DEEP)
     return value, end
+
+
+@contextlib.contextmanager
+def _limits_in_words() -> Iterator[None]:
+    try:
+        yield
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    except ValueError as error:  # whose own words advise to raise Python's limit of digits
+        raise ValueError("an integer with thousands of digits") from error
 
 
 def read_bytes(path: str | os.PathLike[str], kind: str = "a file", limit: int = MAX_BYTES) -> bytes:
@@ -80,19 +90,25 @@ def read_json(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> Any:
     Raises:
         InputError: it cannot be read (see `read_bytes`) or is no JSON (see `parse_json`); names the file.
     """
-    try:
-        return parse_json(read_bytes(path, "a JSON file", limit))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({one_line(error)})") from error
+    return _parsed(path, read_bytes(path, "a JSON file", limit))
 
 
 def read_object(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        InputError: see `read_json`; or it holds something else.
+        InputError: it cannot be read (see `read_bytes`), see `object_in`.
     """
-    value = read_json(path, limit)
+    return object_in(path, read_bytes(path, "a JSON file", limit))
+
+
+def object_in(path: str | os.PathLike[str], contents: bytes) -> dict[str, Any]:
+    """The object in the contents of a JSON file.
+
+    Raises:
+        InputError: it is no JSON (see `parse_json`), or something else; names the file.
+    """
+    value = _parsed(path, contents)
     if not isinstance(value, dict):
         raise InputError(f"{path}: a JSON {type(value).__name__}; one object is expected")
     return value
@@ -107,6 +123,13 @@ def refuse_pointer(path: str | os.PathLike[str]) -> None:
     with open(path, "rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise _pointer(Path(path))
+
+
+def _parsed(path: str | os.PathLike[str], contents: bytes) -> Any:
+    try:
+        return parse_json(contents)
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({one_line(error)})") from error
 
 
 def _pointer(path: Path) -> InputError:

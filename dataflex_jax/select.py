@@ -51,7 +51,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
-    options, config = flags.FLAGS, cli.chosen_config()
+    options, config = flags.FLAGS, cli.chosen_config(example="configs/less.py")
     if not options.checkpoint:
         raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
     if options.output is None or not options.output.endswith(".npz"):

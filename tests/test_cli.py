@@ -128,6 +128,7 @@ def test_rows_that_the_devices_cannot_share_equally(refused):
         ("mixer=nope", "unknown mixer 'nope'; known: ado, doge, "),
         ("mixr=odm", "--config=configs/base.py:mixr=odm: 'mixr=odm' is not mixer=NAME, selector=NAME, order=NAME"),
         ("plugins=no.such", "config.plugins: cannot import 'no.such': No module named 'no'"),
+        ("plugins=..", "config.plugins = '..': a module's name is accepted, such as my_package.my_mixer"),
     ],
 )
 def test_a_variant_that_does_not_exist(refused_fast, variant, expected):

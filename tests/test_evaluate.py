@@ -135,7 +135,9 @@ def test_evaluating_a_run_prints_and_writes_what_it_evaluated(trainer, checkpoin
     result = results["evaluate the run"]
     assert result.stdout.startswith(f"Step 2 of {folder}, held out:\n{evaluate.table(record)}\n")
     assert result.stdout.endswith(f"\nWritten to {folder}/evaluation.json.\n")
-    assert figures(results["evaluate one step"]) == figures(result)
+    with_recipe = results["evaluate one step"]
+    assert figures(with_recipe) == figures(result)
+    assert with_recipe.stdout.endswith(f"\nWritten to {folder}/evaluation-{Path(trainer.recipe).stem}.json.\n")
 
 
 @pytest.mark.slow
@@ -238,11 +240,21 @@ def test_checkpoints_of_several_kinds_need_weights(trainer, checkpoints, results
 def test_that_the_run_folder_cannot_be_written_is_said_before_the_work(tmp_path, caplog):
     read_only = RunStep(Path("/proc"), 3)
     with caplog.at_level("WARNING"):
-        assert evaluate._output(read_only, None) is None
+        assert evaluate._output(read_only, None, None) is None
     assert "/proc/evaluation.json will not be written: /proc: " in caplog.text
     assert "--output=FILE" in caplog.text
-    assert evaluate._output(RunStep(tmp_path, 3), None) == tmp_path / "evaluation.json"
-    assert evaluate._output(read_only, str(tmp_path / "new" / "e.json")) == tmp_path / "new" / "e.json"
+    assert evaluate._output(RunStep(tmp_path, 3), None, None) == tmp_path / "evaluation.json"
+    assert evaluate._output(read_only, str(tmp_path / "new" / "e.json"), None) == tmp_path / "new" / "e.json"
     with pytest.raises(InputError, match=r"^--output=/proc/e.json: cannot be written \(/proc: .*\); choose another"):
-        evaluate._output(RunStep(tmp_path, 3), "/proc/e.json")
-    assert evaluate._output(None, None) is None
+        evaluate._output(RunStep(tmp_path, 3), "/proc/e.json", None)
+    assert evaluate._output(None, None, None) is None
+
+
+def test_what_a_recipes_data_give_is_not_the_runs_own_evaluation(tmp_path):
+    run = RunStep(tmp_path, 3)
+    assert evaluate._output(run, None, "odm-local") == tmp_path / "evaluation-odm-local.json"
+    long = evaluate._output(run, None, "odm-" + "plugins-" * 50)
+    assert long.name.startswith("evaluation-odm-plugins-")
+    assert len(long.name) < 143
+    assert evaluate._output(run, str(tmp_path / "e.json"), "odm-local") == tmp_path / "e.json"
+    assert evaluate._output(None, None, "odm-local") is None

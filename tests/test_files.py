@@ -20,6 +20,16 @@ from dataflex_jax.files import (
 from dataflex_jax.foreign import read_object
 
 
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def fails(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fails)
+    with pytest.raises(OSError, match="No space left") as caught:
+        replace_file(tmp_path / "a.json", b"x")
+    assert caught.value.filename == str(tmp_path / "a.json")
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new" / "a.json"
     replace_json(path, {"ü": 1}, ensure_ascii=False)

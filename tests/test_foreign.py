@@ -41,7 +41,7 @@ def test_a_value_is_found_in_a_longer_text():
         (b'{"a": ', "not valid JSON"),
         (b"\xff\xfe\x00", "not valid JSON"),
         (b"[" * 100_000, "nested deeper than"),
-        (b"1" * 6000, "not valid JSON"),
+        (b"1" * 6000, "an integer with thousands of digits"),
         (POINTER, "a Git LFS pointer"),
         (b"[1]", "a JSON list; one object is expected"),
     ],

@@ -6,12 +6,15 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from dataflex_jax import select
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
+from dataflex_jax.errors import InputError
 from dataflex_jax.selection.records import chosen_records, write_records
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import select_run, tiny, tiny_chat
 from tests.helpers.command import Starter, Trainer, the_error
+from tests.helpers.command_line import parsed
 from tests.helpers.select_run import SELECTOR
 
 
@@ -88,3 +91,12 @@ def test_what_cannot_be_done_is_one_line(run, starter, arguments, message):
     result = starter.run(*(argument.replace("RUN", str(run)) for argument in arguments))
     assert result.returncode == 2
     assert message in the_error(result)
+
+
+def test_the_recipe_that_the_message_names_has_a_selector():
+    arguments = "--checkpoint=run", "--output=a.npz"
+    with (
+        parsed(*arguments, command=select),
+        pytest.raises(InputError, match=r"^--config is missing, .*configs/less.py"),
+    ):
+        select.main(["select"])

@@ -16,6 +16,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.policies.signals import Embed, Signals
 
+LOSS_MEANS = ("tokens", "domains")
+SCORE_KINDS = ("loss", "selector", "field", "file", "none")
+
 
 class Observation(NamedTuple):
     """What a policy sees of one optimizer step: by-products of the training forward pass over the global batch.

@@ -5,20 +5,95 @@ the host has them anyway. Every refusal names the policy, the function, what it 
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Hashable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.policies.base import Choice, Evidence, Mixer, Order, Selector, Weighter
+from dataflex_jax.errors import InputError, one_line, shown
+from dataflex_jax.policies.base import LOSS_MEANS, SCORE_KINDS, Choice, Evidence, Mixer, Order, Selector, Weighter
 from dataflex_jax.policies.schedule import Scheduled
 from dataflex_jax.policies.user_code import user_code
 
 _TOLERANCE = 1e-3  # of a distribution's sum: float32, or even bfloat16, over many domains
+# What a field of a protocol must be beyond its type, by name: in words, and as a predicate.
+_FURTHER: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "every": ("an integer >= 0", lambda value: value >= 0),
+    "loss_mean": (f"one of {', '.join(LOSS_MEANS)}", lambda value: value in LOSS_MEANS),
+    "refresh_interval": ("an integer >= 1", lambda value: value >= 1),
+    "scores": (f"a ScoreSource of {', '.join(SCORE_KINDS)}", lambda value: value.kind in SCORE_KINDS),
+}
+
+
+def check_fields(who: str, made: NamedTuple) -> None:
+    """Refuses a policy, or what else is a NamedTuple of functions, whose fields are not what its class says they are.
+
+    Args:
+        who: it is, such as "mixer 'mine'".
+        made: by a factory of the user's.
+
+    Raises:
+        InputError: a function that is missing or takes another number of arguments, or another wrong field.
+    """
+    for field, annotation in type(made).__annotations__.items():
+        value = getattr(made, field)
+        wanted = _unfit(value, annotation)
+        if wanted is None and field in _FURTHER and not _FURTHER[field][1](value):
+            wanted = _FURTHER[field][0]
+        if wanted is not None:
+            raise InputError(f"{who}: {field} is {_shown(value)}; expected {wanted}")
+    if isinstance(made, Selector) and (made.score is None) != (made.choose is None):
+        raise InputError(f"{who}: one of score and choose is None; expected both to be, or none")
+
+
+def _unfit(value: Any, annotation: Any) -> str | None:
+    """What a value should be by an annotation, where it is not."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    parts = typing.get_args(annotation) if union else (annotation,)
+    if value is None and types.NoneType in parts:
+        return None
+    kind = next(part for part in parts if part is not types.NoneType)
+    or_none = ", or None" if types.NoneType in parts else ""
+    if typing.get_origin(kind) is Callable:
+        arguments, _ = typing.get_args(kind)
+        number = len(arguments)
+        return None if takes(value, number) else f"a function of {number} argument{'s'[: number != 1]}{or_none}"
+    if typing.get_origin(kind) is frozenset:
+        return None if isinstance(value, Collection) and not isinstance(value, str) else "a set"
+    kinds = {int: (int, np.integer), bool: (bool, np.bool_)}.get(kind, kind)
+    right = isinstance(value, kinds) and (kind is not int or not isinstance(value, bool))
+    words = {int: "an integer", bool: "True or False", str: "a string"}.get(kind, f"a {kind.__name__}")
+    return None if right else f"{words}{or_none}"
+
+
+def takes(function: Any, number: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as it says."""
+    if not callable(function):
+        return False
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some functions in C
+        return True
+    try:
+        signature.bind(*range(number))
+    except TypeError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    if not callable(value):
+        return shown(value)
+    try:
+        return f"a function of {inspect.signature(value)}"
+    except ValueError:
+        return shown(value)
 
 
 def checked_mixer(scheduled: Scheduled[Mixer], num_domains: int) -> Scheduled[Mixer]:
@@ -31,9 +106,7 @@ def checked_mixer(scheduled: Scheduled[Mixer], num_domains: int) -> Scheduled[Mi
     mixer = scheduled.policy
 
     def one_each(result: Any, *_: Any) -> str | None:
-        return (
-            None if _is_array(result, jnp.number, (num_domains,)) else f"one number for each of {num_domains} domains"
-        )
+        return None if _is_real(result, (num_domains,)) else f"one number for each of {num_domains} domains"
 
     return scheduled._replace(
         policy=mixer._replace(
@@ -41,7 +114,7 @@ def checked_mixer(scheduled: Scheduled[Mixer], num_domains: int) -> Scheduled[Mi
             update=of("update", mixer.update, _other_state),
             sampling_weights=of("sampling_weights", mixer.sampling_weights, one_each),
             loss_weights=of("loss_weights", mixer.loss_weights, one_each),
-            average=of("average", mixer.average, one_each),
+            average=of("average", mixer.average, lambda result, _: one_each(result) or _proportions(result)),
             on_resume=of("on_resume", mixer.on_resume, lambda result, old, fresh: _other_state(result, fresh)),
             refresh=of("refresh", mixer.refresh, _other_state),
             log=of("log", mixer.log, _names),
@@ -60,13 +133,13 @@ def checked_weighter(scheduled: Scheduled[Weighter]) -> Scheduled[Weighter]:
 
     def weights(result: Any, state: PyTree, seen: Any) -> str | None:
         shapes = seen.losses.shape, seen.mask.shape
-        if any(_is_array(result, jnp.number, shape) for shape in shapes):
+        if any(_is_real(result, shape) for shape in shapes):
             return None
         rows, tokens = (",".join(map(str, shape)) for shape in shapes)
         return f"a weight of each row, [{rows}], or of each token, [{tokens}]"
 
     def vectors(result: Any, hidden: Array, inputs: Array) -> str | None:
-        right = _is_array(result, jnp.number) and len(result.shape) == 2 and result.shape[0] == hidden.shape[0]
+        right = _is_real(result) and len(result.shape) == 2 and result.shape[0] == hidden.shape[0]
         return None if right else f"a vector of each row, [{hidden.shape[0]}, E]"
 
     return scheduled._replace(
@@ -88,22 +161,27 @@ def checked_selector(scheduled: Scheduled[Selector]) -> Scheduled[Selector]:
     of = functools.partial(_checked, f"selector {scheduled.name!r}")
     selector = scheduled.policy
 
+    def state_of(result: Any, *_: Any) -> str | None:
+        return _no_arrays(result) if isinstance(result, dict) else "a dict of arrays"
+
     def pair(result: Any, *_: Any) -> str | None:
         right = isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Evidence)
-        return None if right and isinstance(result[1], dict) else "a pair: Evidence, and a dict of arrays as the state"
+        if not right or not isinstance(result[1], dict):
+            return "a pair: Evidence, and a dict of arrays as the state"
+        return _no_arrays(result[1])
 
     def choice_of(result: Any, evidence: Evidence, request: Any, num: int) -> str | None:
         n = jax.tree.leaves(evidence.rows)[0].shape[0]
         right = isinstance(result, Choice) and (
             _is_array(result.ids, jnp.integer, (num,))
-            and _is_array(result.scores, jnp.number, (num,))
-            and _is_array(result.all_scores, jnp.number, (n,))
+            and _is_real(result.scores, (num,))
+            and _is_real(result.all_scores, (n,))
         )
         return None if right else f"a Choice of {num} ids, their {num} scores and the scores of all {n} candidates"
 
     return scheduled._replace(
         policy=selector._replace(
-            init=of("init", selector.init, lambda state, _: None if isinstance(state, dict) else "a dict of arrays"),
+            init=of("init", selector.init, state_of),
             score=of("score", selector.score, pair),
             choose=of("choose", selector.choose, choice_of),
         )
@@ -137,11 +215,25 @@ def check_evidence(selector: str, evidence: Evidence, candidates: int) -> None:
     Raises:
         InputError: names the selector.
     """
-    leaves = jax.tree.leaves(evidence.rows)
-    if not leaves or not all(_is_array(leaf, jnp.generic) and np.shape(leaf)[:1] == (candidates,) for leaf in leaves):
+    if not _of_each(evidence.rows, candidates):
         raise InputError(
             f"selector {selector!r}: score returned {_described(evidence)}; expected evidence whose rows have an entry "
             f"for each of {candidates} candidates"
+        )
+    if wanted := _no_arrays(evidence.shared):
+        raise InputError(f"selector {selector!r}: score returned {_described(evidence)}; expected as shared {wanted}")
+
+
+def check_signal(signal: Hashable, result: PyTree, rows: int) -> None:
+    """Refuses what a signal's function returned of a batch if it does not say something of each of its rows.
+
+    Raises:
+        InputError: names the signal's type.
+    """
+    if not _of_each(result, rows):
+        raise InputError(
+            f"signal {type(signal).__name__!r}: its function returned {_described(result)} of a batch of {rows} rows; "
+            "expected arrays with an entry for each"
         )
 
 
@@ -202,11 +294,21 @@ def _checked(
 
 def _no_arrays(state: PyTree, *_: Any) -> str | None:
     others = [leaf for leaf in jax.tree.leaves(state) if not _is_array(leaf, jnp.generic)]
-    return f"arrays and numbers only, not a {type(others[0]).__name__}" if others else None
+    return f"arrays and 32-bit numbers only, not a {type(others[0]).__name__}" if others else None
 
 
 def _names(result: Any, state: PyTree) -> str | None:
-    return None if isinstance(result, Mapping) or hasattr(result, "_asdict") else "names to numbers"
+    named = isinstance(result, Mapping) or hasattr(result, "_asdict")
+    return None if named and _no_arrays(result) is None else "names to numbers"
+
+
+def _proportions(result: Any) -> str | None:
+    """What numbers that are known should be, where no later run can sample with them."""
+    if isinstance(result, jax.core.Tracer):
+        return None
+    weights = np.asarray(result, np.float64)
+    right = np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0
+    return None if right else "finite numbers >= 0, not all 0"
 
 
 def _other_state(new: PyTree, old: PyTree, *_: Any) -> str | None:
@@ -221,12 +323,22 @@ def _other_state(new: PyTree, old: PyTree, *_: Any) -> str | None:
     return None
 
 
+def _of_each(result: PyTree, number: int) -> bool:
+    """Whether all leaves, and there are some, have an entry for each of a number of rows."""
+    leaves = jax.tree.leaves(result)
+    return bool(leaves) and all(_is_array(leaf, jnp.generic) and np.shape(leaf)[:1] == (number,) for leaf in leaves)
+
+
 def _is_array(value: Any, kind: type, shape: tuple[int, ...] | None = None) -> bool:
     try:
         abstract = jax.typeof(value)
-    except TypeError:
+    except (TypeError, OverflowError):
         return False
     return jnp.issubdtype(abstract.dtype, kind) and shape in (None, abstract.shape)
+
+
+def _is_real(value: Any, shape: tuple[int, ...] | None = None) -> bool:
+    return any(_is_array(value, kind, shape) for kind in (jnp.floating, jnp.integer))
 
 
 def _type(value: Any) -> str:

@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -27,6 +28,7 @@ from ml_collections import config_dict
 from dataflex_jax.errors import InputError, shown
 from dataflex_jax.policies import mixers, options, orders, selectors, weighters
 from dataflex_jax.policies.base import Mixer, Order, Selector, Weighter
+from dataflex_jax.policies.contract import check_fields
 from dataflex_jax.policies.schedule import Schedule, Scheduled
 from dataflex_jax.policies.user_code import user_code
 
@@ -37,7 +39,7 @@ _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KIN
 _SCHEDULE_FIELDS = Schedule._fields
 _ENTRY_POINTS = "dataflex_jax.policies"
 # Fields of all policies of a kind that are the run's business, not the policy's.
-_RUN_FIELDS = {"selector": {"save_all_scores": False}}
+_RUN_FIELDS = {"selector": {"save_all_scores": True}}
 
 
 def _register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -73,14 +75,21 @@ def _load_installed() -> None:
         entry_point.load()
 
 
+def is_module_name(value: Any) -> bool:
+    """Whether it can be the name of a module, with dots between those of its packages."""
+    return isinstance(value, str) and re.fullmatch(r"[\w-]+(\.[\w-]+)*", value) is not None
+
+
 def load_plugins(modules: Iterable[str]) -> None:
     """Imports the modules that register policies, signals, sources, evaluators or model families of the user's own.
 
     Raises:
-        InputError: a module that cannot be found, by name.
+        InputError: what is no module's name, or a module that cannot be found, by name.
     """
     _load_installed()
     for module in modules:
+        if not is_module_name(module):
+            raise InputError("a module's name is accepted, such as my_package.my_mixer", option="plugins", value=module)
         with user_code(f"config.plugins: importing {module!r}"):
             try:
                 importlib.import_module(module)
@@ -167,6 +176,7 @@ def build(
     if not isinstance(policy, _PROTOCOLS[kind]):
         expected = _PROTOCOLS[kind].__name__
         raise InputError(f"{kind} {name!r}: its factory returned a {type(policy).__name__}; a {expected} is expected")
+    check_fields(f"{kind} {name!r}", policy)
     return Scheduled(name, policy, schedule)
 
 

@@ -35,6 +35,7 @@ _TITLES = {
     "excess": "Excess loss over the reference by domain",
     "domain_epochs": "Epochs by domain",
     "example_weights": "Example weights",
+    "selection": "Selections by domain, coverage and overlap",
     "selector_scores": "Selector scores",
     "optimizer": "Learning rate and gradient norm",
     "throughput": "Throughput",

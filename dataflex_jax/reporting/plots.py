@@ -35,6 +35,7 @@ from dataflex_jax.reporting.policy_plots import (
     loss_weights_figure,
     mixer_records,
     mixture_figure,
+    selection_figure,
     selector_scores_figure,
 )
 from dataflex_jax.reporting.run_folder import RunRecords, series
@@ -219,6 +220,7 @@ def run_figures(
         "excess": lambda theme: excess_figure(run, domains, theme),
         "domain_epochs": lambda theme: domain_epochs_figure(run, domains, theme),
         "example_weights": lambda theme: example_weights_figure(run, theme),
+        "selection": lambda theme: selection_figure(run, domains, theme),
         "selector_scores": lambda theme: selector_scores_figure(run, theme),
         "optimizer": lambda theme: optimizer_figure(run, theme),
         "throughput": lambda theme: throughput_figure(run, theme),

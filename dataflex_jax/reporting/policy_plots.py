@@ -1,4 +1,4 @@
-"""The pictures of what policies decide: mixtures, domain weights, excess losses, example weights, scores.
+"""The pictures of what policies decide: mixtures, domain weights, excess losses, example weights, selections.
 
 Every figure is a function of `RunRecords`, returns None where the run has nothing to draw, and touches no global state.
 """
@@ -129,12 +129,17 @@ def excess_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme
     return figure
 
 
+def _marker(steps: np.ndarray) -> dict[str, Any]:
+    """Dots on a line of few points."""
+    return {"marker": "o", "markersize": 4} if len(steps) <= 50 else {}
+
+
 def _draw_bands(
     ax: Axes, theme: Theme, ylabel: str, bands: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]
 ) -> None:
     entries = []
     for (name, (low, mean, high)), style in zip(bands.items(), line_styles(list(bands)).values(), strict=True):
-        marker = {"marker": "o", "markersize": 4} if len(mean[0]) <= 50 else {}
+        marker = _marker(mean[0])
         ax.fill_between(*thin(low[0], low[1], high[1]), color=style.color, alpha=0.2, linewidth=0)
         ax.plot(*thin(*mean), color=style.color, linewidth=1.5, **marker)
         entries.append((Line2D([], [], color=style.color, linewidth=1.5, **marker), f"{name}mean"))
@@ -158,6 +163,48 @@ def example_weights_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | No
         label(axes[0], theme, y="example weight")
         label(axes[1], theme, x="step", y="effective sample size [rows]")
     return figure
+
+
+def selection_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+    """The share of each domain in what was chosen, until the next update, stacked; below, coverage and overlap.
+
+    Coverage is the share of the pool that was ever chosen, overlap that of a choice which was in the one before too.
+    Of one domain, and where a run of an earlier version does not say the shares, there is the lower panel alone.
+    """
+    records = [record for record in run.policy if record.get("coverage") is not None]
+    if not records:
+        return None
+    composed = [record for record in records if record.get("domain_share")]
+    names = [name for name in styles if any(name in record["domain_share"] for record in composed)]
+    two = len(names) > 1
+    height = max(3.6, 0.7 + 0.21 * len(names)) if two else 0.4
+    figure, axes = new_figure(theme, 8.6, height + 2.4, rows=2 if two else 1)
+    if two:
+        steps = np.array([record["step"] for record in composed])
+        shares = np.array([[record["domain_share"].get(name, 0.0) for name in names] for record in composed])
+        end = max(steps[-1], run.metrics[-1]["step"] if run.metrics else 0)
+        thin_steps, thin_shares = thin(np.append(steps, end), np.concatenate([shares, shares[-1:]]))
+        _stack(axes[0], theme, thin_steps, thin_shares.T, [styles[name] for name in names], step="post")
+        label(axes[0], theme, y="share of the selection")
+        legend(axes[0], theme, _shares(names, shares, styles), title="first → last")
+        axes[1].set_xlim(axes[0].get_xlim())
+    _draw_reach(axes[-1], theme, records)
+    return figure
+
+
+def _draw_reach(ax: Axes, theme: Theme, records: Sequence[Mapping[str, Any]]) -> None:
+    entries = []
+    curves = {"coverage": "of the pool ever chosen", "overlap": "chosen again"}
+    for (field, text), style in zip(curves.items(), line_styles(list(curves)).values(), strict=True):
+        steps, values = series(records, field)
+        if len(steps):
+            look = {"color": style.color, "linewidth": 1.5, **_marker(steps)}
+            ax.plot(*thin(steps, values), clip_on=False, **look)
+            entries.append((Line2D([], [], **look), f"{100 * values[-1]:.1f} % {text}"))
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    label(ax, theme, x="step", y="coverage, overlap")
+    legend(ax, theme, entries, title="at the last update")
 
 
 def selector_scores_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:

@@ -57,7 +57,8 @@ _OF_POLICY = {
     "policy": _TEXT,
     "observed": _TABLE,
     "sampling_weights": _NUMBERS,
-    **dict.fromkeys(("score_min", "score_mean", "score_max"), _NUMBER),
+    "domain_share": _NUMBERS,
+    **dict.fromkeys(("coverage", "overlap", "score_min", "score_mean", "score_max"), _NUMBER),
 }
 _OF_EVALUATIONS = {"split": _TEXT, "domains": _TABLE, "overall": _NUMBERS}
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -21,6 +22,11 @@ METRICS, POLICY, EVALUATIONS = "metrics.jsonl", "policy.jsonl", "eval.jsonl"
 # When each line of METRICS was written: beside them, as these are the same to the bit where a run is repeated.
 TIMES = "times.jsonl"
 _OF_WEIGHTERS = ("example_weight_min", "example_weight_max", "example_weight_mean", "effective_sample_size")
+# Of a selection's line, what becomes curves.
+_OF_SELECTIONS = (
+    *("selected", "distinct", "not_finite", "coverage", "overlap", "domain_share"),
+    *("score_min", "score_mean", "score_max"),
+)
 
 
 class LogSettings(NamedTuple):
@@ -35,6 +41,7 @@ class LogSettings(NamedTuple):
         train_step: steps of the whole run.
         tensorboard: whether to write TensorBoard events.
         wandb_project: Weights & Biases project, or None.
+        config: the run's configuration, for Weights & Biases.
         flops_per_token: of the model, forward and backward.
         peak_flops: of all devices together; None where unknown.
     """
@@ -47,6 +54,7 @@ class LogSettings(NamedTuple):
     train_step: int
     tensorboard: bool
     wandb_project: str | None
+    config: dict[str, Any]
     flops_per_token: float
     peak_flops: float | None
 
@@ -83,7 +91,9 @@ class RunLog:
             go_back(run_folder, done, lines)
         self._settings, self._names = settings, list(settings.domains)
         self._rows = np.array(list(settings.domains.values()))
-        self._metrics = MetricsLogger(run_folder, tensorboard=settings.tensorboard, wandb=settings.wandb_project)
+        self._metrics = MetricsLogger(
+            run_folder, tensorboard=settings.tensorboard, wandb=settings.wandb_project, config=settings.config
+        )
         self._metrics.truncate_after(done)
         self._policy = JsonlWriter(run_folder / POLICY) if main and settings.policies else None
         self._evaluations = JsonlWriter(run_folder / EVALUATIONS) if main else None
@@ -116,10 +126,14 @@ class RunLog:
     def stepped(self, step: int, values: dict[str, Any], standing: Standing) -> None:
         """Writes the lines of a step from its metrics."""
         self._throughput.update(int(values["inputs"]))
+        curves = {}
         if self._policy is not None and self._settings.mixer:
-            self._policy.write(self._mixed(step, values, standing))
+            mixed = self._mixed(step, values, standing)
+            self._policy.write(mixed)
+            weights = {"sampling_weights": mixed["sampling_weights"], "drawn_with": mixed["observed"]["drawn_with"]}
+            curves = {**weights, "mixer": mixed["state"]}
         if step % self._settings.log_every == 0 or step == self._settings.train_step:
-            self._metrics.log(step, self._measured(values, standing))
+            self._metrics.log(step, self._measured(values, standing), curves)
             if self._times is not None:
                 self._times.write({"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")})
         tokens_per_second, _ = self.rates()
@@ -130,6 +144,7 @@ class RunLog:
         if self._policy is not None:
             self._policy.write(record)
         if "file" in record:
+            self._metrics.track(record["step"], {name: record[name] for name in _OF_SELECTIONS}, "selection")
             self._progress.message(
                 f"step {record['step']}: {record['policy']} chose {record['selected']} of {record['pool']} examples in "
                 f"{record['seconds']:.1f} s"
@@ -217,6 +232,8 @@ def named_state(state: PyTree, names: Sequence[str]) -> Any:
             for key, value in state.items()
             if isinstance(value, dict) or hasattr(value, "_asdict") or np.ndim(value) < 2
         }
+    if isinstance(state, jax.Array) and jnp.issubdtype(state.dtype, jax.dtypes.prng_key):
+        state = jax.random.key_data(state)
     if np.ndim(state) and len(state) == len(names):
         return {name: np.asarray(value).tolist() for name, value in zip(names, state, strict=True)}
     return np.asarray(state).tolist()
@@ -225,6 +242,6 @@ def named_state(state: PyTree, names: Sequence[str]) -> Any:
 def _in_words(record: dict[str, Any]) -> str:
     overall = record["overall"]
     if "nll" in overall:
-        figures = ", ".join(f"{name} {value['nll']:.3f}" for name, value in record["domains"].items())
+        figures = ", ".join(f"{name} {value['nll']:.3f}" for name, value in record["domains"].items() if "nll" in value)
         return f"held-out nll {overall['nll']:.4f} ({figures})"
     return f"{record['split']} " + ", ".join(f"{name} {value:.4g}" for name, value in overall.items())

@@ -6,6 +6,7 @@ Everything here runs on the host and takes Python, numpy or JAX values; nothing 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Any, Self
 
 import jax
@@ -33,7 +34,7 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class MetricsLogger:
-    """Writes metrics.jsonl and sends the same scalars to TensorBoard and, if asked, Weights & Biases.
+    """Writes metrics.jsonl and sends the same scalars, and others, to TensorBoard and, if asked, Weights & Biases.
 
     On every process but the first it does nothing, so that callers need no condition.
 
@@ -42,6 +43,7 @@ class MetricsLogger:
         tensorboard: whether to write TensorBoard events.
         wandb: None (off), a project name, or the arguments of `wandb.init` (project, entity, name, mode, ...).
           The run's id is kept in `wandb_id` in the run folder, so that a resumed run continues the same curves.
+        config: of the run, as `wandb.init` gets it.
 
     Raises:
         InputError: wandb is asked for and not installed, or cannot begin.
@@ -53,24 +55,30 @@ class MetricsLogger:
         *,
         tensorboard: bool = True,
         wandb: str | Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] = MappingProxyType({}),
     ):
         self._folder = Path(run_folder)
         self._active = jax.process_index() == 0
         self._use_tensorboard = tensorboard and self._active
         self._tensorboard: Any = None
         self._purge_step: int | None = None
-        self._wandb = _wandb_run(self._folder, wandb) if wandb and self._active else None
+        self._wandb = _wandb_run(self._folder, wandb, config) if wandb and self._active else None
         self._jsonl = JsonlWriter(self._folder / "metrics.jsonl") if self._active else None
 
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
+    def log(self, step: int, values: Mapping[str, Any], curves: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Records the metrics of one step; nested mappings are kept in the file and flattened with "/" for curves.
+
+        Args:
+            step: its number.
+            values: the metrics.
+            curves: further numbers, for TensorBoard and wandb alone.
 
         Raises:
             TrainingError: a NaN or infinity outside `NULLABLE`; names the field.
         """
         if self._jsonl is not None:
             self._jsonl.write({"step": step, **values})
-            self.track(step, values)
+            self.track(step, {**values, **curves})
 
     def track(self, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
         """Sends scalars to TensorBoard and wandb only, e.g. `track(step, record, "eval/valid")`; None is left out."""
@@ -124,19 +132,31 @@ class MetricsLogger:
         self.close()
 
 
-def _wandb_run(folder: Path, settings: str | Mapping[str, Any]) -> Any:
+def import_wandb(settings: str | Mapping[str, Any]) -> ModuleType:
+    """The package, for what `MetricsLogger` takes as `wandb`.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import wandb
     except ModuleNotFoundError as error:
         reason = "wandb is not installed; `pip install dataflex_jax[wandb]`, or set it to None"
         raise InputError(reason, option="wandb_project", value=settings) from error
+    return wandb
+
+
+def _wandb_run(folder: Path, settings: str | Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    wandb = import_wandb(settings)
     arguments = {"project": settings} if isinstance(settings, str) else dict(settings)
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "wandb_id"
     if "id" not in arguments and id_file.exists():
         arguments["id"] = id_file.read_text().strip()
     try:
-        run = wandb.init(**{"dir": str(folder), "name": folder.name, "resume": "allow", **arguments})
+        run = wandb.init(
+            **{"dir": str(folder), "name": folder.name, "resume": "allow", "config": to_jsonable(config), **arguments}
+        )
     except wandb.errors.Error as error:  # such as no key, or no way to the server
         raise InputError(f"wandb: {one_line(error)}", option="wandb_project", value=settings) from error
     id_file.write_text(run.id + "\n")

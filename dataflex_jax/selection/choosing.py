@@ -113,6 +113,28 @@ class Chooser:
         self._said.add(about)
 
 
+def described(chosen: Chosen, pool: Pool, before: Int64[np.ndarray, " m"] | None) -> dict[str, Any]:
+    """What policy.jsonl says of a choice, as numbers and numbers by domain.
+
+    Args:
+        chosen: the choice.
+        pool: the candidates.
+        before: the ids of the choice before, in any order; None: there was none.
+    """
+    distinct = np.unique(chosen.ids)
+    rows = np.bincount(pool.domain_of(chosen.ids), minlength=len(pool.domains))
+    return {
+        "selected": len(chosen.ids),
+        "distinct": len(distinct),
+        "not_finite": chosen.not_finite,
+        "domain_share": {d.name: n / len(chosen.ids) for d, n in zip(pool.domains, rows, strict=True)},
+        "overlap": None if before is None else np.isin(distinct, before).mean(),
+        "score_min": chosen.scores.min(),
+        "score_mean": chosen.scores.mean(dtype=np.float64),
+        "score_max": chosen.scores.max(),
+    }
+
+
 def write_selection(path: Path, pool: Pool, chosen: Chosen, *, all_scores: bool) -> None:
     """Writes ids and scores (of the chosen, in rank order), their domains, the numbers of their records in the sources
     (of examples), and on request all scores."""

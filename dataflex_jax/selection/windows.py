@@ -22,7 +22,7 @@ from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.policies.signals import Signals
-from dataflex_jax.selection.choosing import Chooser, Chosen, write_selection
+from dataflex_jax.selection.choosing import Chooser, Chosen, described, write_selection
 from dataflex_jax.selection.order_scores import order_scores
 
 FOLDER = "selections"
@@ -157,7 +157,9 @@ class Selection:
             parts, scores = [chosen.ids[part] for part in chosen.groups], chosen.all_scores
             if planned.version > 1:
                 once = chosen.once
-            decided = {"policy": self._selector.name, **self._write(step, chosen)}
+            before = None if self._window is None else np.concatenate(self._window.ids)
+            facts = described(chosen, pool, before)
+            decided = {"policy": self._selector.name, **facts, "file": self._write(step, chosen)}
             if self._order is not None and self._order.policy.scores.kind != "selector":
                 scores = self._scores_of(np.unique(chosen.ids), signals)
             # Last, so that what interrupts the sweeps leaves the state of before.
@@ -211,21 +213,13 @@ class Selection:
         self._window = window
         self._draws.sequences.open(window)
 
-    def _write(self, step: int, chosen: Chosen) -> dict[str, Any]:
-        """Writes the selection's file; returns its line's fields."""
+    def _write(self, step: int, chosen: Chosen) -> str:
+        """Writes the selection's file; returns its path in the run folder."""
         name = f"step_{step:08d}.npz"
         if jax.process_index() == 0:
             self._folder.mkdir(exist_ok=True)
             write_selection(self._folder / name, self._draws.pool, chosen, all_scores=self._save_all_scores)
-        return {
-            "selected": len(chosen.ids),
-            "distinct": len(np.unique(chosen.ids)),
-            "not_finite": chosen.not_finite,
-            "score_min": chosen.scores.min(),
-            "score_mean": chosen.scores.mean(dtype=np.float64),
-            "score_max": chosen.scores.max(),
-            "file": f"{FOLDER}/{name}",
-        }
+        return f"{FOLDER}/{name}"
 
 
 def _key(key: PRNGKeyArray, update: int) -> jax.Array:

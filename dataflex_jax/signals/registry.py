@@ -26,7 +26,9 @@ import jax
 from jaxtyping import PyTree
 
 from dataflex_jax.data.batch import Batch
+from dataflex_jax.errors import InputError, shown
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies.contract import check_signal, takes
 from dataflex_jax.signals.moments import AdamState
 
 
@@ -83,14 +85,23 @@ def row_function(signal: Hashable) -> Callable[[tuple[Subject, PyTree], Batch], 
 
     Raises:
         ValueError: nobody has registered its type.
+        InputError: what is registered makes no function of three arguments; from the function, what it returns does
+            not say something of each row.
     """
     if type(signal) not in _MAKERS:
         known = ", ".join(sorted(kind.__name__ for kind in _MAKERS))
         raise ValueError(f"{type(signal).__name__}: no signal of this type is registered; there are {known}")
     make = _MAKERS[type(signal)](signal)
+    if not takes(make, 3):
+        raise InputError(
+            f"signal {type(signal).__name__!r}: what makes its function returned {shown(make)}; a function of "
+            "(subject, batch, operand) is expected"
+        )
 
     def of_rows(operands: tuple[Subject, PyTree], batch: Batch) -> PyTree:
         subject, operand = operands
-        return make(subject, batch, operand)
+        result = make(subject, batch, operand)
+        check_signal(signal, result, batch.num_rows)
+        return result
 
     return of_rows

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from dataflex_jax.data.targets import TargetSet
+from dataflex_jax.errors import InputError
 from dataflex_jax.policies import options
 from dataflex_jax.policies.signals import PARAMETERS, DomainGradients, Gradients, Influences
 from dataflex_jax.signals import model_signals  # noqa: F401 - registers the signals
@@ -47,7 +48,12 @@ class SweptRows:
 
     def sweep(self, signal: Hashable, ids: Int[np.ndarray, " m"] | None = None, operand: PyTree = None) -> PyTree:
         """See `policies.signals.RowSet`."""
-        chosen = self._ids if ids is None else self._ids[ids]
+        chosen = self._ids
+        if ids is not None:
+            if np.size(ids) and not 0 <= np.min(ids) <= np.max(ids) < self.num_rows:
+                outside = next(i for i in np.ravel(ids).tolist() if not 0 <= i < self.num_rows)
+                raise InputError(f"a sweep of row {outside} of {self._what}; there are rows 0 to {self.num_rows - 1}")
+            chosen = self._ids[ids]
         if isinstance(signal, Gradients | Influences) and signal.adam is not None and self._subject.adam is not None:
             say_if_fresh(self._subject.adam)
         description = f"{type(signal).__name__.lower()} of {self._what}"

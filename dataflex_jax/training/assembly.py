@@ -184,6 +184,7 @@ def _log_settings(experiment: Experiment) -> LogSettings:
         train_step=config.train_step,
         tensorboard=config.tensorboard,
         wandb_project=config.wandb_project,
+        config=config.to_dict(),
         flops_per_token=learner.model.config.flops_per_token(max(inputs.pool.buckets)),
         peak_flops=total_peak_flops(),
     )

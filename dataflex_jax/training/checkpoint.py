@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from dataflex_jax.errors import InputError, TrainingError
+from dataflex_jax.foreign import read_object
 from dataflex_jax.json_lines import Written
 from dataflex_jax.training import checksums
 from dataflex_jax.training.state import TrainState
@@ -229,7 +230,8 @@ class Checkpoints:
 
     def _fault(self, step: int) -> str | None:
         if step not in self._found:
-            self._found[step] = checksums.fault(self.folder / str(step))
+            folder = self.folder / str(step)
+            self._found[step] = checksums.fault(folder) or _renamed(folder)
         return self._found[step]
 
     def _refuse(self, step: int) -> NoReturn:
@@ -256,6 +258,20 @@ class Checkpoints:
                 raise InputError(f"{folder}: its {name} is sound, but cannot be read ({_reason(cause)})") from error
             self._found[step] = _reason(cause)
             self._refuse(step)
+
+
+def _renamed(folder: Path) -> str | None:
+    """What step a checkpoint is of, where its folder has the name of another; None: it has its own, or cannot be read.
+
+    Such a run would go on from that step and never save the steps up to the name.
+    """
+    try:
+        run = read_object(folder / "run" / "metadata")
+    except InputError:
+        return None
+    sampler = run.get("sampler")
+    step = sampler.get("step") if isinstance(sampler, dict) else None
+    return None if step is None or str(step) == folder.name else f"its folder was renamed, it is of step {step}"
 
 
 def shapes_by_path(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +25,10 @@ from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.loader import held_out_batches
 from dataflex_jax.data.text.tokenizer import Tokenizer
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, shown
 from dataflex_jax.models.model import Model
+from dataflex_jax.policies.contract import check_fields, takes
+from dataflex_jax.policies.user_code import user_code
 from dataflex_jax.training.step import domain_statistics
 
 Evaluation = dict[str, Any]
@@ -76,10 +78,12 @@ def register_evaluator(name: str) -> Callable[[MakeEvaluator], MakeEvaluator]:
     """Registers the function that makes an evaluator of a run.
 
     Raises:
-        InputError: another one has the name.
+        InputError: another one has the name, or the function takes no single argument.
     """
 
     def add(make: MakeEvaluator) -> MakeEvaluator:
+        if not takes(make, 1):
+            raise InputError(f"evaluator {name!r}: what makes it must be a function of an EvaluationContext")
         known = _EVALUATORS.get(name)
         if known is not None and known.__module__ != make.__module__:
             raise InputError(f"evaluator {name!r} of {make.__module__} is already registered by {known.__module__}")
@@ -104,8 +108,50 @@ def check_evaluators(config: ConfigDict) -> None:
 
 
 def evaluators(context: EvaluationContext) -> tuple[Evaluator, ...]:
-    """Those that `config.evaluators` names; `check_evaluators` has found them known."""
-    return tuple(_EVALUATORS[name](context) for name in context.config.evaluators)
+    """Those that `config.evaluators` names; `check_evaluators` has found them known.
+
+    Raises:
+        InputError: one of them is no evaluator, raises something, or, when it runs, measures what no line can hold.
+    """
+    return tuple(_checked(f"evaluator {name!r}", _EVALUATORS[name], context) for name in context.config.evaluators)
+
+
+def _checked(who: str, make: MakeEvaluator, context: EvaluationContext) -> Evaluator:
+    with user_code(f"{who}: its factory"):
+        made = make(context)
+    if not isinstance(made, Evaluator):
+        raise InputError(f"{who}: its factory returned a {type(made).__name__}; an Evaluator is expected")
+    check_fields(who, made)
+
+    def run(model: Model) -> Evaluation:
+        with user_code(f"{who}: run"):
+            record = made.run(model)
+        if wanted := _wanted(record):
+            raise InputError(f"{who}: run returned {shown(record)}; expected {wanted}")
+        return record
+
+    return made._replace(run=run)
+
+
+def _wanted(record: Any) -> str | None:
+    """What an evaluation should be where it is not."""
+    if not isinstance(record, Mapping) or not {"split", "domains", "overall"} <= record.keys() or "step" in record:
+        return 'a mapping with "split", "domains" and "overall", and without "step"'
+    if not isinstance(record["split"], str):
+        return '"split" to be a string'
+    domains, overall = record["domains"], record["overall"]
+    if not isinstance(domains, Mapping) or not all(map(_are_metrics, domains.values())):
+        return '"domains" to be {group: {metric: number}}'
+    return None if overall is None or _are_metrics(overall) else '"overall" to be {metric: number}, or None'
+
+
+def _are_metrics(metrics: Any) -> bool:
+    return isinstance(metrics, Mapping) and all(
+        isinstance(value, int | float | np.generic | np.ndarray | jax.Array)
+        and np.ndim(value) == 0
+        and np.asarray(value).dtype.kind in "biuf"
+        for value in metrics.values()
+    )
 
 
 @register_evaluator("held_out")

@@ -98,6 +98,11 @@ def fault(done: Done, domains: Sequence[str], mixer: str, weighing: str = "") ->
     return None
 
 
+def counts_nothing(done: Done) -> bool:
+    """Whether the weights of the loss are all 0, so that a step has learned nothing from losses that are not."""
+    return bool(done.values["loss"] == 0 and np.any(done.values["domain_loss"]))
+
+
 def _wrong_weight(values: Values) -> float | None:
     found = [values[name] for name in WEIGHT_BOUNDS if name in values]
     return next((float(value) for value in found if not 0 <= value < math.inf), None)

@@ -124,6 +124,7 @@ class Running:
         self._in_flight: collections.deque[_Dispatched] = collections.deque()
         self._upcoming: tuple[Plan, np.ndarray, Future[Batch]] | None = None
         self._last: Done | None = None
+        self._said_nothing_counts = False
 
     def prepare(self) -> None:
         """Has the policies decide what is due, plans the next step and has its rows gathered."""
@@ -159,6 +160,9 @@ class Running:
             done = Done(dispatched.plan.step, np.bincount(domains, minlength=len(names)), values)
             if fault := ledger.fault(done, names, job.policies.mixer.name, job.policies.weighing()):
                 raise self._failed(fault)
+            if ledger.counts_nothing(done) and not self._said_nothing_counts:
+                logger.warning("%s.", ledger.at(f"{job.policies.weighing()}: all weights are 0", done, names))
+                self._said_nothing_counts = True
             self.position = ledger.advanced(self.position, done, job.publishing)
             _, tokens_seen, rows_seen = self.position
             standing = Standing(tokens_seen, rows_seen, job.publishing.effective_step(done.step))

@@ -105,10 +105,7 @@ class LossStore:
         if type(rows) is not int or not 0 <= rows <= self._rows:
             raise InputError(f"{self._progress}: not the progress of a store of {self._rows} rows")
         sizes = {_LOSSES: int(self._offsets[rows]) * 2, _SCALES: rows * 4}
-        try:
-            return rows, Committed.found(self._paths, sizes, saved.get("checksums"), verify)
-        except ValueError as error:
-            raise InputError(f"{self._progress}: {error}") from error
+        return rows, Committed.found(self._progress, self._paths, sizes, saved.get("checksums"), verify)
 
     def _check(self, first: int, losses: np.ndarray) -> None:
         for i, row in enumerate(losses, start=first):

@@ -17,7 +17,7 @@ from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import digest, keyed_path
+from dataflex_jax.files import digest, expanded, keyed_path
 from dataflex_jax.models import parts
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Reference
@@ -121,7 +121,7 @@ def cached_losses(model: Model, domains: Sequence[Domain], rows: Source, sweeper
     def token_losses(model, batch):
         return model.token_losses(batch).losses
 
-    folder, stores = Path(cache.folder).expanduser() / "reference_losses", []
+    folder, stores = Path(expanded(cache.folder)) / "reference_losses", []
     for number, domain in enumerate(domains):
         first, end = rows.pool.offsets[number : number + 2].tolist()
         key = digest([domain.key, list(domain.train.buckets), fingerprint])

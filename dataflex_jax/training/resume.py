@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 POOL = ("pool",)  # the one group of rows, where a selector or an order has the whole pool
 _TRAINABLE = "model.trainable"
+_TOKENIZER = "data.tokenizer"
 
 
 class Identity(NamedTuple):
@@ -101,7 +102,7 @@ def model_fields(model: ModelConfig, trainable: Sequence[str] | None, tokenizer:
         **{f"model.{name}": value for name, value in describe(model).items()},
         **({} if trainable is None else {_TRAINABLE: list(trainable)}),
         **_lora_fields(model.lora),
-        "data.tokenizer": tokenizer.fingerprint,
+        _TOKENIZER: tokenizer.fingerprint,
     }
 
 
@@ -155,6 +156,9 @@ def check(saved: dict[str, Any], identity: Identity) -> None:
     for name in saved["fields"] if is_imported(saved) else saved["fields"] | identity.fields:
         before, now = saved["fields"].get(name), identity.fields.get(name)
         if before != now:
+            if name == _TOKENIZER:
+                reason = "its tokens are not those that the checkpoint was trained with; use a new --workdir"
+                raise InputError(reason, option=name)
             reason = f"the checkpoint was trained with {before!r}; use a new --workdir"
             raise InputError(reason, option=name, value=now)
     for name, key in saved["stores"].items():

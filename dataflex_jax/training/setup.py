@@ -19,11 +19,13 @@ from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.processes import group
+from dataflex_jax.reporting.trackers import import_wandb
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import agreement, changes, fits, loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
+from dataflex_jax.training.entries import check_entries
 from dataflex_jax.training.evaluation import check_evaluators
 from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.learner import fresh_state, make_learner
@@ -67,8 +69,11 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     active_policies(config)  # refuses what it can before any data is read
     check_evaluators(config)
     fits.check_tokenizer(config)
+    if config.wandb_project is not None and jax.process_index() == 0:
+        import_wandb(config.wandb_project)
 
     agreement.agree_on_run_folder(run_folder)
+    check_entries(run_folder)
     with Checkpoints(run_folder, config.keep) as checkpoints, jax.set_mesh(mesh):
         group.at_loss(checkpoints.newest)
         latest = checkpoints.newest_sound()

@@ -66,11 +66,12 @@ class FakeRows:
             case GradientNorms():
                 with np.errstate(invalid="ignore", over="ignore"):
                     return _norms(self.gradients[ids])
-            case Influences(adam):
+            case Influences(adam, then):
                 rows = (self.gradients if adam is None else self.preconditioned)[ids].astype(np.float64)
                 with np.errstate(invalid="ignore", over="ignore"):
                     norms = _norms(rows)[:, None]
-                    return (rows @ np.asarray(operand["all"], np.float64).T / norms).astype(np.float32)
+                    found = (rows @ np.asarray(operand["all"], np.float64).T / norms).astype(np.float32)
+                return found if then is None else _in_batches(jax.jit(then), found)
         raise AssertionError(f"nothing to answer {signal} with")
 
     def gradient_sums(self, weights, parameters="blocks"):

@@ -5,7 +5,7 @@ from pathlib import Path
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny_chat
 
-SELECTOR = {"selector": "less", "selector__save_all_scores": True, "selector__group_agg": "mean"}
+SELECTOR = {"selector": "less", "selector__group_agg": "mean"}
 
 
 def train(root: Path, folder: Path) -> Path:

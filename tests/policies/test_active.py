@@ -81,10 +81,10 @@ def test_without_a_mixer_a_selector_or_an_order_has_the_whole_pool_and_nothing_i
             policies(choices, proportions)
 
 
-def test_all_scores_are_kept_on_request():
+def test_all_scores_are_kept_unless_a_selector_says_otherwise():
     assert not policies().save_all_scores
-    assert not policies("selector=loss").save_all_scores
-    assert policies("selector=loss", {"selector.save_all_scores": True}).save_all_scores
+    assert policies("selector=loss").save_all_scores
+    assert not policies("selector=loss", {"selector.save_all_scores": False}).save_all_scores
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import Choice, Evidence, Mixer, Order, Selector, Weighter
+from dataflex_jax.policies import TARGETS, Choice, Evidence, Mixer, Order, Selector, Weighter, registry
+from dataflex_jax.policies.base import ScoreSource
 from dataflex_jax.policies.contract import (
     check_evidence,
+    check_fields,
     check_ids,
+    check_signal,
     checked_mixer,
     checked_order,
     checked_selector,
@@ -92,7 +95,9 @@ def test_weights_are_one_number_a_domain(name, weights, returned):
 
 
 def test_a_state_and_a_log_are_what_a_run_can_keep():
-    assert "init returned a str; expected arrays and numbers only" in refused(lambda: mixer(init=lambda _: "x").init(0))
+    assert "init returned a str; expected arrays and 32-bit numbers only" in refused(
+        lambda: mixer(init=lambda _: "x").init(0)
+    )
     policy = mixer(log=lambda state: state.weights)
     with pytest.raises(InputError, match=r"^mixer 'mine': log returned float32\[3\]; expected names to numbers$"):
         policy.log(State(np.ones(3, np.float32), 0))
@@ -187,3 +192,91 @@ def test_what_is_a_distribution():
     assert distribution_fault(np.array([np.nan, 1.0])) == "not all finite"
     assert distribution_fault(np.array([1.5, -0.5])) == "-0.5 is negative"
     assert distribution_fault(np.array([1.0, 1.0])) == "the sum is 2, not 1"
+
+
+def unfit(made):
+    with pytest.raises(InputError) as caught:
+        check_fields("it", made)
+    return str(caught.value)
+
+
+def test_a_function_of_the_wrong_number_of_arguments_or_none_is_named():
+    made = Mixer(init=lambda natural: natural, update=lambda state, seen: state, sampling_weights=lambda state: state)
+    check_fields("it", made)
+    check_fields("it", made._replace(update=lambda *arguments: 0, log=jax.jit(lambda state, more=1: state)))
+    assert unfit(made._replace(update=lambda state: 0)) == (
+        "it: update is a function of (state); expected a function of 2 arguments"
+    )
+    assert unfit(made._replace(init=None)) == "it: init is None; expected a function of 1 argument"
+    assert unfit(made._replace(log=3)) == "it: log is 3; expected a function of 1 argument, or None"
+    assert unfit(Selector(None, lambda evidence, request, num: 0)).startswith("it: one of score and choose is None")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("refresh_interval", 0, "an integer >= 1"),
+        ("refresh_interval", 2.5, "an integer"),
+        ("refresh_interval", True, "an integer"),
+        ("reference", "a/run", "a Reference, or None"),
+        ("needs", "targets", "a set"),
+        ("needs", TARGETS, "a set"),
+        ("embeds_whole", "yes", "True or False"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(field, value, wanted):
+    made = Weighter(lambda width: (), lambda state, seen: seen.losses)._replace(**{field: value})
+    assert unfit(made) == f"it: {field} is {value!r}; expected {wanted}"
+
+
+def test_fields_with_a_few_values():
+    made = Mixer(init=lambda natural: natural, update=lambda state, seen: state, sampling_weights=lambda state: state)
+    assert unfit(made._replace(loss_mean="rows")) == "it: loss_mean is 'rows'; expected one of tokens, domains"
+    order = Order(lambda scores, key: scores)
+    assert unfit(order._replace(scores="loss")) == "it: scores is 'loss'; expected a ScoreSource"
+    assert "expected a ScoreSource of loss, selector" in unfit(order._replace(scores=ScoreSource("losses")))
+
+
+def test_a_factory_that_leaves_a_function_out_is_refused_when_the_policy_is_built(monkeypatch):
+    registry.names("order")
+    monkeypatch.setitem(registry._FACTORIES, "order", dict(registry._FACTORIES["order"]))
+    registry.register_order("without")(lambda: Order(None))
+    with pytest.raises(InputError, match=r"^order 'without': arrange is None; expected a function of 2 arguments$"):
+        registry.build("order", registry.policy_config("order", "without"), Schedule(0, 1, -1))
+
+
+def test_weights_are_real_numbers():
+    policy = mixer(loss_weights=lambda state: state.weights + 0j)
+    assert "loss_weights returned complex64[3]; expected" in refused(policy.loss_weights, policy.init(NATURAL))
+
+
+@pytest.mark.parametrize("result", [lambda n: jnp.zeros(n + 1), lambda n: jnp.float32(0), lambda n: None, lambda n: ()])
+def test_a_signal_says_something_of_every_row(result):
+    with pytest.raises(InputError, match=r"^signal 'int': its function returned .* of a batch of 4 rows; expected"):
+        check_signal(3, result(4), 4)
+    check_signal(3, {"a": jnp.zeros(4), "b": jnp.zeros((4, 2))}, 4)
+
+
+@pytest.mark.parametrize("leaf", ["text", object(), 2**40])
+def test_a_state_that_no_checkpoint_holds_is_named(leaf):
+    message = refused(lambda: mixer(init=lambda natural: {"a": leaf}).init(NATURAL))
+    assert message.startswith("mixer 'mine': init returned {'a': a ")
+    assert f"expected arrays and 32-bit numbers only, not a {type(leaf).__name__}" in message
+    policy = selector(
+        init=lambda signals: {"a": leaf},
+        score=lambda state, signals, request: (Evidence(np.zeros(5, np.float32)), {"a": leaf}),
+    )
+    for call in (lambda: policy.init(None), lambda: policy.score({}, None, fake_signals.request())):
+        with pytest.raises(InputError, match=r"^selector 'mine': .* expected arrays and 32-bit numbers only"):
+            call()
+    with pytest.raises(InputError, match=r"^selector 'mine': .* expected as shared arrays and 32-bit numbers only"):
+        check_evidence("mine", Evidence(np.zeros(5), leaf), 5)
+    with pytest.raises(InputError, match=r"^mixer 'mine': log returned .* expected names to numbers$"):
+        mixer(log=lambda state: {"a": leaf}).log(State(np.ones(3, np.float32), 0))
+
+
+@pytest.mark.parametrize("weights", [jnp.zeros(3), jnp.asarray([1, -1, 1.0]), jnp.asarray([1, jnp.nan, 1])])
+def test_an_average_that_no_run_can_sample_with_is_named(weights):
+    message = refused(lambda: mixer(average=lambda state: weights).average(None))
+    assert message.startswith("mixer 'mine': average returned float32[3]; expected finite numbers >= 0, not all 0")
+    np.testing.assert_array_equal(mixer(average=lambda state: NATURAL).average(None), NATURAL)

@@ -114,7 +114,8 @@ def test_a_hyperparameter_of_the_wrong_type_is_refused_by_name(kind, name, field
 
 def test_a_default_need_not_be_as_its_annotation_says(monkeypatch):
     def lax(*, temperature: float = None, steps: int = 0.5) -> Mixer:  # noqa: RUF013
-        return Mixer(init=temperature, update=steps, sampling_weights=None)
+        assert (temperature, steps) == (None, 0.5)
+        return Mixer(lambda natural: natural, lambda state, seen: state, lambda state: state)
 
     monkeypatch.setitem(registry._FACTORIES["mixer"], "lax", lax)
     registry.build("mixer", registry.policy_config("mixer", "lax"), Schedule(0, 1, -1))
@@ -123,6 +124,12 @@ def test_a_default_need_not_be_as_its_annotation_says(monkeypatch):
 def test_a_missing_plugin_is_named():
     with pytest.raises(InputError, match=r"config.plugins: cannot import 'no_such_package.mixer'"):
         registry.load_plugins(["no_such_package.mixer"])
+
+
+@pytest.mark.parametrize("module", ["..", ".mixer", "", "a..b", "my mixer"])
+def test_what_is_no_name_of_a_module_is_refused(module):
+    with pytest.raises(InputError, match=r"^config.plugins = '.*': a module's name is accepted, such as my_package"):
+        registry.load_plugins([module])
 
 
 def test_two_policies_of_one_name_are_refused(plugin):

@@ -65,10 +65,14 @@ def evals_only(folder):
 
 
 def test_one_run(tmp_path):
-    page = report(tmp_path, write_run(tmp_path / "run"))
+    folder = write_run(tmp_path / "run")
+    with open(folder / "policy.jsonl", "a") as file:
+        file.write('{"step": 20, "policy": "less", "coverage": 0.1, "domain_share": {"books": 0.5, "web": 0.5}}\n')
+    page = report(tmp_path, folder)
     headings = [text for _, text in page.headings]
     assert headings[:3] == ["Configuration", "Run", "Held out: valid"]
-    assert {"Loss", "Loss by domain", "Mixture", "Throughput"} <= set(headings)
+    selections = "Selections by domain, coverage and overlap"
+    assert {"Loss", "Loss by domain", "Mixture", selections, "Throughput"} <= set(headings)
     rows = page.table("books")
     # 2 + i / 10 + 6 exp(-4) at step 20.
     assert rows["books"][0] == ("2.1099", False)

@@ -16,6 +16,10 @@ def append(path, **record):
         file.write(json.dumps(record) + "\n")
 
 
+def selection(step, coverage, overlap, **shares):
+    return {"step": step, "policy": "less", "coverage": coverage, "overlap": overlap, "domain_share": shares}
+
+
 def test_a_run_with_a_mixer_is_drawn(tmp_path):
     folder = write_run(tmp_path / "run")
     written = plots.plot_run(folder)
@@ -110,9 +114,42 @@ def test_a_domain_added_on_resume_is_in_the_mixture(tmp_path):
 def test_selectors_and_weighters_are_drawn(tmp_path):
     folder = write_run(tmp_path / "run")
     for step in (5, 10):
-        append(folder / "policy.jsonl", step=step, policy="less", score_min=-0.1, score_mean=0.2, score_max=0.6)
+        scores = {"score_min": -0.1, "score_mean": 0.2, "score_max": 0.6}
+        append(folder / "policy.jsonl", **selection(step, step / 20, None, books=0.5, code=0.5), **scores)
     append(folder / "metrics.jsonl", step=21, example_weight_min=0.1, example_weight_mean=1.0, example_weight_max=2.0)
-    assert {"selector_scores", "example_weights", "mixture"} <= {path.stem for path in plots.plot_run(folder)}
+    stems = {path.stem for path in plots.plot_run(folder)}
+    assert {"selection", "selector_scores", "example_weights", "mixture"} <= stems
+
+
+def test_a_selection_is_drawn_by_domain_with_coverage_and_overlap(tmp_path):
+    run = RunRecords.load(write_run(tmp_path / "run", mixer=False))
+    run.policy.append(selection(4, 0.1, None, books=1.0, code=0.0))
+    run.policy.append(selection(12, 0.15, 0.5, books=0.25, web=0.75))
+    composition, reach = plots.selection_figure(run, plot_style.line_styles(["books", "code", "web"])).axes
+    texts = [text.get_text() for text in composition.get_legend().get_texts()]
+    assert texts == ["web  0.0 → 75.0 %", "code  0.0 → 0.0 %", "books  100.0 → 25.0 %"]
+    # What was chosen last is trained on to the end of the run, at step 20.
+    assert composition.get_xlim() == reach.get_xlim() == (4, 20)
+    books, _, web = (area.get_paths()[0] for area in composition.collections)
+    for step, share in ((8, 1.0), (11.9, 1.0), (12.1, 0.25), (19, 0.25)):
+        assert books.contains_point((step, share - 0.01))
+        assert not books.contains_point((step, share + 0.01))
+        assert web.contains_point((step, share + 0.01)) == (share < 1)
+    coverage, overlap = (line.get_xydata().tolist() for line in reach.get_lines())
+    assert (coverage, overlap) == ([[4, 0.1], [12, 0.15]], [[12, 0.5]])
+    texts = [text.get_text() for text in reach.get_legend().get_texts()]
+    assert texts == ["15.0 % of the pool ever chosen", "50.0 % chosen again"]
+
+
+def test_of_one_domain_and_of_an_earlier_versions_selections_the_coverage_alone_is_drawn(tmp_path):
+    run = RunRecords.load(write_run(tmp_path / "run", mixer=False))
+    styles = plot_style.line_styles(["books", "code", "web"])
+    assert plots.selection_figure(run, styles) is None
+    run.policy.append({"step": 4, "policy": "less", "coverage": 0.1})
+    (ax,) = plots.selection_figure(run, styles).axes
+    assert [line.get_xydata().tolist() for line in ax.get_lines()] == [[[4, 0.1]]]
+    run.policy.append(selection(12, 0.2, 0.5, books=1.0))
+    assert len(plots.selection_figure(run, styles).axes) == 1
 
 
 def test_the_effective_sample_size_is_below_the_example_weights(tmp_path):

@@ -47,6 +47,8 @@ def test_run_records_refuse_a_malformed_file(tmp_path):
         ("policy.jsonl", {"step": 3, "sampling_weights": [0.5]}, "sampling_weights = .*; an object of numbers by name"),
         ("policy.jsonl", {"step": 3, "observed": {"domain_loss": 4}}, "observed = .*; an object of objects of numbers"),
         ("policy.jsonl", {"step": 3, "score_mean": {}}, "score_mean = {}; a number is expected"),
+        ("policy.jsonl", {"step": 3, "coverage": "all"}, "coverage = 'all'; a number is expected"),
+        ("policy.jsonl", {"step": 3, "domain_share": [1.0]}, "domain_share = .*; an object of numbers by name"),
         ("eval.jsonl", {"step": 3, "split": ["valid"]}, "split = .*; a text is expected"),
         ("eval.jsonl", {"step": 3, "split": "valid", "domains": {"a": 1}}, "domains = .*; an object of objects"),
         ("eval.jsonl", {"step": 3, "split": "valid", "overall": 2.5}, "overall = 2.5; an object of numbers by name"),

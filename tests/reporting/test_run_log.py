@@ -1,12 +1,15 @@
 """The lines that a run writes of its steps and evaluations, and what is said of them."""
 
+import sys
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 from dataflex_jax.json_lines import read_jsonl
 from dataflex_jax.reporting.run_log import LogSettings, RunLog, Standing, named_state
+from tests.helpers.trackers import Wandb, events, scalars
 
 SETTINGS = LogSettings(
     domains={"a": 10, "b": 20},
@@ -17,6 +20,7 @@ SETTINGS = LogSettings(
     train_step=5,
     tensorboard=False,
     wandb_project=None,
+    config={"seed": 3},
     flops_per_token=1.0,
     peak_flops=None,
 )
@@ -72,6 +76,48 @@ def test_a_restart_drops_what_is_done_again(tmp_path):
     assert [line["step"] for line in read_jsonl(tmp_path / "eval.jsonl")] == [1, 2]
 
 
+SELECTION = {
+    **{"step": 2, "seconds": 1.5, "update": 0, "pool": 30, "policy": "less", "file": "selections/step_00000002.npz"},
+    **{"selected": 4, "distinct": 3, "not_finite": 1, "coverage": 0.25, "overlap": None},
+    **{"domain_share": {"a": 0.75, "b": 0.25}, "score_min": -1.0, "score_mean": 0.5, "score_max": 2.0},
+}
+
+
+def test_mixtures_example_weights_and_selections_are_curves(tmp_path):
+    """At the steps of metrics.jsonl the mixture and the mixer's state, and every selection."""
+    weights = {"example_weight_min": 0.5, "example_weight_max": 2.0, "effective_sample_size": 6.0}
+    with RunLog(SETTINGS._replace(tensorboard=True), tmp_path, 0) as log:
+        for step in (1, 2):
+            log.stepped(step, values(step) | weights, standing(step))
+        log.decided(SELECTION)
+        log.decided({"step": 2, "policy": "adapt", "refreshed": 4})
+    (file,) = events(tmp_path)
+    curves = scalars(file)
+    assert {step for _, step in curves} == {2}
+    found = {tag: value for (tag, _), value in curves.items()}
+    mixture = {"sampling_weights/a": 0.75, "sampling_weights/b": 0.25, "drawn_with/a": 0.25, "drawn_with/b": 0.75}
+    selection = {"domain_share/a": 0.75, "domain_share/b": 0.25, "coverage": 0.25, "score_mean": 0.5, "distinct": 3}
+    expected = mixture | weights | {"mixer/reward/a": 1.0, "mixer/reward/b": 2.0}
+    expected |= {f"selection/{name}": value for name, value in selection.items()}
+    assert expected.items() <= found.items()
+    assert "selection/overlap" not in found
+    assert not any("refreshed" in tag or "seconds" in tag for tag in found)
+    assert not {"sampling_weights", "drawn_with", "mixer"} & read_jsonl(tmp_path / "metrics.jsonl")[0].keys()
+
+
+def test_wandb_gets_the_configuration_and_a_step_at_once(tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with RunLog(SETTINGS._replace(wandb_project="project"), tmp_path, 0) as log:
+        log.stepped(2, values(2), standing(2))
+        log.decided(SELECTION)
+    (run,) = wandb.runs
+    assert run.arguments["config"] == {"seed": 3}
+    step, selection = run.logged
+    assert (step["loss"], step["sampling_weights/a"], step["mixer/reward/b"]) == (4.0, 0.75, 2.0)
+    assert (selection["step"], selection["selection/coverage"]) == (2, 0.25)
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
@@ -84,6 +130,10 @@ def test_a_restart_drops_what_is_done_again(tmp_path):
             "step 4: exam accuracy 0.25, samples 8",
         ),
         ({"split": "exam", "domains": {}, "overall": None}, None),
+        (
+            {"split": "exam", "domains": {"law": {"accuracy": 0.5}}, "overall": {"nll": 2.5}},
+            "step 4: held-out nll 2.5000 ()",
+        ),
     ],
 )
 def test_any_evaluation_is_written_and_said(tmp_path, capsys, record, said):
@@ -91,6 +141,10 @@ def test_any_evaluation_is_written_and_said(tmp_path, capsys, record, said):
         log.evaluated(4, record)
     assert read_jsonl(tmp_path / "eval.jsonl") == [{"step": 4, **record}]
     assert capsys.readouterr().err.splitlines() == ([] if said is None else [said])
+
+
+def test_a_key_in_a_state_is_numbers():
+    assert named_state({"key": jax.random.key(7)}, ("a", "b", "c")) == {"key": [0, 7]}
 
 
 def test_a_states_arrays_over_the_domains_are_named_and_histories_left_out():

@@ -1,37 +1,20 @@
 """Where metrics go: the file, TensorBoard and Weights & Biases, also after a resume."""
 
 import math
-import struct
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import SessionLog
 
 from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.json_lines import read_jsonl
 from dataflex_jax.reporting.progress import Progress
 from dataflex_jax.reporting.trackers import MetricsLogger, flatten
-
-
-def events(folder):
-    """The events of every TensorBoard file of a run, file by file in the order of writing."""
-    files = []
-    for path in sorted((folder / "tensorboard").iterdir(), key=lambda p: p.name.rsplit(".", 1)[-1]):
-        data, at, found = path.read_bytes(), 0, []
-        while at < len(data):
-            # A record: length, its checksum, the event, its checksum.
-            (length,) = struct.unpack_from("<Q", data, at)
-            found.append(Event.FromString(data[at + 12 : at + 12 + length]))
-            at += 16 + length
-        files.append(found)
-    return files
-
-
-def scalars(file):
-    return {(value.tag, event.step): value.simple_value for event in file for value in event.summary.value}
+from tests.helpers.trackers import Wandb, events, scalars
 
 
 def test_metrics_go_to_the_file_and_to_tensorboard(tmp_path):
@@ -43,6 +26,14 @@ def test_metrics_go_to_the_file_and_to_tensorboard(tmp_path):
     ]
     (file,) = events(tmp_path)
     assert scalars(file) == {("loss", 1): 2.5, ("domain_loss/a/b", 1): 1.0, ("eval/valid/overall/nll", 1): 3.0}
+
+
+def test_curves_that_are_not_metrics_stay_out_of_the_file(tmp_path):
+    with MetricsLogger(tmp_path) as logger:
+        logger.log(1, {"loss": 2.5}, {"mixer": {"reward": {"a": 1.0}, "name": "x", "last": [1, 2]}})
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.5}]
+    (file,) = events(tmp_path)
+    assert scalars(file) == {("loss", 1): 2.5, ("mixer/reward/a", 1): 1.0}
 
 
 def test_tensorboard_can_be_off(tmp_path):
@@ -107,36 +98,18 @@ def test_wandb_that_cannot_begin_is_one_line(tmp_path, monkeypatch):
 
 
 def test_wandb_gets_the_steps_and_resumes_the_same_run(tmp_path, monkeypatch):
-    class Run:
-        def __init__(self, arguments):
-            self.arguments, self.logged, self.defined, self.finished = arguments, [], [], False
-            self.id = arguments.get("id", "new-id")
-
-        def define_metric(self, name, step_metric=None):
-            self.defined.append((name, step_metric))
-
-        def log(self, values):
-            self.logged.append(values)
-
-        def finish(self):
-            self.finished = True
-
-    runs = []
-
-    class Wandb:
-        @staticmethod
-        def init(**arguments):
-            runs.append(Run(arguments))
-            return runs[-1]
-
-    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     folder = tmp_path / "run"
-    with MetricsLogger(folder, tensorboard=False, wandb="project") as logger:
+    config = {"seed": 1, "mixer": None, "data": {"domains": ("a", "b"), "share": np.float32(0.5)}}
+    with MetricsLogger(folder, tensorboard=False, wandb="project", config=config) as logger:
         logger.log(1, {"loss": 2.0, "mfu": None, "domain_loss": {"a": 1.0}})
     with MetricsLogger(folder, tensorboard=False, wandb={"project": "p", "entity": "e", "name": "n"}):
         pass
-    first, second = runs
-    assert first.arguments == {"dir": str(folder), "name": "run", "resume": "allow", "project": "project"}
+    first, second = wandb.runs
+    plain = {"seed": 1, "mixer": None, "data": {"domains": ["a", "b"], "share": 0.5}}
+    names = {"dir": str(folder), "name": "run", "project": "project"}
+    assert first.arguments == {**names, "resume": "allow", "config": plain}
     assert first.logged == [{"step": 1, "loss": 2.0, "domain_loss/a": 1.0}]
     assert ("*", "step") in first.defined
     assert first.finished

@@ -120,7 +120,7 @@ def test_a_dynamic_order_scores_anew_what_comes_next(root, coming, tmp_path, mon
 @pytest.mark.parametrize("source", ["selector", "field:difficulty"])
 def test_with_a_selector_the_window_is_arranged(root, difficulty, tmp_path, monkeypatch, source):
     options = {"selector": "less", "order": "sorting", "order__scores": source, "order__polarity": "higher_earlier"}
-    run = tiny_chat.trained(tiny_chat.config(root, **options, selector__save_all_scores=True), tmp_path, monkeypatch)
+    run = tiny_chat.trained(tiny_chat.config(root, **options), tmp_path, monkeypatch)
     for step, arrays in run.selections().items():
         scores = arrays["all_scores"] if source == "selector" else difficulty
         assert_batches(run.rows[step : step + 2], arrays["ids"][np.argsort(-scores[arrays["ids"]], kind="stable")])

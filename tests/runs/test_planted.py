@@ -48,7 +48,6 @@ def config(tmp_path_factory):
         selector="less",
         selector__warmup_step=20,
         selector__proj_dim=512,
-        selector__save_all_scores=True,
         train_step=21,
         checkpoint_every=100,
         data__valid_fraction=0.0,

@@ -132,7 +132,7 @@ def config_of(plugin, folder, **fields):
     made.data.update(source="verses", root=None)
     made.update(train_step=6, warmup_step=1, update_step=2, update_times=2, checkpoint_every=1, keep=9, eval_every=4)
     made.sweep.batch_rows = 16
-    options = {"selector__power": 2.0, "selector__save_all_scores": True}
+    options = {"selector__power": 2.0}
     return tiny_chat.with_policies(made, options | fields, selector="surprising")
 
 

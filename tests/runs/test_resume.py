@@ -94,7 +94,7 @@ def test_a_mixer_of_another_package_trains_and_goes_on(tmp_path):
     assert_same_curves(run, tmp_path / "whole")
 
 
-FIELDS = {"model.hidden_size": 32, "seed": 1, "mixer.name": "odm"}
+FIELDS = {"model.hidden_size": 32, "data.tokenizer": "3f2a", "seed": 1, "mixer.name": "odm"}
 IDENTITY = resume.Identity(FIELDS, {"a": "key a", "b": "key b"}, {"a": 0.5, "b": 0.5})
 
 
@@ -103,6 +103,10 @@ IDENTITY = resume.Identity(FIELDS, {"a": "key a", "b": "key b"}, {"a": 0.5, "b":
     [
         ({"fields": FIELDS | {"seed": 2}}, "config.seed = 2: the checkpoint was trained with 1"),
         ({"fields": FIELDS | {"mixer.name": None}}, "config.mixer.name = None: .* with 'odm'"),
+        (
+            {"fields": FIELDS | {"data.tokenizer": "77e0"}},
+            "config.data.tokenizer: its tokens are not those that the che",
+        ),
         ({"fields": FIELDS | {"model.new": 3}}, "config.model.new = 3: .* with None"),
         ({"stores": {"a": "key a", "b": "other"}}, "domain 'b': its text, tokenizer, .* or held-out split is not what"),
     ],

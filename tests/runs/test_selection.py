@@ -1,6 +1,8 @@
 """Selectors in whole runs: what is chosen is what is trained on, when and how often, and what is refused."""
 
+import json
 import logging
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ from dataflex_jax.selection.windows import Selection
 from dataflex_jax.signals.row_sets import SweptRows
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
+from tests.helpers.trackers import Wandb
 
 BATCH = 8
 
@@ -29,8 +32,7 @@ def config_of(roots, kind, **options):
 @pytest.mark.parametrize("kind", ["questions", "documents"])
 @pytest.mark.parametrize("selector", ["random", "loss", "delta_loss", "less"])
 def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, kind, selector):
-    config = config_of(roots, kind, selector=selector, selector__save_all_scores=True)
-    run = tiny_chat.trained(config, tmp_path, monkeypatch)
+    run = tiny_chat.trained(config_of(roots, kind, selector=selector), tmp_path, monkeypatch)
     chosen, lines = run.selections(), run.decisions()
     assert list(chosen) == [line["step"] for line in lines] == [1, 3]
     pool = len(chosen[1]["all_scores"])
@@ -39,7 +41,7 @@ def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, k
         ids, scores = arrays["ids"], arrays["scores"]
         assert line.keys() == {
             *("step", "update", "pool", "policy", "selected", "distinct", "not_finite"),
-            *("score_min", "score_mean", "score_max", "file", "coverage"),
+            *("score_min", "score_mean", "score_max", "file", "coverage", "domain_share", "overlap"),
         }
         assert (line["policy"], line["pool"], line["selected"], line["not_finite"]) == (selector, pool, 2 * BATCH, 0)
         assert line["distinct"] == len(set(ids.tolist())) == 2 * BATCH
@@ -47,11 +49,15 @@ def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, k
         figures = [scores.min(), scores.mean(dtype=float), scores.max()]
         np.testing.assert_allclose([line[f"score_{name}"] for name in ("min", "mean", "max")], figures, rtol=1e-6)
         np.testing.assert_array_equal(arrays["all_scores"][ids], scores)
+        assert arrays["all_scores"].dtype == np.float32
+        assert list(line["domain_share"].values()) == (np.bincount(arrays["domains"], minlength=2) / len(ids)).tolist()
         assert ("records" in arrays) == (kind == "questions")
         if selector == "less":
             np.testing.assert_array_equal(scores, np.sort(arrays["all_scores"])[::-1][: 2 * BATCH])
     ever = [set(chosen[1]["ids"].tolist()), {*chosen[1]["ids"].tolist(), *chosen[3]["ids"].tolist()}]
     assert [line["coverage"] for line in lines] == pytest.approx([len(ids) / pool for ids in ever])
+    again = 2 * len(ever[0]) - len(ever[1])
+    assert [line["overlap"] for line in lines] == [None, pytest.approx(again / (2 * BATCH))]
     # Steps 2 and 3 are the first choice, 4 and 5 the second, 6 and 7 the second in another order.
     passes = run.rows[1:].reshape(3, 2 * BATCH)
     for rows, step in zip(passes, (1, 3, 3), strict=True):
@@ -61,10 +67,21 @@ def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, k
     assert set(chosen[1]["ids"]) != set(chosen[3]["ids"])
 
 
-def test_seconds_are_recorded(roots, tmp_path):
-    train_and_evaluate(config_of(roots, "questions", selector="random", train_step=2), tmp_path)
+def test_seconds_are_recorded_and_wandb_has_the_choice_and_the_configuration(roots, tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    train_and_evaluate(
+        config_of(roots, "questions", selector="random", train_step=2, wandb_project="project"), tmp_path
+    )
     (line,) = (tmp_path / "policy.jsonl").read_text().splitlines()
     assert '"seconds": ' in line
+    (run,) = wandb.runs
+    assert run.arguments["config"] == json.loads((tmp_path / "config.json").read_text())["config"]
+    assert run.arguments["config"]["selector"]["name"] == "random"
+    (logged,) = (values for values in run.logged if "selection/coverage" in values)
+    record = json.loads(line)
+    assert (logged["step"], logged["selection/coverage"]) == (1, record["coverage"])
+    assert logged["selection/domain_share/digits"] == record["domain_share"]["digits"]
 
 
 def test_the_schedule_may_begin_before_the_first_step(roots, tmp_path, monkeypatch):
@@ -112,7 +129,7 @@ def test_with_a_mixer_selection_is_inside_each_domain(roots, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_with_a_weighter_training_changes_and_the_first_choice_does_not(roots, tmp_path, monkeypatch):
-    options = {"selector": "less", "selector__warmup_step": 0, "selector__save_all_scores": True, "train_step": 3}
+    options = {"selector": "less", "selector__warmup_step": 0, "train_step": 3}
     weighed = config_of(roots, "questions", weighter="loss", **options)
     run = tiny_chat.trained(weighed, tmp_path / "weighed", monkeypatch)
     expected = tiny_chat.trained(config_of(roots, "questions", **options), tmp_path / "plain", monkeypatch)
@@ -150,7 +167,7 @@ def test_rows_that_are_not_finite_are_counted_and_never_chosen(roots, tmp_path, 
         return values
 
     monkeypatch.setattr(SweptRows, "sweep", poisoned)
-    config = config_of(roots, "questions", selector=selector, selector__save_all_scores=True)
+    config = config_of(roots, "questions", selector=selector)
     with caplog.at_level(logging.WARNING, "dataflex_jax"):
         run = tiny_chat.trained(config, tmp_path, monkeypatch)
     assert [line["not_finite"] for line in run.decisions()] == [len(bad)] * 2

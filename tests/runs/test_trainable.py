@@ -168,7 +168,7 @@ def test_gradients_of_rows_are_those_of_the_chosen_parameters(root, tmp_path, pa
 @pytest.mark.slow
 def test_less_chooses_by_the_chosen_parameters(tmp_path):
     questions = tiny_chat.write_questions(tmp_path / "questions")
-    fields = {"selector": "less", "selector__save_all_scores": True, "train_step": 3, "checkpoint_every": 1}
+    fields = {"selector": "less", "train_step": 3, "checkpoint_every": 1}
     made = tiny_chat.config(questions, **fields, warmup_step=2, model__trainable=ATTENTION)
     train_and_evaluate(made, tmp_path / "run")
     chosen_while_training = tiny_chat.selections(tmp_path / "run")[2]

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.data.pool import Group
+from dataflex_jax.data.pool import Group, Pool
 from dataflex_jax.data.window import Sequences, Window
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import Choice, Evidence, Request, Selector
 from dataflex_jax.policies.schedule import Schedule, Scheduled
-from dataflex_jax.selection.choosing import Chooser
+from dataflex_jax.selection.choosing import Chooser, Chosen, described
 from tests.helpers.fake_signals import FakeRows, FakeSignals
 
 GROUPS = (Group("a", 0, 6), Group("b", 6, 9))
@@ -67,3 +67,19 @@ def test_what_may_be_taken_several_times_comes_as_often():
 def test_ids_that_no_window_can_be_made_of_are_refused(ids, message):
     with pytest.raises(InputError, match=f"^selector 'mine': choose returned {message}"):
         chosen([3, 1], lambda evidence, request, num: best(evidence, request, num)._replace(ids=ids(num)))
+
+
+def test_a_choice_is_described_by_domain_and_by_what_was_chosen_before():
+    sizes = {"a": 6, "b": 3, "c": 5}
+    rows = {name: SimpleNamespace(num_rows=size, buckets=(8,), packed=False) for name, size in sizes.items()}
+    pool = Pool([SimpleNamespace(name=name, train=each) for name, each in rows.items()])
+    ids = np.array([8, 0, 5, 0, 6, 7, 1, 2])
+    scores = np.array([8, 3, 2, 3, 1, 0, -1, -2], np.float32)
+    choice = Chosen(ids, scores, np.zeros(14, np.float32), (slice(0, 8),), (8,), 2)
+    found = described(choice, pool, None)
+    assert found == {
+        **{"selected": 8, "distinct": 7, "not_finite": 2, "domain_share": {"a": 0.625, "b": 0.375, "c": 0.0}},
+        **{"overlap": None, "score_min": -2, "score_mean": 1.75, "score_max": 8},
+    }
+    # Of the 7 distinct ones, in whatever order and however often they were chosen before.
+    assert described(choice, pool, np.array([13, 2, 8, 2, 12]))["overlap"] == 2 / 7

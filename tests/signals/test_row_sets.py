@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dataflex_jax.errors import InputError
 from dataflex_jax.signals.registry import Subject, register_signal
 from tests.helpers.array_rows import (
     POOL,
@@ -81,6 +82,12 @@ def test_targets_are_rows_of_their_own_in_named_groups(signals):
 @pytest.mark.parametrize("ids", [[7], [8, 0, 3, 5, 1], [2, 2, 6, 2]])
 def test_some_rows_come_in_the_order_that_they_are_asked_in(signals, ids):
     assert_rows(signals.candidates.sweep(Rows(), np.array(ids)), POOL, ids)
+
+
+@pytest.mark.parametrize("ids", [[-1], [0, POOL.num_rows]])
+def test_rows_that_there_are_not_are_refused(signals, ids):
+    with pytest.raises(InputError, match=rf"^a sweep of row {ids[-1]} of candidates; there are rows 0 to "):
+        signals.candidates.sweep(Rows(), ids=np.array(ids))
 
 
 def test_a_model_alone_has_weight_one_and_what_it_is_not_given_is_missing():

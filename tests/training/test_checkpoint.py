@@ -325,3 +325,16 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         Checkpoints(tmp_path)
     with Checkpoints(tmp_path), Checkpoints(tmp_path, writable=False):
         pass
+
+
+def test_one_under_the_name_of_another_step_is_damaged(tmp_path, caplog):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (2, 4):
+            save_and_wait(checkpoints, step, {"sampler": {"step": step}})
+    (tmp_path / "checkpoints" / "4").rename(tmp_path / "checkpoints" / "9")
+    with pytest.raises(InputError, match=r"9: cannot be read \(its folder was renamed, it is of step 4\)"):
+        Checkpoints(tmp_path, writable=False).read_run(9)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_sound() == 2
+    assert "its folder was renamed, it is of step 4); going on from step 2" in caplog.text
+    assert saved_steps(tmp_path) == [2]

@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.errors import InputError
@@ -12,7 +13,8 @@ from dataflex_jax.models import decoder
 from dataflex_jax.models.hf.resolve import model_config
 from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training.evaluation import EvaluationContext, held_out, register_evaluator
+from dataflex_jax.training import evaluation
+from dataflex_jax.training.evaluation import EvaluationContext, Evaluator, held_out, register_evaluator
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import policy_runs, tiny
 
@@ -113,3 +115,56 @@ def test_two_evaluators_of_one_name_are_refused():
     with pytest.raises(InputError, match=r"evaluator 'held_out' of .* is already registered by dataflex_jax"):
         register_evaluator("held_out")(lambda context: None)
     register_evaluator("held_out")(held_out)  # a module that is imported again
+
+
+def made_by(monkeypatch, make):
+    monkeypatch.setitem(evaluation._EVALUATORS, "mine", make)
+    (made,) = evaluation.evaluators(EvaluationContext(ConfigDict({"evaluators": ("mine",)}), (), None, None))
+    return made
+
+
+def measuring(monkeypatch, record):
+    return made_by(monkeypatch, lambda context: Evaluator("mine", 0, lambda model: record)).run
+
+
+RECORD = {"split": "x", "domains": {"a": {"b": np.float32(1)}}, "overall": {"c": 2, "d": jax.numpy.float32(3)}}
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted"),
+    [
+        (None, 'a mapping with "split", "domains" and "overall", and without "step"'),
+        ({"split": "x", "domains": {}}, 'a mapping with "split", "domains" and "overall", and without "step"'),
+        (RECORD | {"step": 9}, 'a mapping with "split", "domains" and "overall", and without "step"'),
+        (RECORD | {"split": 3}, '"split" to be a string'),
+        (RECORD | {"domains": {"a": 1.0}}, '"domains" to be {group: {metric: number}}'),
+        (RECORD | {"overall": {"a": "good"}}, '"overall" to be {metric: number}, or None'),
+        (RECORD | {"overall": {"a": np.ones(2)}}, '"overall" to be {metric: number}, or None'),
+        (RECORD | {"overall": {"a": [1, [2]]}}, '"overall" to be {metric: number}, or None'),
+    ],
+)
+def test_what_an_evaluator_measures_must_be_a_line(monkeypatch, record, wanted):
+    with pytest.raises(InputError) as caught:
+        measuring(monkeypatch, record)(None)
+    assert str(caught.value).startswith("evaluator 'mine': run returned ")
+    assert str(caught.value).endswith(f"; expected {wanted}")
+    for right in (RECORD, RECORD | {"overall": None}):
+        assert measuring(monkeypatch, right)(None) is right
+
+
+def test_an_evaluator_that_is_none_or_raises_is_named(monkeypatch):
+    for make, line in (
+        (lambda context: None, "its factory returned a NoneType; an Evaluator is expected"),
+        (lambda context: 1 / 0, "its factory raised ZeroDivisionError: division by zero\n"),
+        (lambda context: Evaluator("mine", -1, lambda model: RECORD), "every is -1; expected an integer >= 0"),
+        (lambda context: Evaluator("mine", 0, lambda: RECORD), "run is a function of (); expected a function of 1 arg"),
+        (lambda context: Evaluator("mine", 0, None), "run is None; expected a function of 1 argument"),
+    ):
+        with pytest.raises(InputError) as caught:
+            made_by(monkeypatch, make)
+        assert str(caught.value).startswith(f"evaluator 'mine': {line}")
+    run = made_by(monkeypatch, lambda context: Evaluator("mine", 0, lambda model: 1 / 0)).run
+    with pytest.raises(InputError, match=r"^evaluator 'mine': run raised ZeroDivisionError: division by zero\n"):
+        run(None)
+    with pytest.raises(InputError, match="what makes it must be a function of an EvaluationContext"):
+        register_evaluator("without arguments")(lambda: None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 
 import pytest
 
@@ -12,7 +13,7 @@ from dataflex_jax.models.config import RopeScaling
 from dataflex_jax.models.hf.weights import save_pretrained
 from dataflex_jax.training import fits
 from dataflex_jax.training.imports import import_pretrained, imported
-from dataflex_jax.training.setup import prepared
+from dataflex_jax.training.setup import prepared, train_and_evaluate
 from tests.helpers import policy_runs
 
 
@@ -40,6 +41,14 @@ def test_bytes_for_weights_that_know_other_tokens_are_refused_before_any_data_ar
     expected = rf"^config.data.tokenizer = 'bytes': the weights of {source} were trained with other tokens; leave"
     with pytest.raises(InputError, match=expected), prepared(config(source, "bytes"), tmp_path):
         pass
+
+
+def test_wandb_that_is_missing_is_said_before_any_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    wanted = policy_runs.config(tmp_path / "no data", wandb_project="mine")
+    with pytest.raises(InputError, match=r"^config.wandb_project = 'mine': wandb is not installed"):
+        train_and_evaluate(wanted, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_bytes_for_weights_without_a_tokenizer_are_refused(models, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from dataflex_jax.data.sampler import Sampler, SamplerState
 from dataflex_jax.policies.schedule import Schedule
-from dataflex_jax.training.ledger import Done, Position, Publishing, advanced, fault
+from dataflex_jax.training.ledger import Done, Position, Publishing, advanced, counts_nothing, fault
 
 NAMES = ["code", "digits", "vowels"]
 START = np.array([0.5, 0.3, 0.2])
@@ -120,3 +120,9 @@ def test_a_loss_that_is_not_finite_itself_is_not_the_weighters_fault():
     losses = np.array([2.0, np.nan, 1.0])
     found = fault(changed(loss=np.nan, domain_loss=losses, example_weight_min=np.nan), NAMES, "odm", "weighter 'loss'")
     assert found.startswith("loss is nan at step 7")
+
+
+def test_a_step_of_which_nothing_counts():
+    assert counts_nothing(changed(loss=np.float32(0)))
+    assert not counts_nothing(changed())
+    assert not counts_nothing(changed(loss=np.float32(0), domain_loss=np.zeros(3)))

@@ -6,6 +6,7 @@ on the installed Python version and on nothing else.
 """
 
 import ast
+import functools
 import tokenize
 from collections.abc import Iterator
 
@@ -38,25 +39,29 @@ def records(domain: str) -> tuple[dict[str, str], ...]:
     return tuple({"instruction": q, "input": given, "output": output} for (q, given), output in chosen.items())
 
 
-def _functions() -> Iterator[tuple[str, ast.FunctionDef, str]]:
-    """(module, definition, first paragraph of its docstring) of the public functions of the standard library."""
+@functools.cache
+def _functions() -> tuple[tuple[str, str, str], ...]:
+    """(name, call, first paragraph of its docstring) of the public functions of the standard library."""
+    found = []
     for path in builtin_text.standard_library():
         with tokenize.open(path) as file:
             tree = ast.parse(file.read())
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 docstring = ast.get_docstring(node) or ""
-                yield path.stem, node, " ".join(docstring.split("\n\n")[0].split())
+                call = f"{node.name}({ast.unparse(node.args)})"
+                found.append((f"{path.stem}.{node.name}", call, " ".join(docstring.split("\n\n")[0].split())))
+    return tuple(found)
 
 
 def _purposes() -> Iterator[tuple[str, str, str]]:
-    for module, node, summary in _functions():
-        yield f"What does {module}.{node.name} do?", "", summary
+    for name, _, summary in _functions():
+        yield f"What does {name} do?", "", summary
 
 
 def _calls() -> Iterator[tuple[str, str, str]]:
-    for module, node, _ in _functions():
-        yield "How is this Python function called?", f"{module}.{node.name}", f"{node.name}({ast.unparse(node.args)})"
+    for name, call, _ in _functions():
+        yield "How is this Python function called?", name, call
 
 
 def _topics() -> Iterator[tuple[str, str, str]]:

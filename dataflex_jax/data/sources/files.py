@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from dataflex_jax.data.sources.names import shown, split_format
 from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.foreign import next_json, parse_json
+from dataflex_jax.foreign import next_json, parse_json, refuse_pointer
 
 MAX_RECORD_BYTES = 1 << 28  # of one line, array element or text file, decompressed
 _TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB; split it into several"
@@ -30,8 +30,8 @@ _PARQUET_BYTES = 32 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
+    ".bz2": lambda raw: _Streams(raw, bz2.BZ2Decompressor),
+    ".xz": lambda raw: _Streams(raw, lzma.LZMADecompressor),
 }
 
 
@@ -73,6 +73,7 @@ def read_records(path: Path, columns: Sequence[str], start: int = 0, optional: S
             raise InputError(f"{shown(path)}: not a file")
         if path.stat().st_size == 0:
             raise InputError(f"{shown(path)}: the file is empty; delete it or replace it with a complete one")
+        refuse_pointer(path)
         suffix = _suffix(path)
         if suffix == ".parquet":
             yield from _parquet_records(path, columns, start, optional)
@@ -120,6 +121,42 @@ def _opened(path: Path) -> Iterator[tuple[Any, io.BufferedReader]]:
             raw = stack.enter_context(open(path, "rb", buffering=0))
             content = stack.enter_context(_DECOMPRESSORS[packing](raw)) if packing else raw
         yield raw, stack.enter_context(io.BufferedReader(content, _READ_BYTES))
+
+
+class _Streams(io.RawIOBase):
+    """What bz2 or xz streams hold, one after the other. Python's own readers end without an error at a damaged one."""
+
+    def __init__(self, raw: BinaryIO, new: Callable[[], Any]):
+        self._raw, self._new, self._stream = raw, new, new()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the beginning of `buffer`: the number of bytes, 0 at the end."""
+        data = b""
+        while not data:
+            packed = b""
+            if self._stream.eof:
+                packed = self._after_stream()
+                if not packed:
+                    return 0
+                self._stream = self._new()
+            elif self._stream.needs_input:
+                packed = self._raw.read(_READ_BYTES)
+                if not packed:
+                    raise EOFError("it ends in the middle of a stream")
+            data = self._stream.decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _after_stream(self) -> bytes:
+        """What follows the stream that has ended, and the zeros with which xz may pad it."""
+        rest = self._stream.unused_data.lstrip(b"\0")
+        while not rest and (more := self._raw.read(_READ_BYTES)):
+            rest = more.lstrip(b"\0")
+        return rest
 
 
 def _line_records(path: Path, start: int) -> Iterator[Record]:

@@ -19,6 +19,8 @@ _ABOUT_TRAINING = re.compile(
     r"(^|_)(weights?|loss(es)?|train(ed|ing|able)?|mask(s|ed)?|labels?|targets?|learn(ed|able)?|supervised?)(_|$)"
 )
 _KEPT_KEYS = ("name", "tool_call_id", "reasoning_content")
+_THOUGHTS = ("reasoning", "thinking")  # other names of "reasoning_content"
+_CALL_KEYS = {"name", "arguments", "id", "type", "index"}
 
 
 class BadRecord(ValueError):
@@ -56,6 +58,8 @@ def turn(message: Any, tags: Mapping[str, str], place: str) -> Message:
     calls = (message.get("tool_calls") or message.get("function_call")) if made["role"] == "assistant" else None
     made["content"] = content = _text_of(message.get(content_tag), f"{place}: {content_tag!r}", may_be_none=bool(calls))
     made |= {key: message[key] for key in _KEPT_KEYS if isinstance(message.get(key), str)}
+    if made["role"] == "assistant" and (thoughts := _other_thoughts(message)):
+        made.setdefault("reasoning_content", thoughts)
     if role == tags["function_tag"] and role != tags["assistant_tag"]:
         made |= {"content": "", "tool_calls": _calls(parsed(content, place), place)}
     elif calls:
@@ -64,6 +68,10 @@ def turn(message: Any, tags: Mapping[str, str], place: str) -> Message:
     if not _is_target(keys, made["role"], place):
         made["target"] = False
     return made
+
+
+def _other_thoughts(message: Mapping[str, Any]) -> str | None:
+    return next((message[key] for key in _THOUGHTS if isinstance(message.get(key), str)), None)
 
 
 def _is_target(keys: Mapping[str, Any], role: str, place: str) -> bool:
@@ -110,17 +118,37 @@ def parsed(text: str, place: str) -> Any:
 def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
     """Function calls, in OpenAI's form or bare, in the form that chat templates take: arguments as an object."""
     found = []
-    for call in calls if isinstance(calls, list) else [calls]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+    for call in _listed(calls):
+        function = _function(call)
+        if function is None or not isinstance(function.get("name"), str):
             raise BadRecord(f"{place}: a function call must look like {{'name': ..., 'arguments': ...}}")
+        whose = f"{place}: arguments of {one_line(repr(function['name']), 80)}"
+        if _has_other_arguments(function):
+            raise BadRecord(f"{whose}: must be called 'arguments'; the call has {names_in(function)}")
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str):
-            arguments = parsed(arguments, f"{place}: arguments of {one_line(repr(function['name']), 80)}")
+            arguments = parsed(arguments, whose) or {}
+        if not isinstance(arguments, Mapping):
+            raise BadRecord(f"{whose}: must be an object, or its JSON, but is {type_name(arguments)}")
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         function = {"name": function["name"], "arguments": arguments}
         found.append({**identity, "type": "function", "function": function})
     return found
+
+
+def _listed(calls: Any) -> list[Any]:
+    return calls if isinstance(calls, list) else [calls]
+
+
+def _function(call: Any) -> Mapping[str, Any] | None:
+    """The function of a call in OpenAI's form, or of a bare one; None: it is no call."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    return function if isinstance(function, Mapping) else None
+
+
+def _has_other_arguments(function: Mapping[str, Any]) -> bool:
+    """Whether what may be a call's arguments has another name, such as "parameters" or "input"."""
+    return "arguments" not in function and not _CALL_KEYS.issuperset(function)
 
 
 def number_tool_calls(turns: Sequence[Message]) -> None:
@@ -146,10 +174,17 @@ def tools(value: Any) -> list[dict[str, Any]] | None:
 
 
 def is_marked(message: Any, *, filled: bool) -> bool:
-    """Whether a message has marks of the loss, a call in the older form, or (in a table) nulls in its calls."""
+    """Whether a message has what readers once passed over.
+
+    These are marks of the loss, a call in the older form or with arguments under another name, thoughts under another
+    name, and (in a table) nulls in its calls.
+    """
     if not isinstance(message, Mapping):
         return False
-    calls = {"calls": message.get("tool_calls")}
-    return any(message.get(key) is not None for key in (*MARKS, "function_call")) or (
-        filled and without_nulls(calls) != calls
+    calls = message.get("tool_calls")
+    return (
+        any(message.get(key) is not None for key in (*MARKS, "function_call"))
+        or _other_thoughts(message) is not None
+        or any(_has_other_arguments(function) for call in _listed(calls) if (function := _function(call)) is not None)
+        or (filled and without_nulls({"calls": calls}) != {"calls": calls})
     )

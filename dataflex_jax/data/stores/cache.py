@@ -30,7 +30,7 @@ from dataflex_jax.data.stores.store import Store, read_meta, skipped_records, st
 from dataflex_jax.data.stores.writer import SPLITS, DomainWriter
 from dataflex_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.files import digest, keyed_path, read_sealed, replace_sealed
+from dataflex_jax.files import digest, expanded, keyed_path, read_sealed, replace_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def open_stores(
         TrainingError: no space left; what was built is kept.
     """
     _check_options(data)
-    cache_dir = Path(data.cache_dir).expanduser()
+    cache_dir = Path(expanded(data.cache_dir))
     with cache_lock(cache_dir, "the rows store") as lock:
         if not cache_dir.is_dir():
             lock.take("it is to be made")

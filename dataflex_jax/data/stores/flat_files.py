@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_jax.data.stores.checksums import BlockChecksums, are_checksums, fault, file_checksums
+from dataflex_jax.errors import InputError
 
 
 @dataclasses.dataclass
@@ -21,25 +22,26 @@ class Committed:
     checksums: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def found(cls, paths: Mapping[str, Path], sizes: Any, checksums: Any, verify: str) -> "Committed":
+    def found(cls, said: Path, paths: Mapping[str, Path], sizes: Any, checksums: Any, verify: str) -> "Committed":
         """What is there, of what a JSON file says.
 
         Args:
+            said: the JSON file, for messages.
             paths: {name: file}.
             sizes: what it says of their sizes.
             checksums: of their checksums; None: an older version wrote it, without any.
             verify: as for `checksums.fault`.
 
         Raises:
-            ValueError: it says something else, or the files are not as it says; what is wrong.
+            InputError: it says something else, or a file is not as it says; names which.
         """
         known = isinstance(sizes, dict) and sizes.keys() <= paths.keys()
         if not known or not all(type(size) is int and size >= 0 for size in sizes.values()):
-            raise ValueError("not the sizes of these files")
+            raise InputError(f"{said}: not the sizes of these files")
         if checksums is not None and not are_checksums(checksums, sizes):
-            raise ValueError("not the checksums of these files")
+            raise InputError(f"{said}: not the checksums of these files")
         if problem := fault(paths, sizes, checksums, verify, longer=True):
-            raise ValueError(problem)
+            raise InputError(problem)
         return cls(sizes, checksums or {})
 
 

@@ -88,10 +88,7 @@ class _Progress:
                 known = False
         if not known:
             raise InputError(f"{path}: not the progress of a build")
-        try:
-            committed = Committed.found(files, saved.get("sizes"), saved.get("checksums"), verify)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from error
+        committed = Committed.found(path, files, saved.get("sizes"), saved.get("checksums"), verify)
         return cls(Position(*saved["position"]), saved["consumed"], committed, saved["counts"], saved["values"])
 
     def write(self, path: Path) -> None:

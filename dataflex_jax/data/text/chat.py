@@ -131,7 +131,7 @@ class ChatEncoder:
     The targets are the contents of the assistant's turns, but for those marked as context only, and the control token
     that ends each (what follows it, such as a line end, is not): all that the model must say after the generation
     prompt. A token that spans the beginning of a response, as " Paris" does where the template puts a space there, is a
-    target. A turn that says nothing has none.
+    target. A turn that says nothing, or nothing that the template shows, has none.
 
     Args:
         tokenizer: whose ids to use.
@@ -172,7 +172,7 @@ class ChatEncoder:
         )
         self._probe = f"\ufdd2{secret}\ufdd2"
 
-        self._backend = tokenizer.copy_of_backend()
+        self._backend = tokenizer.copy_of_backend(room_for=tuple(self._private.values()))
         self._backend.add_tokens(
             [
                 tokenizers.AddedToken(
@@ -216,7 +216,7 @@ class ChatEncoder:
         """
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
         rendered = self._rendered_or_problem(Conversation(messages))
-        if isinstance(rendered, str):
+        if isinstance(rendered, str) or not rendered[1]:
             return None
         text, (turn,) = rendered
         end = text[turn.content_end : turn.end]
@@ -247,7 +247,9 @@ class ChatEncoder:
             spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
             spoken = spoken[-1:] if self._mask_history else spoken
             spoken = [i for i in spoken if i not in context_only and _says_something(messages[i])]
-            return text, [self._turn(i, messages, tools, text) for i in spoken]
+            turns = (self._turn(i, messages, tools, text) for i in spoken)
+            # A template may have no form for all that a message has, its thoughts for one.
+            return text, [turn for turn in turns if text[turn.start : turn.content_end].strip()]
         except _BadConversation as problem:
             return str(problem)
 
@@ -264,7 +266,8 @@ class ChatEncoder:
         try:
             text = self._template.render(messages, tools, generation_prompt=generation_prompt)
         except (rendering.TooMuch, MemoryError) as error:
-            raise InputError(f"{self._source}: the chat template {error or 'takes too much memory'}") from error
+            reason = error if isinstance(error, rendering.TooMuch) else "takes too much memory"
+            raise InputError(f"{self._source}: the chat template {reason}") from error
         except jinja2.TemplateError as error:
             raise _BadConversation(f"the chat template refuses it: {rendering.described(error)}") from error
         except Exception as error:  # a template is a program, in which anything may happen

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import processors
 
 from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.foreign import parse_json, read_bytes
+from dataflex_jax.foreign import object_in, parse_json, read_bytes
 
 TOKENIZER, CONFIG, GENERATION_CONFIG = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 TEMPLATE, SPECIAL_TOKENS, SENTENCEPIECE = "chat_template.jinja", "special_tokens_map.json", "tokenizer.model"
@@ -33,6 +33,7 @@ READ = (*COPIED, GENERATION_CONFIG, _MODEL_CONFIG)
 GENERIC = "PreTrainedTokenizerFast"  # by tokenizer.json's own rules; "TokenizersBackend" since transformers 5
 _GENERIC = (GENERIC, "TokenizersBackend")
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MAX_IDS = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -143,7 +144,7 @@ def read_file(path: Path) -> TokenizerFiles:
 
 def _read(folder: Path, present: Mapping[str, Path], *, by_itself: bool) -> TokenizerFiles:
     contents = {name: read_bytes(path).removeprefix(_BYTE_ORDER_MARK) for name, path in present.items()}
-    objects = {name: _object(present[name], contents[name]) for name in _OBJECTS if name in contents}
+    objects = {name: object_in(present[name], contents[name]) for name in _OBJECTS if name in contents}
     for name, values in objects.items():
         for field, (words, test) in _ACCEPTED.get(name, {}).items():
             if (value := values.get(field)) is not None and not test(value):
@@ -159,16 +160,6 @@ def _read(folder: Path, present: Mapping[str, Path], *, by_itself: bool) -> Toke
     stops = () if stops is None else tuple(stops) if isinstance(stops, list) else (stops,)
     special_tokens = objects.get(SPECIAL_TOKENS, {})
     return TokenizerFiles(folder, present, contents, config, special_tokens, template, stops, by_itself)
-
-
-def _object(path: Path, contents: bytes) -> dict[str, Any]:
-    try:
-        value = parse_json(contents)
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({one_line(error)})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON {type(value).__name__}; one object is expected")
-    return value
 
 
 def _is_token(value: Any) -> bool:
@@ -233,6 +224,7 @@ def load(files: TokenizerFiles, begin_of_text: bool | None = None) -> Loaded:
         InputError: they make none, which names the file or the folder; or there is no bos_token to begin with.
     """
     backend, roles, class_name = _made(files)
+    _check_ids(backend, files)
     # A tokenizer.json may carry the truncation and padding of the task that its model was tuned for.
     backend.no_truncation()
     backend.no_padding()
@@ -281,6 +273,17 @@ def _made(files: TokenizerFiles) -> tuple[tokenizers.Tokenizer, dict[str, str], 
 def _own_backend(files: TokenizerFiles) -> tokenizers.Tokenizer:
     with _faults_said(f"{files.paths[TOKENIZER]}: is not a {TOKENIZER}"):
         return tokenizers.Tokenizer.from_str(files.contents[TOKENIZER].decode())
+
+
+def _check_ids(backend: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+    """Refuses ids that no embedding has a row for, or that the library gives to either of two tokens as it likes."""
+    place, tokens = files.paths.get(TOKENIZER, files.folder), {}
+    for token, i in backend.get_vocab(with_added_tokens=True).items():
+        if i >= _MAX_IDS:
+            raise InputError(f"{place}: token {one_line(repr(token), 80)} has the id {i}; it must be below {_MAX_IDS}")
+        if (other := tokens.setdefault(i, token)) != token:
+            both = " and ".join(one_line(repr(token), 80) for token in sorted((token, other)))
+            raise InputError(f"{place}: the tokens {both} have the same id {i}")
 
 
 @contextlib.contextmanager

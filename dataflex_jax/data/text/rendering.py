@@ -1,13 +1,14 @@
 """Chat templates rendered within limits.
 
-A template is a program of somebody else's. Jinja's sandbox keeps it from this machine's files; here its loops and its
-output are bounded too. What neither sees, such as one huge number, only the operating system can bound: `tried` renders
-short conversations with a new template in a process of its own, which runs this file and therefore imports nothing of
-the package.
+A template is a program of somebody else's. Jinja's sandbox keeps it from this machine's files; here its loops, its
+operations and its output are bounded too, and nothing is computed while it is compiled. What none of this sees, only
+the operating system can bound: `tried` renders short conversations with a new template in a process of its own, which
+runs this file and therefore imports nothing of the package.
 """
 
 import functools
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-from jinja2 import nodes
+from jinja2 import compiler, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 MAX_STEPS = 2_000_000  # turns of loops and calls of macros, in one conversation
-MAX_CHARACTERS = 1 << 28  # of one conversation
+MAX_CHARACTERS = 1 << 28  # of one conversation, and of one text in it
+MAX_NUMBER = 1 << 28  # as good as any for a length
 MAX_SECONDS, MAX_BYTES, MAX_SHORT_STEPS = 3, 1 << 30, 100_000  # for a few short conversations
 # Today's date would make other tokens of the same data every day; Llama 3.2's template has this one as its default.
 _DATE = "26 Jul 2024"
@@ -36,11 +38,32 @@ class TooMuch(Exception):
     """A template that takes more than the limits, in words."""
 
 
+class _Code(compiler.CodeGenerator):
+    """Leaves all computing to the rendering, whose limits are not there yet."""
+
+    def _output_child_to_const(self, node: Any, frame: Any, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
+        """`a ~ b`, which Jinja joins by itself."""
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """As `transformers` has it, with a number of steps that are left."""
 
+    code_generator_class = _Code
+    intercepted_binops = frozenset({"+", "-", "*", "**", "%"})
+
     def __init__(self, max_steps: int):
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        extensions = [_Generation, jinja2.ext.loopcontrols]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=extensions)
         self.filters["tojson"] = _to_json
         self.globals.update(
             raise_exception=_refuse,
@@ -61,10 +84,57 @@ class _Environment(ImmutableSandboxedEnvironment):
         if self.left < 0:
             raise TooMuch(f"takes more than {self.max_steps:,} steps")
 
+    def joined(self, parts: tuple[Any, ...]) -> str:
+        """The parts as one text.
+
+        Raises:
+            TooMuch: it is too long.
+        """
+        texts = [str(part) for part in parts]
+        _check_length(sum(map(len, texts)))
+        return "".join(texts)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The result of an operation.
+
+        Raises:
+            TooMuch: it is too large.
+        """
+        _check_length(_result_length(operator, left, right))
+        if operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _check_number(left ** min(abs(right), 64))  # beyond the limit already, if it is not 0, 1 or -1
+        result = super().call_binop(context, operator, left, right)
+        _check_number(result)
+        return result
+
     def _range(self, *arguments: int) -> range:
         numbers = safe_range(*arguments)
         self.spend(len(numbers))
         return numbers
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_CHARACTERS:
+        raise TooMuch(f"makes a text or a list longer than {MAX_CHARACTERS >> 20} Mi")
+
+
+def _check_number(value: Any) -> None:
+    """Refuses an integer with which a short template would make a long text."""
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise TooMuch(f"computes with integers beyond {MAX_NUMBER:,}")
+
+
+def _result_length(operator: str, left: Any, right: Any) -> int:
+    """About how long a text or a list would be that an operation makes; 0: it makes something else."""
+    lengths = [len(value) for value in (left, right) if isinstance(value, str | list | tuple)]
+    if operator == "+":
+        return sum(lengths)
+    if operator == "*":
+        return sum(lengths) * sum(value for value in (left, right) if isinstance(value, int))
+    if operator == "%" and isinstance(left, str):  # whose widths stand in the text, or in a tuple
+        widths = [*map(int, re.findall(r"\d{1,18}", left)), *(right if isinstance(right, tuple) else [right])]
+        return sum(width for width in widths if isinstance(width, int))
+    return 0
 
 
 class _Generation(jinja2.ext.Extension):
@@ -125,19 +195,21 @@ class ChatTemplate:
     """A template, compiled.
 
     Args:
-        text: Jinja, as Hugging Face's tokenizers have it. Jinja computes constants while it compiles, so that even this
-            is safe only where `tried` found no fault.
+        text: Jinja, as Hugging Face's tokenizers have it.
         variables: of every conversation, such as {"eos_token": "</s>"}.
         max_steps: turns of loops and calls of macros in one conversation.
 
     Raises:
         jinja2.TemplateSyntaxError: it is none.
+        TooMuch: a number in it is beyond the limits.
     """
 
     def __init__(self, text: str, variables: Mapping[str, str], max_steps: int):
         self._environment = _Environment(max_steps)
         self._variables = dict(variables)
         tree = self._environment.parse(text)
+        for constant in tree.find_all(nodes.Const):
+            _check_number(constant.value)
         for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
             counted = nodes.Call(nodes.EnvironmentAttribute("spend"), [], [], None, None)
             node.body.insert(0, nodes.ExprStmt(counted).set_lineno(node.lineno))

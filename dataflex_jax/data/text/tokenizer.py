@@ -20,7 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from dataflex_jax.data.text import pretrained
 from dataflex_jax.data.text.pretrained import TokenizerFiles
 from dataflex_jax.errors import InputError, one_line
-from dataflex_jax.files import replace_file, replace_json
+from dataflex_jax.files import expanded, replace_file, replace_json
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +78,19 @@ class Tokenizer:
         """The control tokens by id."""
         return {i: token for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
 
-    def copy_of_backend(self) -> tokenizers.Tokenizer:
-        """A backend of one's own to change; as here, it encodes control tokens that stand in a text as characters."""
-        copied = tokenizers.Tokenizer.from_str(self._backend.to_str())
+    def copy_of_backend(self, *, room_for: Sequence[str] = ()) -> tokenizers.Tokenizer:
+        """A backend of one's own to change; as here, it encodes control tokens that stand in a text as characters.
+
+        Args:
+            room_for: tokens that are going to be added to it, and must not get the ids of others.
+        """
+        text = self._backend.to_str()
+        if self._backend.get_vocab_size(with_added_tokens=True) < self.vocab_size:
+            # The library gives what is added the number of tokens as its id, whoever has it where there are holes.
+            rules = json.loads(text)
+            rules["model"]["vocab"] |= {token: i for i, token in enumerate(room_for, self.vocab_size)}
+            text = json.dumps(rules)
+        copied = tokenizers.Tokenizer.from_str(text)
         copied.encode_special_tokens = True
         return copied
 
@@ -173,7 +183,7 @@ def load_tokenizer(
             reason = f"config.data.tokenizer = {spec!r} has no bos_token"
             raise InputError(reason, option="data.begin_of_text", value=True)
         return _from_backend(made, spec, eos_token or END_OF_TEXT)
-    path = Path(spec).expanduser()
+    path = Path(expanded(spec))
     if (path / "checkpoints").is_dir() and (path / "tokenizer").is_dir():
         path = path / "tokenizer"
     if path.is_file():

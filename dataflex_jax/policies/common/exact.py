@@ -5,6 +5,8 @@ the cosine is linear in a target's unit gradient; so is its cosine with their me
 g_j|. No per-example gradient is kept, of neither side, and nothing is lost.
 """
 
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -27,18 +29,39 @@ class Compared(NamedTuple):
 def group_influences(compared: Compared, signals: Signals) -> Float[np.ndarray, "N G"]:
     """Each candidate's influence on each target group; NaN where its gradient is zero or not finite.
 
-    Where not all groups' directions fit into the devices' memory, they are taken in blocks, with a sweep each.
-
     Raises:
         InputError: a group of the target set has no direction.
     """
+    return np.concatenate(list(_swept(compared, signals)), axis=1)
+
+
+def scores(compared: Compared, signals: Signals, group_agg: str) -> Float[np.ndarray, " N"]:
+    """The "max" or "mean" of each candidate's influences on the groups, of which one float leaves the devices.
+
+    Raises:
+        InputError: see `group_influences`.
+    """
+    if group_agg == "max":
+        return functools.reduce(np.maximum, _swept(compared, signals, _largest))
+    return functools.reduce(np.add, _swept(compared, signals, _total)) / np.float32(len(signals.targets.group_names))
+
+
+# Functions of the module, because a sweep is compiled once for each function that it applies.
+def _largest(influences: Float[Array, "B G"]) -> Float[Array, " B"]:
+    return jnp.max(influences, axis=1)
+
+
+def _total(influences: Float[Array, "B G"]) -> Float[Array, " B"]:
+    return jnp.sum(influences, axis=1)
+
+
+def _swept(compared: Compared, signals: Signals, then: Callable | None = None) -> Iterator[np.ndarray]:
+    """A sweep for each block of groups whose directions fit into the devices' memory together."""
     weights = target_weights(compared, signals.targets)
     blocks = -(-weights.shape[1] // max(1, signals.room_for_directions(compared.parameters)))
-    found = []
     for columns in np.array_split(np.arange(weights.shape[1]), blocks):
         operand = _directions(compared, signals.targets, weights, columns)
-        found.append(np.asarray(signals.candidates.sweep(Influences(compared.adam), operand=operand)))
-    return np.concatenate(found, axis=1)
+        yield np.asarray(signals.candidates.sweep(Influences(compared.adam, then), operand=operand))
 
 
 def target_weights(compared: Compared, targets: RowSet) -> Float[np.ndarray, "M G"]:

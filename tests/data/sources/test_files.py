@@ -200,6 +200,24 @@ def test_a_record_is_never_held_beyond_the_limit(tmp_path, monkeypatch, suffix):
         assert [record.index for record in records] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("suffix", "pack"), [(".bz2", bz2.compress), (".xz", lzma.compress), (".gz", gzip.compress)])
+def test_a_damaged_stream_after_a_whole_one_is_an_error_not_the_end(tmp_path, suffix, pack):
+    first, second = pack(b'{"text": "a"}\n'), pack(b'{"text": "b"}\n')
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(first + second + (b"\0" * 4 if suffix == ".xz" else b""))
+    assert [record.fields["text"] for record in read_records(path, ["text"])] == ["a", "b"]
+    path.write_bytes(first + b"?" + second[1:])
+    with pytest.raises(InputError, match="truncated or corrupt"):
+        list(read_records(path, ["text"]))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".txt", ".parquet"])
+def test_a_git_lfs_pointer_is_no_data(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(InputError, match=f"a{suffix}: a Git LFS pointer"):
+        list(read_records(tmp_path / f"a{suffix}", ["text"]))
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_deep_nesting_and_endless_numbers_are_bad_records(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"

@@ -161,6 +161,37 @@ def test_marks_decide_the_targets_and_an_example_without_any_is_counted(tmp_path
         stored(write(tmp_path / "none", marked[:2]))
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ({"name": "f", "parameters": {"a": 1}}, "must be called 'arguments'; the call has name, parameters"),
+        ({"type": "function", "function": {"name": "f", "input": {}}}, "the call has name, input"),
+        ({"name": "f", "arguments": [1]}, "arguments of 'f': must be an object, or its JSON, but is list"),
+        ({"name": "f", "arguments": "3"}, "must be an object, or its JSON, but is int"),
+    ],
+)
+def test_arguments_of_a_call_are_an_object_and_never_lost(call, said):
+    assert said in problem(user("q"), assistant("", tool_calls=[call]))
+    sharegpt = [{"from": "human", "value": "q"}, {"from": "function_call", "value": json.dumps(call)}]
+    assert said in ConversationReader.usual("sharegpt").text({"conversations": sharegpt})[1]
+
+
+@pytest.mark.parametrize("arguments", [{}, None, "", "null", "{}"])
+def test_a_call_may_have_no_arguments(arguments):
+    call = {"name": "f", "arguments": arguments}
+    made = OPENAI.conversation({"messages": [user("q"), assistant("", tool_calls=[call, {"name": "g"}])]})
+    assert [call["function"]["arguments"] for call in made.messages[1]["tool_calls"]] == [{}, {}]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_have_one_name(tmp_path, key):
+    record = {"messages": [user("q"), assistant("a", **{key: "hm"})]}
+    assert OPENAI.conversation(record).messages[1]["reasoning_content"] == "hm"
+    store, _ = stored(write(tmp_path / "root", record["messages"]))
+    meta = json.loads((tmp_path / store.path / "meta.json").read_text())
+    assert meta.get("marked", False) == (key != "reasoning_content")
+
+
 def test_only_data_with_marks_has_another_key(tmp_path):
     """Stores that were built before marks were read stay in use where there are none."""
     store, _ = stored(write(tmp_path / "plain", [user("q"), assistant("a")]))

@@ -206,6 +206,14 @@ def test_a_turn_that_says_nothing_is_no_target(tmp_path):
     assert whole.targets[1:].all()
 
 
+@pytest.mark.parametrize("template", BUILT_IN)
+def test_an_answer_of_thoughts_that_the_template_does_not_show_is_no_target(tmp_path, template):
+    tokenizer = made("bytes", tmp_path, template)
+    turns = [user("?"), assistant("", reasoning_content="Hm."), user("?"), assistant("Yes")]
+    (said,) = encoder(tokenizer, template).encode_batch([Conversation(turns)])
+    assert spoken(tokenizer, said) == ["Yes" + END_OF_TURN[template]]
+
+
 def test_cut_off_conversations_keep_what_is_before(tmp_path):
     tokenizer = made("bytes", tmp_path, "qwen")
     (whole,) = encoder(tokenizer, "qwen").encode_batch([Conversation(TURNS)])

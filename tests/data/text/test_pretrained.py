@@ -68,6 +68,36 @@ def test_a_chat_has_it_once_as_its_template_writes_it(tmp_path):
     assert encoded.tokens.tolist().count(BEGIN) == 1
 
 
+def renumbered(folder, number):
+    """The folder, with `number(id, token)` for the ids of its tokens but for the control tokens."""
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = rules["model"]["vocab"]
+    rules["model"]["vocab"] = {t: i if t in TOKENS else number(i, t) for t, i in vocabulary.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    return folder
+
+
+def test_a_vocabulary_with_holes_has_the_same_chats(tmp_path):
+    messages = [{"role": "user", "content": "the quick"}, {"role": "assistant", "content": "the lazy"}]
+    folder = renumbered(foreign_tokenizer.write(tmp_path / "t"), lambda i, token: i + 3)
+    tokenizer = load(folder)
+    (encoded,) = ChatEncoder(tokenizer, tokenizer.chat_template).encode_batch([Conversation(messages)])
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    assert encoded.tokens.tolist() == reference.apply_chat_template(messages, return_dict=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (lambda i, token: 2**31 if token == "q" else i, "token 'q' has the id 2147483648; it must be below"),
+        (lambda i, token: i - (token == "the"), "the tokens 'th' and 'the' have the same id"),
+    ],
+)
+def test_ids_that_no_model_has_and_those_of_two_tokens_are_refused(tmp_path, number, said):
+    folder = renumbered(foreign_tokenizer.write(tmp_path / "t"), number)
+    assert fault(folder).startswith(f"{folder / 'tokenizer.json'}: {said}")
+
+
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_option_wins_and_is_saved(tmp_path, adds, wanted):
@@ -241,7 +271,7 @@ WRONG = {
     "cut short": ("tokenizer_config.json", '{"eos_token": ', "not valid JSON (Expecting value"),
     "a list": ("tokenizer_config.json", "[]", "a JSON list; one object is expected"),
     "deep": ("tokenizer_config.json", '{"a": ' + "[" * 5000 + "]" * 5000 + "}", "not valid JSON (nested deeper"),
-    "digits": ("tokenizer_config.json", '{"a": ' + "1" * 6000 + "}", "not valid JSON (Exceeds the limit"),
+    "digits": ("tokenizer_config.json", '{"a": ' + "1" * 6000 + "}", "not valid JSON (an integer with thousands"),
     "not UTF-8": ("tokenizer_config.json", b'{"a": "\xff"}', "not valid JSON ("),
     "eos_token": (
         "tokenizer_config.json",

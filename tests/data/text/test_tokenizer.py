@@ -206,3 +206,9 @@ def test_file_that_is_no_tokenizer(tmp_path):
         load(str(tmp_path), tmp_path)
     with pytest.raises(InputError, match=r"config.data.tokenizer: not set"):
         load("", tmp_path)
+
+
+def test_variables_in_its_path_are_expanded(tmp_path, monkeypatch):
+    write_word_level(tmp_path / "t" / "tokenizer.json", ["[UNK]", "a", "b", "</s>"])
+    monkeypatch.setenv("TOKENIZERS", str(tmp_path))
+    assert load("$TOKENIZERS/t", tmp_path) == load(str(tmp_path / "t"), tmp_path)

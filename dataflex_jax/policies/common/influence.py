@@ -47,14 +47,14 @@ class Influence(NamedTuple):
             with their mean gradient.
         parameters: with respect to which the gradients are; see `Gradients`. "auto": "all" where nothing is projected,
             else "blocks".
-        exact: whether nothing is projected; None: where the target groups' directions fit.
+        unprojected: whether nothing is projected; None: where the target groups' directions fit.
     """
 
     projection: Projection
     adam: Preconditioner | None
     target_agg: str = "mean_of_cos"
     parameters: str = "blocks"
-    exact: bool | None = False
+    unprojected: bool | None = False
 
     def compared(self) -> exact.Compared:
         """What is compared where nothing is projected."""
@@ -63,7 +63,7 @@ class Influence(NamedTuple):
     def projected(self) -> "Influence":
         """The same with a projection."""
         parameters = "blocks" if self.parameters == "auto" else self.parameters
-        return self._replace(exact=False, parameters=parameters)
+        return self._replace(unprojected=False, parameters=parameters)
 
     def for_signals(self, signals: Signals) -> "Influence":
         """The same, with what was left open decided by the model and the target set; says in the log how.
@@ -71,15 +71,15 @@ class Influence(NamedTuple):
         Raises:
             InputError: there is no target set.
         """
-        if self.exact is False:
+        if self.unprojected is False:
             return self.projected()
         parameters = "all" if self.parameters == "auto" else self.parameters
         # The first one, which will be asked first: several checkpoints are opened one after the other.
         _, first = signals.checkpoints[0]
         groups, room = len(_targets(first).group_names), first.room_for_directions(parameters)
-        if self.exact or room >= groups:
+        if self.unprojected or room >= groups:
             _say(f"Influences are exact (projection exact, parameters {parameters}, {groups} target groups).")
-            return self._replace(exact=True, parameters=parameters)
+            return self._replace(unprojected=True, parameters=parameters)
         projected = self.projected()
         _say(
             f"Influences are of projected gradients (projection {self.projection.method}, parameters "
@@ -153,8 +153,8 @@ class InfluenceOptions:
         adam = Preconditioner(self.eps_mode, self.bias_correction) if self.gradient_type == "adam" else None
         method = self.projection if self.projection in METHODS else FALLBACK
         projection = Projection(method, self.proj_dim, self.projection_seed)
-        exactly = {"auto": None, "exact": True}.get(self.projection, False)
-        return Influence(projection, adam, self.target_agg, self.parameters, exactly)
+        unprojected = {"auto": None, "exact": True}.get(self.projection, False)
+        return Influence(projection, adam, self.target_agg, self.parameters, unprojected)
 
 
 @functools.cache
@@ -237,7 +237,7 @@ def _summed(influence: Influence, signals: Signals) -> Float[np.ndarray, "N G"]:
 
 
 def _influences(influence: Influence, signals: Signals) -> Float[np.ndarray, "N G"]:
-    if influence.exact:
+    if influence.unprojected:
         return exact.group_influences(influence.compared(), signals)
     wanted = influence.of_candidates(cosines)
     return np.asarray(signals.candidates.sweep(wanted, operand=directions(influence, signals)))
@@ -255,7 +255,7 @@ def scores(influence: Influence, signals: Signals, group_agg: str) -> Float[np.n
     if len(signals.checkpoints) > 1:
         return aggregate(_summed(influence, signals), group_agg)
     ((weight, checkpoint),) = signals.checkpoints
-    if influence.exact:
+    if influence.unprojected:
         return np.float32(weight) * exact.scores(influence.compared(), checkpoint, group_agg)
     wanted = influence.of_candidates(_AGGREGATED_COSINES[group_agg])
     return np.float32(weight) * np.asarray(

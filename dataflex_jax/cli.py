@@ -307,6 +307,10 @@ def parse(argv: list[str], main: Callable, unknown_flags: str = "") -> list[str]
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         raise InputError("; ".join(filter(None, [str(error), unknown_flags]))) from error
+    except flags.DuplicateFlagError as error:
+        raise InputError(
+            "--config is given twice; a run has one recipe, and --config.FIELD=VALUE sets a field"
+        ) from error
     except flags.Error as error:
         if match := re.match(r"flag --config\.(\w+)=(\S*): not one field", str(error)):
             how = _how_to_set(match[1], match[2])

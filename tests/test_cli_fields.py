@@ -120,6 +120,12 @@ def test_a_script_that_starts_others_says_where_their_options_stand():
         cli.parse(["script", "--config.seed=1"], main, "they stand after --")
 
 
+def test_a_second_recipe_is_refused():
+    line = r"^--config is given twice; a run has one recipe, and --config.FIELD=VALUE sets a field$"
+    with pytest.raises(InputError, match=line):
+        chosen("--config=configs/odm.py", "--config.seed=1", "--config=configs/doge.py")
+
+
 def test_a_recipe_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.py").write_text("from dataflex_jax.configs import odm\nget_config = odm.get_config\n")

@@ -58,9 +58,12 @@ def _file(path: Path, num_rows: int) -> Float[np.ndarray, " N"]:
         raise InputError(f"no such file; accepted: {_ACCEPTED}", option="order.scores", value=str(path))
     if path.suffix == ".npy":
         try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
-            raise InputError(f"{path}: not an .npy file of numbers ({error})") from error
+            # Mapped, since a header may claim more numbers than there are, or than fit into memory.
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # the header is a Python literal of somebody else's
+            raise InputError(f"{path}: not an .npy file of numbers ({one_line(error)})") from error
+        if not isinstance(values, np.ndarray):
+            raise InputError(f"{path}: an archive of arrays; one array is expected")
     elif path.suffix == ".jsonl":
         values = np.array([_score(path, i, line) for i, line in enumerate(_lines(path), start=1)])
     else:

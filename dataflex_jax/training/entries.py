@@ -22,11 +22,10 @@ def check_entries(run_folder: Path) -> None:
     Raises:
         InputError: names the entry.
     """
-    for name in (*FILES, *FOLDERS):
-        path = run_folder / name
-        if not os.path.lexists(path):
-            continue
-        wanted, right = ("file", path.is_file()) if name in FILES else ("folder", path.is_dir())
+    files, folders = [run_folder / name for name in FILES], [run_folder / name for name in FOLDERS]
+    files += sorted((run_folder / windows.FOLDER).glob("*.npz"))
+    for path in filter(os.path.lexists, (*folders, *files)):
+        wanted, right = ("folder", path.is_dir()) if path in folders else ("file", path.is_file())
         if not right:
             reason = f"not a {wanted}, which a run writes there; move it away"
             raise InputError(f"{path}: {reason}, or choose another --workdir")

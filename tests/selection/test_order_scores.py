@@ -46,3 +46,29 @@ def test_nan_in_an_array_is_named(tmp_path):
     np.save(tmp_path / "scores.npy", np.array([1, np.nan, 3]))
     with pytest.raises(InputError, match=r"scores.npy: the score of candidate 1 is NaN; a number is expected$"):
         scores_of(tmp_path / "scores.npy")
+
+
+def npy(shape, data=bytes(24)):
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [npy("(3,)", b""), npy("(10**12,)"), npy(f"({10**12},)"), npy("(" * 9000), b"", b"PK"],
+    ids=range(6),
+)
+def test_an_array_that_is_none_or_claims_too_much_is_one_line(tmp_path, contents):
+    (tmp_path / "scores.npy").write_bytes(npy("(3,)"))
+    np.testing.assert_array_equal(scores_of(tmp_path / "scores.npy"), np.zeros(3))
+    (tmp_path / "scores.npy").write_bytes(contents)
+    with pytest.raises(InputError, match=r"scores.npy: not an .npy file of numbers \(.*\)$") as caught:
+        scores_of(tmp_path / "scores.npy")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_archive_of_arrays_is_no_array(tmp_path):
+    np.savez(tmp_path / "scores.npz", a=np.zeros(3))
+    (tmp_path / "scores.npz").rename(tmp_path / "scores.npy")
+    with pytest.raises(InputError, match=r"scores.npy: an archive of arrays; one array is expected"):
+        scores_of(tmp_path / "scores.npy")

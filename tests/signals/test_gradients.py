@@ -55,7 +55,12 @@ def reference(cfg):
 
 @pytest.mark.parametrize(
     ("cfg", "method"),
-    [(MODEL, "sketch"), (MODEL, "kronecker"), (ADAPTED, "kronecker"), (ADAPTED, "rademacher")],
+    [
+        (MODEL, "sketch"),
+        (MODEL, "kronecker"),
+        pytest.param(ADAPTED, "kronecker", marks=pytest.mark.slow),
+        pytest.param(ADAPTED, "rademacher", marks=pytest.mark.slow),
+    ],
     ids=["full-sketch", "full-kronecker", "lora-kronecker", "lora-rademacher"],
 )
 def test_features_are_the_projections_of_the_gradients(cfg, method):
@@ -109,7 +114,8 @@ def test_any_parameter_can_be_chosen():
 
 @pytest.mark.parametrize(
     ("method", "remat"),
-    [("sketch", remat) for remat in REMAT_POLICIES if remat != MODEL.remat] + [("kronecker", "none")],
+    [pytest.param("sketch", remat, marks=pytest.mark.slow) for remat in REMAT_POLICIES if remat != MODEL.remat]
+    + [("kronecker", "none")],
 )
 def test_remat_changes_nothing(method, remat):
     cfg, projection = dataclasses.replace(MODEL, remat=remat), Projection(method, DIM)

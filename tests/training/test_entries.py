@@ -21,6 +21,12 @@ def test_a_folder_in_place_of_a_file_or_a_file_in_place_of_a_folder(tmp_path, na
         check_entries(tmp_path)
 
 
+def test_a_folder_in_place_of_a_selection(tmp_path):
+    (tmp_path / "selections" / "step_00000004.npz").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"selections/step_00000004.npz: not a file, which a run writes there"):
+        check_entries(tmp_path)
+
+
 def test_what_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anything

@@ -1,7 +1,7 @@
 """Folders of data files: which of them are read, as which split, and what is left out.
 
-Sub-folders called `train`, `validation` (`valid`, `val`, `dev`) and `test` are splits, and so are files called so where
-a `train` lies beside them. `NAME.valid.EXT` is held out anywhere.
+Sub-folders called `train`, `validation` (`valid`, `val`, `dev`, `eval`) and `test` are splits, with or without a number
+behind, and so are files called so where a `train` lies beside them. `NAME.valid.EXT` is held out anywhere.
 """
 
 import os

@@ -10,14 +10,11 @@ _JSON = tuple(".json" + packed for packed in _COMPRESSED)
 FORMATS = (*_LINES, *_JSON, ".parquet", ".txt")
 INSTRUCTION_FORMATS = (*_LINES, *_JSON, ".parquet")
 SPLITS = {
-    "train": "train",
-    "validation": "valid",
-    "valid": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
-_SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's "train-00000-of-00002.parquet"
+_SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")  # the hub's "train-00000-of-00002.parquet", or "train_0.jsonl"
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 # What lies beside data and nobody expects to be read.
 _BESIDE = re.compile(

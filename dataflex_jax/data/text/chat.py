@@ -294,12 +294,26 @@ class ChatEncoder:
             content_end = self._end_of_probe(i, probe, messages, tools, text)
         end_of_turn = self._any_private.search(text, content_end)
         content_end, end = end_of_turn.span() if end_of_turn else (len(text), len(text))
+        shown, said = self._compared(text[start:content_end]), self._compared(message["content"])
+        if calls or shown != said:
+            self._check_end(i, messages, tools, text, content_end)
         # Templates may strip, drop earlier thoughts or add empty ones, but not say something else.
-        shown = "".join(text[start:content_end].split())
-        said = "".join(self._any_hidden.sub(lambda match: self._shown[match[0]], message["content"]).split())
         if not calls and not shown.endswith(said) and not said.endswith(shown):
             raise _BadConversation(f"the chat template changes the content of message {i}")
         return _Turn(start, content_end, end)
+
+    def _compared(self, text: str) -> str:
+        """What of a text, hidden or not, is compared: all but space."""
+        return "".join(self._any_hidden.sub(lambda match: self._shown[match[0]], text).split())
+
+    def _check_end(self, i: int, messages: Sequence[Message], tools: Any, text: str, end: int) -> None:
+        """Refuses a template that ends message `i` without a control token, so that the next one seems a part of it."""
+        if i + 1 < len(messages):
+            following = {**messages[i + 1], "content": self._probe}
+            probed = self._render([*messages[: i + 1], following, *messages[i + 2 :]], tools)
+            at = probed.find(self._probe)
+            if 0 <= at < end and probed[:at] == text[:at]:
+                raise _BadConversation(f"the chat template does not end message {i} with a control token")
 
     def _turn_start(self, i: int, messages: Sequence[Message], tools: Any, text: str) -> int:
         message, calls = messages[i], messages[i].get("tool_calls")

@@ -138,7 +138,7 @@ def test_a_file_may_have_any_name_and_a_message_about_it_is_one_line(tmp_path, w
     assert warnings == [r"domain a: not read, of no known format: \udcff\n.csv"]
 
 
-@pytest.mark.parametrize("held_out", ["validation", "valid", "val", "dev"])
+@pytest.mark.parametrize("held_out", ["validation", "valid", "val", "dev", "eval"])
 @pytest.mark.parametrize("below", ["", "a"])
 def test_folders_called_like_splits_are_splits(tmp_path, warnings, held_out, below):
     folder = tmp_path / "corpus" / below
@@ -160,6 +160,14 @@ def test_files_called_like_splits_are_splits_beside_one_called_train(tmp_path, b
         write_jsonl(folder / f"{name}.jsonl", name[:5])
     (stream,) = opened(tmp_path / "corpus").values()
     assert (texts(stream, stream.train), texts(stream, stream.valid)) == (["train", "train"], ["dev"])
+
+
+def test_numbered_files_of_a_split_are_no_domains(tmp_path, warnings):
+    for name in ("train_0", "train_1", "test_0", "eval.1"):
+        write_jsonl(tmp_path / "corpus" / f"{name}.jsonl", name)
+    (stream,) = opened(tmp_path / "corpus").values()
+    assert (texts(stream, stream.train), texts(stream, stream.valid)) == (["train_0", "train_1"], ["eval.1"])
+    assert warnings == ["domain corpus: not trained on: 1 file of the test split"]
 
 
 def test_domains_may_be_called_like_splits(tmp_path):

@@ -267,6 +267,25 @@ def test_thoughts_that_the_template_adds_are_targets_and_dropped_ones_are_not_th
     assert spoken(tokenizer, found[1]) == ["<think>\n</think>\nHello!\n<|im_end|>"]
 
 
+ENDLESS = (
+    "{% for m in messages %}### {{ m.role + '\n' + m.content + '\n' }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}### assistant\n{% endif %}"
+)
+
+
+def test_turns_without_a_control_token_at_their_end_do_not_teach_the_next_question(tmp_path):
+    """Their contents may end alike, so that comparing them tells nothing."""
+    tokenizer = made("bytes", tmp_path, "qwen")
+    chat = ChatEncoder(tokenizer, ENDLESS)
+    alike = [user("a?"), assistant("Yes"), user("b?"), assistant("Yes")]
+    called = [user("1+1?"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "2"}, assistant("two")]
+    one, *refused = chat.encode_batch([Conversation(turns) for turns in (alike[:2], alike, TURNS, called)])
+    assert spoken(tokenizer, one) == ["Yes\n"]
+    assert refused == ["the chat template does not end message 1 with a control token"] * 3
+    (last,) = ChatEncoder(tokenizer, ENDLESS, mask_history=True).encode_batch([Conversation(alike)])
+    assert spoken(tokenizer, last) == ["Yes\n"]
+
+
 def test_a_token_that_spans_the_beginning_of_a_response_is_a_target(tmp_path):
     """With a metaspace tokenizer the template's space and the response's first word are one token."""
     vocabulary = [("<unk>", 0.0), *((piece, -1.0) for piece in ("▁Hi", "▁Hello", "▁there", "▁", "[INST]", "[/INST]"))]

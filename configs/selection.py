@@ -5,7 +5,8 @@ from ml_collections import ConfigDict
 from dataflex_jax.configs import base, sft
 from dataflex_jax.errors import InputError
 
-WITH_TARGETS = ("less", "cluster_less", "icons")
+BY_INFLUENCE = ("less", "cluster_less", "icons")
+WITH_TARGETS = (*BY_INFLUENCE, "rds")
 
 
 def get_config(selector: str, variant: str) -> ConfigDict:
@@ -16,10 +17,10 @@ def get_config(selector: str, variant: str) -> ConfigDict:
         raise InputError(f"unknown variant {name!r} of the {selector} recipe; known: {', '.join(variants)}")
     config = base.get_config(f"selector={selector},{policies}")
     variants[name](config)
-    if config.selector.name in WITH_TARGETS:
+    if config.selector.name in BY_INFLUENCE:
         config.selector.proj_dim = 1024 if name == "quickstart" else 8192
-        if name == "lora":
-            config.targets.update(source="local", formatting="mmlu")
+    if config.selector.name in WITH_TARGETS and name == "lora":
+        config.targets.update(source="local", formatting="mmlu")
     return config
 
 

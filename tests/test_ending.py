@@ -34,7 +34,8 @@ try:
         "".join(())
 except KeyboardInterrupt:
     print("interrupted", flush=True)
-    libc.usleep(60_000_000)
+    while True:
+        libc.usleep(200_000)  # the signal itself ends one
 """
 
 

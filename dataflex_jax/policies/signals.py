@@ -89,7 +89,29 @@ class Gradients:
 
 @dataclasses.dataclass(frozen=True)
 class GradientNorms:
-    """The norm of each row's gradient of its token-mean loss, [n]; no weight's gradient is formed."""
+    """The norm of each row's gradient of its token-mean loss, [n].
+
+    Attributes:
+        parameters: see `Gradients`; of "blocks" no weight's gradient is formed.
+    """
+
+    parameters: str = "blocks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Influences:
+    """<g, D> / |g| of each row's gradient g along G directions D, exact, [n, G], or `then(influences)`.
+
+    The sweep's operand has the directions, as `RowSet.gradient_sums` gives them, and thereby says with respect to which
+    parameters. NaN where a row's gradient is zero or not finite.
+
+    Attributes:
+        adam: precondition g by the optimizer's state; None: the plain gradient.
+        then: keeps only what is wanted of the G numbers [B, G] -> [B, ...]; traced into the sweep.
+    """
+
+    adam: Preconditioner | None = None
+    then: Callable[[Float[Array, "B G"]], Float[Array, "B *F"]] | None = None  # noqa: F821 - a shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +166,17 @@ class RowSet(Protocol):
             InputError: something is asked that this model does not have, such as Adam's moments of imported weights.
         """
 
+    def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:
+        """The sum over rows of weight times gradient, for each of G columns of weights: directions for `Influences`.
+
+        They stay on the devices, float32 and split like the parameters, a dict by parameter path of [G, ...]. A row
+        whose weights are all 0 is not looked at.
+
+        Args:
+            weights: of the rows.
+            parameters: see `Gradients`.
+        """
+
 
 class Signals(Protocol):
     """What a policy may ask of the model as it is now, in evaluation mode, between two steps.
@@ -161,6 +194,13 @@ class Signals(Protocol):
     targets: RowSet | None
     domains: Sequence[RowSet]
     checkpoints: Sequence[tuple[float, "Signals"]]
+
+    def room_for_directions(self, parameters: str = "blocks") -> int:
+        """How many directions fit into a share of a device's memory; the same each time that it is asked.
+
+        Args:
+            parameters: see `Gradients`.
+        """
 
     def domain_gradients(self) -> DomainGradients:
         """The inner products of the domains' gradients on some random rows each, other ones at every step."""

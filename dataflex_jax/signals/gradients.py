@@ -1,28 +1,22 @@
 """Per-example gradients, projected where they appear in the backward pass.
 
-Keeping B gradients is what makes them expensive, not computing them. So each parameter meets a `tap` [dim] of zeros in
-an identity whose backward pass turns the parameter's gradient (one example's, under `jax.vmap`) into its Adam-
-preconditioned projection, hands that back as the tap's gradient and drops the rest. The scan over layers sums the taps:
-`vmap(grad)` with respect to the tap is [B, dim], and one layer's per-example gradients are alive at a time.
-
 The loss of a row is sum(mask * l) / sum(mask) of its token losses l, without dropout; rows are padded on the right. All
 functions here are pure; jit them.
 """
 
-import dataclasses
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from dataflex_jax.data.batch import Batch
+from dataflex_jax.models import layout
 from dataflex_jax.models.decoder import Hooks
-from dataflex_jax.models.layout import LAYERS, gather_weights
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import Projection
 from dataflex_jax.signals import products
+from dataflex_jax.signals.directions import beside
 from dataflex_jax.signals.moments import Moments, preconditioned
 from dataflex_jax.signals.projections import check, project
 from dataflex_jax.signals.rows import (
@@ -35,6 +29,7 @@ from dataflex_jax.signals.rows import (
     selected_paths,
     tile_tokens,
 )
+from dataflex_jax.signals.taps import moments_by_path, tapped
 
 
 def gradient_features(
@@ -69,16 +64,18 @@ def gradient_features(
 def gradient_norms(*, parameters: Select | None = None) -> Callable[[Model, Batch], Float[Array, " B"]]:
     """The function of (model, batch) that computes the norms of the rows' gradients, float32 [B].
 
-    Exact, from the inputs and output gradients of the linear layers; no weight's gradient is formed
-    (`products.squared_norms`).
+    Exact. Of the kernels and adapters of the blocks' linear layers no gradient is formed (`products.norms`);
+    with other parameters among them, each row's is, where it appears.
 
     Args:
-        parameters: as in `gradient_features`, among the kernels and adapters of the blocks' linear layers.
+        parameters: as in `gradient_features`.
     """
 
     def norms(model: Model, batch: Batch) -> Float[Array, " B"]:
         paths = selected_paths(model.params, parameters)
-        return jnp.sqrt(products.squared_norms(model, paths, row_loss, batch.rows_alone()))
+        if all(map(layout.is_linear, paths)):
+            return products.norms(model, paths, row_loss, batch.rows_alone())
+        return beside(model, batch, paths).norms
 
     return norms
 
@@ -109,82 +106,15 @@ def _kronecker(model, projection, paths, loss, rows, moments):
 
 
 def _projected(model, projection, paths, loss, rows, moments):
-    of_parameter = {} if moments is None else _by_path(moments, paths)
-    hooks = Hooks(
-        tile_tokens=tile_tokens(rows.num_rows),
-        # Outside are the head and a table that may be tied to it.
-        frozen_head=all(path.startswith(LAYERS) for path in paths),
-    )
+    def image(path, layer, gradient, directions):
+        return project(projection, path, layer, gradient)
 
-    def tapped(path, weight, layer, tap):
-        if path not in paths:
-            return weight
-        return _tap(partial(project, projection, path), path, weight, tap, layer, of_parameter.get(path))
-
-    def of_row(tap, row):
-        def transform(weights, layer):
-            return map_named(lambda path, weight: tapped(f"{LAYERS}{path}", weight, layer, tap), weights)
-
-        def outside(path, weight):
-            return weight if path.startswith(LAYERS) else tapped(path, weight, jnp.int32(0), tap)
-
-        whole = model.having(map_named(outside, model.whole()))
-        decoded = whole.token_losses(alone(row), hooks._replace(block_transform=transform))
-        return loss(decoded.losses[0], row)
-
-    tap = jnp.zeros(projection.dim, jnp.float32)
-    return jax.vmap(jax.grad(of_row), in_axes=(None, 0))(tap, rows)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _tap(
-    image: Callable[[Int[Array, ""], Float[Array, "..."]], Float[Array, " dim"]],
-    path: str,
-    weight: Float[Array, "..."],
-    tap: Float[Array, " dim"],
-    layer: Int[Array, ""],
-    moments: Moments | None,
-) -> Float[Array, "..."]:
-    """The weight; `tap` has the image of its gradient as gradient, the weight itself none."""
-    return weight
-
-
-def _tap_fwd(image, path, weight, tap, layer, moments):
-    # The moments of all layers: a slice would be kept for each layer where nothing is recomputed.
-    return weight, (layer, moments)
-
-
-def _tap_bwd(image, path, residuals, gradient):
-    layer, moments = residuals
-    if moments is not None:
-        here = [_of_layer(path, leaf, layer) for leaf in (moments.mu, moments.nu)]
-        gradient = preconditioned(dataclasses.replace(moments, mu=here[0], nu=here[1]), gradient)
-    return None, image(layer, gradient), None, None
-
-
-_tap.defvjp(_tap_fwd, _tap_bwd)
-
-
-def _of_layer(path, leaf, layer):
-    """The moments of one layer as the per-example gradients need them: gathered over "fsdp"."""
-    if not path.startswith(LAYERS):
-        return leaf
-    tree = leaf[layer]
-    for name in reversed(path.removeprefix(LAYERS).split("/")):
-        tree = {name: tree}
-    return jax.tree.leaves(gather_weights(tree, jnp.float32, LAYERS.rstrip("/")))[0]
-
-
-def _by_path(moments, paths):
-    mu, nu = (named_leaves(tree) for tree in (moments.mu, moments.nu))
-    if missing := sorted(set(paths) - (mu.keys() & nu.keys())):
-        raise ValueError(f"moments: has none of {missing[0]}; must be those of the trained parameters")
-    return {path: dataclasses.replace(moments, mu=mu[path], nu=nu[path]) for path in paths}
+    return tapped(model, paths, image, projection.dim, loss, rows, moments=moments)
 
 
 def _every_number(model, projection, paths, loss, rows, moments):
     chosen = {path: leaf for path, leaf in named_leaves(model.params).items() if path in paths}
-    of_parameter = {} if moments is None else _by_path(moments, paths)
+    of_parameter = {} if moments is None else moments_by_path(moments, paths)
     hooks = Hooks(tile_tokens=tile_tokens(rows.num_rows))
 
     def of_row(chosen, row):

@@ -5,9 +5,21 @@ import jax.numpy as jnp
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import options
-from dataflex_jax.policies.signals import PARAMETERS, Alignments, Embeddings, GradientNorms, Gradients, Losses
+from dataflex_jax.policies.signals import (
+    PARAMETERS,
+    Alignments,
+    Embeddings,
+    GradientNorms,
+    Gradients,
+    Influences,
+    Losses,
+    Preconditioner,
+)
+from dataflex_jax.signals.directions import beside
 from dataflex_jax.signals.gradients import directional_derivatives, gradient_features, gradient_norms
-from dataflex_jax.signals.registry import RowFunction, register_signal
+from dataflex_jax.signals.moments import Moments
+from dataflex_jax.signals.registry import RowFunction, Subject, register_signal
+from dataflex_jax.signals.rows import select_of
 
 
 @register_signal(Losses)
@@ -39,33 +51,43 @@ def embeddings(signal: Embeddings) -> RowFunction:
 def gradients(signal: Gradients) -> RowFunction:
     """Projected gradients, and what is wanted of them."""
     options.one_of("parameters", signal.parameters, PARAMETERS)
-    features = gradient_features(signal.projection, parameters=None if signal.parameters == "blocks" else _all)
+    features = gradient_features(signal.projection, parameters=select_of(signal.parameters))
 
     def of_rows(subject, batch, operand):
-        moments = None
-        if signal.adam is not None:
-            if subject.adam is None:
-                raise InputError(
-                    "there is no Adam state to precondition the gradients with: give a run's checkpoint, which has "
-                    'one, or take the plain gradients (gradient_type "sgd" of a selector)'
-                )
-            moments = subject.adam.moments(signal.adam)
-        found = features(subject.model, batch, moments)
+        found = features(subject.model, batch, _moments(subject, signal.adam))
         return found if signal.then is None else signal.then(found, operand)
 
     return of_rows
 
 
-def _all(path: str) -> bool:
-    del path
-    return True
+def _moments(subject: Subject, adam: Preconditioner | None) -> Moments | None:
+    if adam is None:
+        return None
+    if subject.adam is None:
+        raise InputError(
+            "there is no Adam state to precondition the gradients with: give a run's checkpoint, which has "
+            'one, or take the plain gradients (gradient_type "sgd" of a selector)'
+        )
+    return subject.adam.moments(adam)
+
+
+@register_signal(Influences)
+def influences(signal: Influences) -> RowFunction:
+    """Gradients along directions."""
+
+    def of_rows(subject, batch, operand):
+        moments = _moments(subject, signal.adam)
+        found = beside(subject.model, batch, tuple(operand), operand, moments).influences
+        return found if signal.then is None else signal.then(found)
+
+    return of_rows
 
 
 @register_signal(GradientNorms)
 def norms(signal: GradientNorms) -> RowFunction:
     """Norms of the gradients."""
-    del signal
-    of_batch = gradient_norms()
+    options.one_of("parameters", signal.parameters, PARAMETERS)
+    of_batch = gradient_norms(parameters=select_of(signal.parameters))
     return lambda subject, batch, operand: of_batch(subject.model, batch)
 
 

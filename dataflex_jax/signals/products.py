@@ -20,7 +20,7 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import Projection
 from dataflex_jax.sharding import BATCH_AXES, constrain
 from dataflex_jax.signals.projections import kronecker_signs
-from dataflex_jax.signals.rows import ExampleLoss
+from dataflex_jax.signals.rows import SQUARED_AS, ExampleLoss
 
 
 def kronecker_features(
@@ -50,17 +50,18 @@ def kronecker_features(
     return _summed(model, paths, summarize, (projection.dim,), loss, rows)
 
 
-def squared_norms(model: Model, paths: tuple[str, ...], loss: ExampleLoss, rows: Batch) -> Float[Array, " B"]:
-    """|sum_t a_t d_t^T|^2 = sum_{s,t} <a_s, a_t> <d_s, d_t>, summed over the matrices (Goodfellow 2015,
+def norms(model: Model, paths: tuple[str, ...], loss: ExampleLoss, rows: Batch) -> Float[Array, " B"]:
+    """The root of |sum_t a_t d_t^T|^2 = sum_{s,t} <a_s, a_t> <d_s, d_t>, summed over the matrices (Goodfellow 2015,
     https://arxiv.org/abs/1510.01799; Li et al. 2022, https://arxiv.org/abs/2110.05679, for sequences).
 
     Args and Raises as in `kronecker_features`.
     """
 
     def summarize(path, inputs, gradients, layer):
+        gradients = SQUARED_AS * gradients
         return jnp.sum(_matmul("bti,bsi->bts", inputs, inputs) * _matmul("bto,bso->bts", gradients, gradients), (1, 2))
 
-    return _summed(model, paths, summarize, (), loss, rows)
+    return jnp.sqrt(_summed(model, paths, summarize, (), loss, rows)) / SQUARED_AS
 
 
 def _summed(model, paths, summarize, shape, loss, rows):

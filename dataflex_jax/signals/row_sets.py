@@ -4,15 +4,20 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.signals import DomainGradients, Gradients
+from dataflex_jax.policies import options
+from dataflex_jax.policies.signals import PARAMETERS, DomainGradients, Gradients, Influences
 from dataflex_jax.signals import model_signals  # noqa: F401 - registers the signals
+from dataflex_jax.signals.directions import add_gradient, direction_bytes, no_directions
 from dataflex_jax.signals.moments import say_if_fresh
 from dataflex_jax.signals.registry import Subject, row_function
+from dataflex_jax.signals.rows import select_of, selected_paths
 from dataflex_jax.signals.sweep import Source, Sweeper
+
+_SHARE_OF_DIRECTIONS = 0.25  # of a device's memory; the rest is the model's, its optimizer's and a batch's
 
 
 class SweptRows:
@@ -49,10 +54,28 @@ class SweptRows:
                 outside = next(i for i in np.ravel(ids).tolist() if not 0 <= i < self.num_rows)
                 raise InputError(f"a sweep of row {outside} of {self._what}; there are rows 0 to {self.num_rows - 1}")
             chosen = self._ids[ids]
-        if isinstance(signal, Gradients) and signal.adam is not None and self._subject.adam is not None:
+        if isinstance(signal, Gradients | Influences) and signal.adam is not None and self._subject.adam is not None:
             say_if_fresh(self._subject.adam)
         description = f"{type(signal).__name__.lower()} of {self._what}"
         return self._sweeper.run(row_function(signal), (self._subject, operand), self._source, chosen, description)
+
+    def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:
+        """See `policies.signals.RowSet`."""
+        options.one_of("parameters", parameters, PARAMETERS)
+        model, mesh = self._subject.model, self._sweeper.mesh
+        paths = selected_paths(model.params, select_of(parameters))
+        total = no_directions(mesh, model.params, paths, weights.shape[1])
+        for number, column in enumerate(weights.T):
+            of_it = np.flatnonzero(column)
+            description = f"gradient {number + 1} of {weights.shape[1]} of {self._what}"
+            operands, ids = (model, np.int32(number)), self._ids[of_it]
+            total = self._sweeper.fold(_add_gradient, total, operands, self._source, ids, column[of_it], description)
+        return total
+
+
+def _add_gradient(operands, rows, total):
+    model, number = operands
+    return add_gradient(total, number, model, *rows)
 
 
 class ModelSignals:
@@ -87,6 +110,14 @@ class ModelSignals:
             target_set, source = targets
             groups = (target_set.groups, target_set.names)
             self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets")
+
+    def room_for_directions(self, parameters: str = "blocks") -> int:
+        """See `policies.signals.Signals`."""
+        options.one_of("parameters", parameters, PARAMETERS)
+        subject, sweeper, _ = self._asked
+        paths = selected_paths(subject.model.params, select_of(parameters))
+        one = direction_bytes(sweeper.mesh, subject.model.params, paths)
+        return int(_SHARE_OF_DIRECTIONS * sweeper.device_memory / one)
 
     def domain_gradients(self) -> DomainGradients:
         """See `policies.signals.Signals`."""

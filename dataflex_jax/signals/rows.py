@@ -15,6 +15,8 @@ from dataflex_jax.sharding import BATCH_AXES, leaf_name
 Select = Callable[[str], bool]
 # (token losses, the row) -> its loss
 ExampleLoss = Callable[[Float[Array, " T"], Batch], Float[Array, ""]]
+# Gradients are multiplied by this before they are squared: norms from 1e-25 to 1e12 then keep float32's digits.
+SQUARED_AS = 2.0**24
 
 
 def row_loss(token_losses: Float[Array, " T"], row: Batch) -> Float[Array, ""]:
@@ -45,6 +47,11 @@ def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, .
     if not chosen:
         raise ValueError(f"parameters: select none of the trained ones, such as {paths[0]}; must select at least one")
     return chosen
+
+
+def select_of(parameters: str) -> Select | None:
+    """What selects the parameters that a signal names: "blocks", see `selected_paths`, or "all" that are trained."""
+    return None if parameters == "blocks" else lambda path: True
 
 
 def tile_tokens(rows: int) -> int:

@@ -5,7 +5,7 @@ and in every order; they come back by row.
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -14,16 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Int64, PyTree
+from jaxtyping import Float, Int64, PyTree
 from tqdm import tqdm
 
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import bucket_of
-from dataflex_jax.sharding import replicated
+from dataflex_jax.sharding import batch_sharding, replicated
 
 SweepFunction = Callable[[PyTree, Batch], PyTree]
+# (operands, (batch, the rows' numbers [B]), the total so far) -> the total
+FoldFunction = Callable[[PyTree, tuple[Batch, jax.Array], PyTree], PyTree]
 
 _GIB = 2**30
 _HOST_MEMORY = _GIB  # where the backend does not say what it has
@@ -65,7 +67,6 @@ class Sweeper:
     ):
         self.mesh, self._rows, self._memory, self._poll = mesh, rows, memory, poll
         self._shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._jitted: dict[SweepFunction, Any] = {}
         self._compiled: dict[tuple, Any] = {}
         self._tokens: dict[tuple, int] = {}
         self._note: Callable[[str], None] = lambda text: None  # to the bar of the sweep that runs
@@ -107,16 +108,10 @@ class Sweeper:
             bar.update(len(places))
 
         self._note = bar.set_postfix_str
-        leaves, tree = jax.tree.flatten(operands)
-        compiled_for = (function, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
-        with bar, ThreadPoolExecutor(1) as pool:
-            parts = self._parts(compiled_for, operands, rows, ids)
-            upcoming = [pool.submit(_load, rows, ids, *part) for part in parts[:1]]
-            for number, (places, _) in enumerate(parts):
-                self._poll()
-                batch = upcoming.pop().result()
-                upcoming = [pool.submit(_load, rows, ids, *part) for part in parts[number + 1 : number + 2]]
-                output = self._executable(compiled_for, operands, batch)(operands, batch)
+        call = _Call(function, operands)
+        with bar:
+            for places, batch in self._batches(call, rows, ids, lambda *part: _load(rows, ids, *part)):
+                output = self._executable(call, batch)(operands, batch)
                 for leaf in jax.tree.leaves(output):
                     leaf.copy_to_host_async()
                 pending.append((places, output))
@@ -128,43 +123,104 @@ class Sweeper:
             raise ValueError(f"{description}: a sweep over no rows")
         return jax.tree.unflatten(structure, results)
 
-    def _parts(self, compiled_for, operands, rows: Source, ids) -> list[tuple[np.ndarray, int]]:
+    def fold(
+        self,
+        function: FoldFunction,
+        total: PyTree,
+        operands: PyTree,
+        rows: Source,
+        ids: Int64[np.ndarray, " n"],
+        numbers: Float[np.ndarray, " n"],
+        description: str,
+    ) -> PyTree:
+        """The total of `total = function(operands, (batch, numbers), total)` over the rows `ids`, on the devices.
+
+        Args:
+            function: pure. Traced anew only if it is another object.
+            total: what it begins with; is used up.
+            operands: its arrays, such as parameters.
+            rows: where they come from.
+            ids: which ones.
+            numbers: of each; rows of padding have 0.
+            description: for the progress bar.
+        """
+
+        def load(places: np.ndarray, size: int) -> tuple[Batch, jax.Array]:
+            padded = np.zeros(size, np.float32)
+            padded[: len(places)] = numbers[places]
+            return _load(rows, ids, places, size), jax.make_array_from_callback(
+                padded.shape, batch_sharding(self.mesh), padded.__getitem__
+            )
+
+        bar = tqdm(total=len(ids), desc=description, unit="rows", disable=jax.process_index() > 0, leave=False)
+        self._note = bar.set_postfix_str
+        with bar:
+            for places, batch in self._batches(_Call(function, operands, total), rows, ids, load):
+                total = self._executable(_Call(function, operands, total), batch)(operands, batch, total)
+                bar.update(len(places))
+        return total
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes that a device has, whatever is in use; the same on every host."""
+        if self._memory is not None:
+            return self._memory
+        statistics = jax.local_devices()[0].memory_stats() or {}
+        return int(multihost_utils.broadcast_one_to_all(np.int64(statistics.get("bytes_limit", 4 * _HOST_MEMORY))))
+
+    def _batches(self, call: "_Call", rows: Source, ids, load) -> Iterator[tuple[np.ndarray, PyTree]]:
+        """(places in `ids`, what `load` makes of them), the next ones being loaded meanwhile."""
+        with ThreadPoolExecutor(1) as pool:
+            parts = self._parts(call, rows, ids, load)
+            upcoming = [pool.submit(load, *part) for part in parts[:1]]
+            for number, (places, _) in enumerate(parts):
+                self._poll()
+                batch = upcoming.pop().result()
+                upcoming = [pool.submit(load, *part) for part in parts[number + 1 : number + 2]]
+                yield places, batch
+
+    def _parts(self, call: "_Call", rows: Source, ids, load) -> list[tuple[np.ndarray, int]]:
         """The batches: places in `ids` of rows of one length, and how many rows the batch is filled up to."""
         buckets = np.array([bucket_of(int(n), rows.pool.buckets) for n in rows.lengths[ids]])
         parts = []
         for length in sorted(set(buckets.tolist()), reverse=True):
             places = np.flatnonzero(buckets == length)
-            size = self._batch_rows(compiled_for, operands, rows, places, ids, length)
+            size = self._batch_rows(call, rows, places, load, length)
             parts += [(places[first : first + size], size) for first in range(0, len(places), size)]
         return parts
 
-    def _batch_rows(self, compiled_for, operands, rows: Source, places, ids, length: int) -> int:
+    def _batch_rows(self, call: "_Call", rows: Source, places, load, length: int) -> int:
         """Rows of a batch of this length, a multiple of the number of shards."""
         most = -(-len(places) // self._shards)
         if self._rows is not None:
             return self._shards * min(most, -(-self._rows // self._shards))
-        key = (*compiled_for, tuple(rows.pool.buckets))
+        key = (*call.kind, tuple(rows.pool.buckets))
         if key not in self._tokens:
             few = min(most, 2)
-            batch = _load(rows, ids, np.resize(places, few * self._shards), few * self._shards)
-            analysis = self._executable(compiled_for, operands, batch).memory_analysis()
-            used = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+            batch = load(np.resize(places, few * self._shards), few * self._shards)
+            analysis = self._executable(call, batch).memory_analysis()
+            used = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
             fitting = max(1, int(self._free() / max(used / few, 1) * length))
             # Every host must run the same batches.
             self._tokens[key] = int(multihost_utils.broadcast_one_to_all(np.int64(fitting)))
         fit = max(1, min(self._tokens[key] // length, _MOST_ROWS, most))
         return self._shards * (most if fit >= most else 2 ** (fit.bit_length() - 1))
 
-    def _executable(self, compiled_for, operands, batch):
+    def _executable(self, call: "_Call", batch):
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
-        key, function = (*compiled_for, shapes), compiled_for[0]
+        key = (*call.kind, shapes)
         if key not in self._compiled:
-            if function not in self._jitted:
-                self._jitted[function] = jax.jit(function, out_shardings=replicated(self.mesh))
             self._note("compiling")
-            self._compiled[key] = self._jitted[function].lower(operands, batch).compile()
+            arguments = (call.operands, batch) if call.total is None else (call.operands, batch, call.total)
+            self._compiled[key] = self._jit(call).lower(*arguments).compile()
             self._note("")
         return self._compiled[key]
+
+    def _jit(self, call: "_Call") -> Any:
+        if call.total is None:
+            return jax.jit(call.function, out_shardings=replicated(self.mesh))
+        split = jax.tree.map(lambda leaf: leaf.sharding, call.total)
+        return jax.jit(call.function, out_shardings=split, donate_argnums=2)
 
     def _free(self) -> int:
         if self._memory is not None:
@@ -173,6 +229,20 @@ class Sweeper:
         if "bytes_limit" not in statistics:
             return _HOST_MEMORY
         return int(_SHARE * (statistics["bytes_limit"] - statistics["bytes_in_use"]))
+
+
+class _Call(NamedTuple):
+    """What is run, with what; `total` is of a fold."""
+
+    function: Callable
+    operands: PyTree
+    total: PyTree | None = None
+
+    @property
+    def kind(self) -> tuple:
+        """What it is compiled for, beside the shapes of a batch."""
+        leaves, tree = jax.tree.flatten((self.operands, self.total))
+        return self.function, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 def _load(rows: Source, ids: np.ndarray, places: np.ndarray, size: int) -> Batch:

@@ -2,10 +2,10 @@
 
     python scripts/bench/less.py --peer_python=dataflex-env/bin/python   # third_party/dataflex/README.md makes it
 
-Both give a score to every candidate: its Adam-preconditioned projected gradient against those of the target set. The
-peer's is its `LessSelector` as it is, which takes one example at a time and projects densely; ours is `selector=less`
-through the sweep that training uses. Scores are also compared with exact ones (projection "none"). Writes
-docs/benchmarks/less.json.
+Both give a score to every candidate: its Adam-preconditioned gradient against those of the target set. The peer's is
+its `LessSelector` as it is, which takes one example at a time and projects densely; ours is `selector=less` through the
+sweep that training uses, as `--projection` says. Scores are also compared with those of whole gradients (projection
+"none"). Writes docs/benchmarks/less.json.
 """
 
 import dataclasses
@@ -57,6 +57,7 @@ _PEER_CANDIDATES = flags.DEFINE_integer("peer_candidates", 96, "How many of them
 _TARGETS = flags.DEFINE_integer("targets", 8, "Rows of the target set.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer("length", 256, "Tokens of the longest rows; the shortest have a quarter.", lower_bound=8)
 _PROJ_DIM = flags.DEFINE_integer("proj_dim", 1024, "Numbers that a gradient is projected to.", lower_bound=1)
+_PROJECTION = flags.DEFINE_string("projection", "exact", "Of ours; the peer's is dense.")
 _HIDDEN = flags.DEFINE_integer("hidden_size", 256, "Width of the four-layer model.", lower_bound=16)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of both.", lower_bound=1)
 _OUTPUT = cli.define_path("output", f"{results.FOLDER}/less.json", "The result.")
@@ -200,7 +201,7 @@ def main(argv: list[str]) -> None:
         adam = AdamState(opt_state, config.optim.b1, config.optim.b2, config.optim.eps)
         targets = target_set, source(target_pool, mesh)
         signals = ModelSignals(Subject(model, adam), Sweeper(mesh), source(pool, mesh), targets)
-        run = functools.partial(our_pass, signals, proj_dim=_PROJ_DIM.value)
+        run = functools.partial(our_pass, signals, projection=_PROJECTION.value, proj_dim=_PROJ_DIM.value)
         compiling, scores = run()
         exact = our_pass(signals, projection="none")[1]
         peer.run(2)
@@ -214,6 +215,7 @@ def main(argv: list[str]) -> None:
         "peer_versions": {"dataflex": "1.1.0", **peer.versions},
         "model": shape,
         "trained": "LoRA, rank 8, all linear layers",
+        "projection": _PROJECTION.value,
         "proj_dim": _PROJ_DIM.value,
         "longest_row": _LENGTH.value,
         "rounds": _ROUNDS.value,

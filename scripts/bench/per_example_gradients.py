@@ -4,10 +4,11 @@
     python scripts/bench/per_example_gradients.py --small --output=FILE
 
 Training is value_and_grad of the mean loss with respect to all parameters, without the optimizer. Every round runs
-training and each kind of features once, in turn forwards and backwards; a ratio is of two runs of the same round. Peak
-memory is what XLA's buffer assignment needs beside the arguments (temporaries and outputs); its allowance is that of
-training, one layer's per-example gradients and B x dim. The cost of an example is measured over batch sizes, and that
-of a sweep over the number of examples with a small model.
+training and each kind of features once, in turn forwards and backwards; a ratio is of two runs of the same round.
+"exact G" is G + 1 numbers a row, its products with G directions and its norm, of the blocks' kernels or of all
+parameters. Peak memory is what XLA's buffer assignment needs beside the arguments (temporaries and outputs); its
+allowance is that of training, one layer's per-example gradients and B x dim. The cost of an example is measured over
+batch sizes, and that of a sweep over the number of examples with a small model.
 """
 
 import dataclasses
@@ -28,8 +29,11 @@ from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import Projection
+from dataflex_jax.sharding import make_mesh
+from dataflex_jax.signals.directions import beside, no_directions
 from dataflex_jax.signals.gradients import gradient_features
 from dataflex_jax.signals.moments import adam_moments
+from dataflex_jax.signals.rows import select_of, selected_paths
 from dataflex_jax.training import run_config
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds that are counted.", lower_bound=1)
@@ -62,6 +66,7 @@ TINY = dataclasses.replace(
     head_dim=8,
 )
 KINDS = (("sketch", True), ("sketch", False), ("kronecker", False))
+EXACT = ((1, "blocks"), (8, "blocks"), (57, "blocks"), (1, "all"), (8, "all"))  # directions, parameters
 
 
 class Subject:
@@ -91,6 +96,19 @@ class Subject:
         """(the compiled pass, its arguments)"""
         arguments = self.model, batch, self.moments if adam else None
         return jax.jit(gradient_features(Projection(method, dim))).lower(*arguments).compile(), arguments
+
+    def exact(self, batch: Batch, count: int, parameters: str) -> tuple[Any, tuple]:
+        """(the compiled pass beside directions, with Adam, its arguments)"""
+        params = self.model.params
+        paths = selected_paths(params, select_of(parameters))
+        mesh = make_mesh({}, jax.devices()[:1])
+        directions = no_directions(mesh, params, paths, count)
+
+        def influences(model, batch, directions, moments):
+            return beside(model, batch, paths, directions, moments).influences
+
+        arguments = self.model, batch, directions, self.moments
+        return jax.jit(influences).lower(*arguments).compile(), arguments
 
 
 def name_of(method: str, adam: bool) -> str:
@@ -124,6 +142,8 @@ def against_training(subject: Subject, rows: int, length: int, dim: int, rounds:
     functions = {"training": (subject.training().lower(*arguments).compile(), arguments)}
     for method, adam in KINDS:
         functions[name_of(method, adam)] = subject.compiled(batch, method, adam, dim)
+    for count, parameters in EXACT:
+        functions[f"exact {count} adam {parameters}"] = subject.exact(batch, count, parameters)
     functions["rademacher adam"] = subject.compiled(batch, "rademacher", True, dense_dim)
     taken = in_turn(functions, rounds)
     layer = 4 * rows * sum(i * o for i, o in subject.cfg.linear_widths().values())

@@ -1,9 +1,10 @@
 """Signals of arrays instead of a model, for tests of policies."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dataflex_jax.policies import Embeddings, Gradients, Losses, Request
+from dataflex_jax.policies import Embeddings, GradientNorms, Gradients, Influences, Losses, Request
 
 BATCH = 7
 
@@ -65,7 +66,20 @@ class FakeRows:
                 if then is None:
                     return features
                 return _in_batches(jax.jit(lambda rows: then(rows, operand)), features)
+            case GradientNorms():
+                with np.errstate(invalid="ignore", over="ignore"):
+                    return _norms(self.gradients[ids])
+            case Influences(adam, then):
+                rows = (self.gradients if adam is None else self.preconditioned)[ids].astype(np.float64)
+                with np.errstate(invalid="ignore", over="ignore"):
+                    norms = _norms(rows)[:, None]
+                    found = (rows @ np.asarray(operand["all"], np.float64).T / norms).astype(np.float32)
+                return found if then is None else _in_batches(jax.jit(then), found)
         raise AssertionError(f"nothing to answer {signal} with")
+
+    def gradient_sums(self, weights, parameters="blocks"):
+        used = weights.any(axis=1)
+        return {"all": jnp.asarray(weights[used].T.astype(np.float64) @ self.gradients[used], jnp.float32)}
 
 
 class FakeSignals:
@@ -75,16 +89,25 @@ class FakeSignals:
         candidates: the training rows; None where nobody may ask for them.
         targets: the target set, or None.
         checkpoints: this model alone, unless a test says otherwise.
+        room: how many directions fit into the memory.
     """
 
     def __init__(self, candidates=None, targets=None, domain_gradients=None):
-        self.candidates, self.targets = candidates, targets
+        self.candidates, self.targets, self.room = candidates, targets, 100
         self.checkpoints = ((1.0, self),)
         self._domain_gradients = domain_gradients
+
+    def room_for_directions(self, parameters="blocks"):
+        return self.room
 
     def domain_gradients(self):
         assert self._domain_gradients is not None
         return self._domain_gradients
+
+
+def _norms(rows):
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    return np.where(np.isfinite(norms) & (norms > 0), norms, np.nan)
 
 
 def _in_batches(function, *arrays):

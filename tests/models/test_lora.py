@@ -91,7 +91,13 @@ def test_fresh_adapters_change_nothing():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"use_rslora": True}, {"alpha": None}, {"target_modules": ("o_proj", "gate_proj")}]
+    "fields",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"use_rslora": True},
+        pytest.param({"alpha": None}, marks=pytest.mark.slow),
+        {"target_modules": ("o_proj", "gate_proj")},
+    ],
 )
 def test_gradients_are_those_of_explicitly_adapted_kernels(fields):
     model, tokens = build(adapted(**fields)), random_tokens()

@@ -12,6 +12,7 @@ from dataflex_jax.policies import (
     Embeddings,
     GradientNorms,
     Gradients,
+    Influences,
     Losses,
     Preconditioner,
     Projection,
@@ -27,6 +28,9 @@ EXACT = Projection("none")
 SIGNALS = [
     Losses(),
     GradientNorms(),
+    GradientNorms("all"),
+    Influences(),
+    Influences(Preconditioner()),
     Alignments(),
     Embeddings(pooling.mean),
     Embeddings(pooling.last_token),

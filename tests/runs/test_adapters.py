@@ -159,6 +159,7 @@ def other_base(root, pretrained, tmp_path_factory):
     return folder / "base"
 
 
+@pytest.mark.slow
 def test_adapters_do_not_go_on_with_another_base(root, pretrained, other_base, run, adapter, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
     message = f"adapters belong to another base, {pretrained} .float32 [0-9a-f]+., not to {other_base} .float32"

@@ -7,6 +7,8 @@ import pytest
 
 from tests.helpers import policy_runs, tiny
 
+pytestmark = pytest.mark.slow
+
 WORDS = {"common": ("one ", "two ", "six ", "ten "), "rare": ("alpha ", "beta ", "gamma ", "delta ")}
 SAMPLED = {"common": 0.6, "noise": 0.3, "rare": 0.1}
 

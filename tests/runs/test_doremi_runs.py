@@ -65,7 +65,7 @@ PAPER = {"sampling": "natural", "eta": 2.0, "loss_norm": "paper"}
 CACHED = OFFICIAL | {"reference_losses": "cached"}
 
 
-@pytest.mark.parametrize("options", [OFFICIAL, PAPER, CACHED])
+@pytest.mark.parametrize("options", [OFFICIAL, pytest.param(PAPER, marks=pytest.mark.slow), CACHED])
 def test_the_logged_trajectory_is_the_algorithms(proxy, options):
     """Recomputed in NumPy from the logged excess losses alone."""
     lam, alpha, moved = np.full(3, np.nan), np.full(3, 1 / 3), []

@@ -133,6 +133,7 @@ def test_stopped_on_request_it_saves_and_goes_on(trainer, whole, tmp_path):
     assert_same_curves(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_stopped_while_it_tokenises_it_goes_on_with_what_is_there(trainer, whole, tmp_path):
     cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
     second_store = r"^open \S*/stores/vowels-\S*/train"
@@ -162,6 +163,7 @@ def test_no_room_for_a_save_costs_no_earlier_one(trainer, first_part, whole, tmp
     assert_same_curves(run, whole)
 
 
+@pytest.mark.slow
 def test_no_room_for_the_metrics_costs_no_checkpoint(trainer, first_part, whole, tmp_path):
     run = copy_of(first_part, tmp_path / "run")
     endless = ("--config.train_step=1000", "--config.checkpoint_every=1000", "--config.eval_every=0")
@@ -210,6 +212,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer, first_part, whole, tmp
     assert_same_curves(run, whole)
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_are_not_saved(trainer, tmp_path):
     """The step that breaks them has a finite loss itself."""
     absurd = ("--config.optim.learning_rate=3e38", "--config.optim.weight_decay=1e3", "--config.checkpoint_every=1")
@@ -221,6 +224,7 @@ def test_parameters_that_are_not_finite_are_not_saved(trainer, tmp_path):
     assert saved_steps(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_mixer_that_breaks_down_stops_the_run(trainer, tmp_path):
     recipe = tmp_path / "broken.py"
     recipe.write_text(f"""
@@ -258,6 +262,7 @@ def test_what_is_left_of_a_killed_process_in_the_cache_of_compilations_does_no_h
     assert_same_curves(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_without_held_out_text_it_trains_all_the_same(trainer, tmp_path):
     trainer.done("--config.data.valid_fraction=0.0", "--config.train_step=2", workdir=tmp_path)
     (evaluation,) = tiny.records(tmp_path, "eval.jsonl")

@@ -22,7 +22,13 @@ def reference(root, tmp_path_factory):
     return policy_runs.train(tmp_path_factory.mktemp("reference"), root, train_step=3, seed=1)
 
 
-@pytest.mark.parametrize("name", registry.names("mixer"))
+# The states of the others are saved and read by the same code.
+QUICK = ("odm", "doge")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in registry.names("mixer")]
+)
 def test_every_mixer_goes_on_as_if_never_interrupted(root, reference, tmp_path, monkeypatch, name):
     monkeypatch.setattr(scaling_law, "_ITERATIONS", 8)  # a rough fit goes on as exactly as a good one
     config = policy_runs.resumable(root, reference, "mixer", name, **FIELDS.get(name, {}))

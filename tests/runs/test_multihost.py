@@ -166,6 +166,7 @@ def test_the_first_one_alone_writes_beside_the_checkpoints(hosts, two):
     assert second == ""
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_one_of_them_stops_all_at_the_same_step(hosts, tmp_path):
     run = tmp_path / "run"
     endless = ("--config.train_step=100000", "--config.eval_every=0", "--config.checkpoint_every=100000")

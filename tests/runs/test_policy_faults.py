@@ -64,9 +64,9 @@ def test_two_policies_cannot_have_two_references(root, reference, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read .No such file or directory"),
+        (None, "cannot be read (No such file or directory); a JSON file is expected"),
         ("digits: 1", "not valid JSON"),
-        ("[1, 2, 3]", 'must hold {"domains": {NAME: WEIGHT, ...}}'),
+        ("[1, 2, 3]", "a JSON list; one object is expected"),
         ({"digits": 1, "vowels": 1}, "domains: no code (the domains of this run are code, digits, vowels)"),
         ({"digits": 1, "vowels": 1, "code": 1, "book": 1}, "domains: unexpected book (the"),
         ({"digits": 1, "vowels": 1, "books": 1}, "domains: no code; unexpected books (the"),

@@ -15,6 +15,7 @@ def test_per_example_gradients(tmp_path):
     result = json.loads(output.read_text())
     assert result.keys() >= MACHINE
     kinds = {"sketch adam", "sketch sgd", "kronecker sgd", "rademacher adam"}
+    kinds |= {f"exact {count} adam blocks" for count in (1, 8, 57)} | {f"exact {count} adam all" for count in (1, 8)}
     assert result["over_training"].keys() == kinds
     assert result["seconds"].keys() == result["peak_bytes"].keys() == kinds | {"training"}
     for kind in kinds:

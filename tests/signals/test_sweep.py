@@ -14,7 +14,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies.selectors.less import less
 from dataflex_jax.policies.selectors.rds import rds
 from dataflex_jax.policies.signals import Losses
-from dataflex_jax.sharding import make_mesh
+from dataflex_jax.sharding import make_mesh, replicated
 from dataflex_jax.signals import sweep
 from dataflex_jax.signals.sweep import Sweeper
 from tests.helpers import tiny_chat
@@ -43,8 +43,8 @@ def signals(opened, mesh, *, rows=16, buckets=(48,), change=lambda params: param
     return tiny_chat.model_signals(*opened(buckets), mesh, rows=rows, change=change)
 
 
-def less_scores(of):
-    return np.asarray(less(proj_dim=32).score({}, of, None)[0].rows)
+def less_scores(of, projection="exact"):
+    return np.asarray(less(projection=projection, proj_dim=32).score({}, of, None)[0].rows)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def expected(opened):
     mesh = mesh_of("fsdp")
     with jax.set_mesh(mesh):
         of = signals(opened, mesh)
-        return of.candidates.sweep(Losses()), less_scores(of)
+        return of.candidates.sweep(Losses()), {method: less_scores(of, method) for method in ("exact", "sketch")}
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,16 @@ def test_losses_depend_on_nothing_but_their_row(opened, expected, mesh, rows, bu
         np.testing.assert_allclose(of.candidates.sweep(Losses(), order[:3]), expected[0][order[:3]], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("mesh", "rows", "buckets"), [("one", 5, (48,)), ("all", 40, (64,))])
-def test_influences_depend_on_nothing_but_their_row(opened, expected, mesh, rows, buckets):
+@pytest.mark.parametrize(
+    ("mesh", "rows", "buckets", "projection"),
+    [("one", 5, (48,), "exact"), ("all", 40, (64,), "exact"), ("all", 40, (64,), "sketch")],
+)
+def test_influences_depend_on_nothing_but_their_row(opened, expected, mesh, rows, buckets, projection):
     mesh = mesh_of(mesh)
     with jax.set_mesh(mesh):
         of = signals(opened, mesh, rows=rows, buckets=buckets)
-        np.testing.assert_allclose(less_scores(of), expected[1], rtol=0, atol=1e-5)
-    assert np.ptp(expected[1]) > 0.1
+        np.testing.assert_allclose(less_scores(of, projection), expected[1][projection], rtol=0, atol=1e-5)
+    assert np.ptp(expected[1][projection]) > 0.1
 
 
 def test_influences_do_not_depend_on_the_order_of_candidates(opened, expected):
@@ -84,7 +87,7 @@ def test_influences_do_not_depend_on_the_order_of_candidates(opened, expected):
         of = signals(opened, mesh)
         order, original = np.random.default_rng(0).permutation(of.candidates.num_rows), of.candidates.sweep
         of.candidates.sweep = lambda signal, operand: original(signal, order, operand)
-        np.testing.assert_allclose(less_scores(of), expected[1][order], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(less_scores(of), expected[1]["exact"][order], rtol=0, atol=1e-6)
 
 
 def test_a_row_that_is_not_finite_spoils_no_other(opened, expected):
@@ -125,6 +128,21 @@ def tokens_and_length(operand, batch):
 def pool(opened):
     _, domains, _ = opened((24, 32, 48))
     return Pool(domains)
+
+
+@pytest.mark.parametrize("mesh", ["one", "fsdp"])
+def test_a_fold_adds_up_every_row_once_with_its_number(pool, mesh):
+    def add(operand, rows, total):
+        batch, numbers = rows
+        return total + operand * jnp.sum(numbers * batch.lengths)
+
+    mesh = mesh_of(mesh)
+    rows, rng = sweep.source(pool, mesh), np.random.default_rng(0)
+    ids, numbers = rng.permutation(pool.num_rows)[:37], rng.normal(size=37)
+    for options in ({"rows": 8}, {"memory": 2**20}):
+        start = jax.device_put(jnp.float32(1), replicated(mesh))
+        total = Sweeper(mesh, **options).fold(add, start, jnp.float32(2), rows, ids, numbers, "rows")
+        np.testing.assert_allclose(total, 1 + 2 * numbers @ rows.lengths[ids], rtol=1e-5)
 
 
 def test_results_come_back_by_row_whatever_the_batches(pool):

@@ -1,6 +1,11 @@
-"""Cosine similarities between gradients of candidates and of target groups: what less, icons and cluster_less share."""
+"""Cosine similarities between gradients of candidates and of target groups: what less, icons and cluster_less share.
+
+`exact` has the form without a projection; here is the one with it, and the choice between them.
+"""
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +16,7 @@ from jaxtyping import Array, Float
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import options
+from dataflex_jax.policies.common import exact
 from dataflex_jax.policies.signals import (
     EPS_MODES,
     METHODS,
@@ -18,9 +24,14 @@ from dataflex_jax.policies.signals import (
     Gradients,
     Preconditioner,
     Projection,
+    RowSet,
     Signals,
 )
 
+logger = logging.getLogger(__name__)
+
+PROJECTIONS = ("auto", "exact", *METHODS)
+FALLBACK = "sketch"  # of "auto"
 GRADIENT_TYPES = ("adam", "sgd")
 TARGET_AGGREGATIONS = ("mean_of_cos", "cos_of_mean")
 GROUP_AGGREGATIONS = ("max", "mean")
@@ -30,17 +41,52 @@ class Influence(NamedTuple):
     """How gradients are taken and compared.
 
     Attributes:
-        projection: of the gradients of both sides.
+        projection: of the gradients of both sides; unused where nothing is projected.
         adam: preconditioning of the candidates' gradients; None: plain ones. Targets' gradients are plain.
         target_agg: "mean_of_cos": the mean of a candidate's cosines with the group's targets; "cos_of_mean": its cosine
             with their mean gradient.
-        parameters: with respect to which the gradients are; see `Gradients`.
+        parameters: with respect to which the gradients are; see `Gradients`. "auto": "all" where nothing is projected,
+            else "blocks".
+        unprojected: whether nothing is projected; None: where the target groups' directions fit.
     """
 
     projection: Projection
     adam: Preconditioner | None
     target_agg: str = "mean_of_cos"
     parameters: str = "blocks"
+    unprojected: bool | None = False
+
+    def compared(self) -> exact.Compared:
+        """What is compared where nothing is projected."""
+        return exact.Compared(self.adam, self.target_agg, self.parameters)
+
+    def projected(self) -> "Influence":
+        """The same with a projection."""
+        parameters = "blocks" if self.parameters == "auto" else self.parameters
+        return self._replace(unprojected=False, parameters=parameters)
+
+    def for_signals(self, signals: Signals) -> "Influence":
+        """The same, with what was left open decided by the model and the target set; says in the log how.
+
+        Raises:
+            InputError: there is no target set.
+        """
+        if self.unprojected is False:
+            return self.projected()
+        parameters = "all" if self.parameters == "auto" else self.parameters
+        # The first one, which will be asked first: several checkpoints are opened one after the other.
+        _, first = signals.checkpoints[0]
+        groups, room = len(_targets(first).group_names), first.room_for_directions(parameters)
+        if self.unprojected or room >= groups:
+            _say(f"Influences are exact (projection exact, parameters {parameters}, {groups} target groups).")
+            return self._replace(unprojected=True, parameters=parameters)
+        projected = self.projected()
+        _say(
+            f"Influences are of projected gradients (projection {self.projection.method}, parameters "
+            f"{projected.parameters}): of the directions of {groups} target groups {room} fit into their share of a "
+            "device's memory; projection exact takes them in blocks."
+        )
+        return projected
 
     def of_targets(self) -> Gradients:
         """The signal of the targets."""
@@ -56,9 +102,11 @@ class InfluenceOptions:
     """The hyperparameters of every selector by influence. `less` says what the formulas are.
 
     Attributes:
-        proj_dim: numbers that a gradient is projected to; unused by "none".
-        projection: "sketch" (random signs and a sparse hash), "rademacher" (dense random signs, the authors'),
-            "kronecker" (from activations and output gradients; gradient_type "sgd" only) or "none" (exact).
+        proj_dim: numbers that a gradient is projected to; unused by "exact" and "none".
+        projection: "exact" (none: inner products with one direction a target group), "sketch" (random signs and a
+            sparse hash), "rademacher" (dense random signs, the authors'), "kronecker" (from activations and output
+            gradients; gradient_type "sgd" only), "none" (whole gradients in memory; small models), or "auto": "exact"
+            where the directions of all groups fit into a share of the devices' memory, else "sketch".
         gradient_type: of the candidates: "adam": preconditioned by the optimizer's moments; "sgd": the plain gradient.
         eps_mode: "outside": `m' / (sqrt(v') + eps)`; "inside": `m' / sqrt(v' + eps)`, the authors' code. Unused by
             "sgd".
@@ -69,30 +117,31 @@ class InfluenceOptions:
         projection_seed: of the random map.
         parameters: what the gradients are with respect to. "blocks": the adapters where there are any, else the kernels
             of the blocks' linear layers; "all": everything that is trained, embeddings, head, norms and biases too,
-            whose gradients are in memory whole, one of each example of a batch (not with "kronecker").
+            whose gradients are in memory whole, one of each example of a batch (not with "kronecker"). "auto": "all"
+            with "exact", else "blocks".
 
     Raises:
         ValueError: a hyperparameter out of its range.
     """
 
     proj_dim: int = 8192
-    projection: str = "sketch"
+    projection: str = "auto"
     gradient_type: str = "adam"
     eps_mode: str = "outside"
     bias_correction: bool = False
     target_agg: str = "mean_of_cos"
     group_agg: str = "max"
     projection_seed: int = 0
-    parameters: str = "blocks"
+    parameters: str = "auto"
 
     def __post_init__(self):
         options.between("proj_dim", self.proj_dim, 1, 2**24)
-        options.one_of("projection", self.projection, METHODS)
+        options.one_of("projection", self.projection, PROJECTIONS)
         options.one_of("gradient_type", self.gradient_type, GRADIENT_TYPES)
         options.one_of("eps_mode", self.eps_mode, EPS_MODES)
         options.one_of("target_agg", self.target_agg, TARGET_AGGREGATIONS)
         options.one_of("group_agg", self.group_agg, GROUP_AGGREGATIONS)
-        options.one_of("parameters", self.parameters, PARAMETERS)
+        options.one_of("parameters", self.parameters, ("auto", *PARAMETERS))
         if self.projection == "kronecker" and self.parameters == "all":
             options.refuse("projection", self.projection, "is of linear layers; needs parameters = 'blocks'")
         if self.projection == "kronecker" and self.gradient_type == "adam":
@@ -102,8 +151,15 @@ class InfluenceOptions:
     def influence(self) -> Influence:
         """How these options compare gradients."""
         adam = Preconditioner(self.eps_mode, self.bias_correction) if self.gradient_type == "adam" else None
-        projection = Projection(self.projection, self.proj_dim, self.projection_seed)
-        return Influence(projection, adam, self.target_agg, self.parameters)
+        method = self.projection if self.projection in METHODS else FALLBACK
+        projection = Projection(method, self.proj_dim, self.projection_seed)
+        unprojected = {"auto": None, "exact": True}.get(self.projection, False)
+        return Influence(projection, adam, self.target_agg, self.parameters, unprojected)
+
+
+@functools.cache
+def _say(text: str) -> None:
+    logger.info(text)
 
 
 def unit(features: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
@@ -136,6 +192,12 @@ def aggregate(influences: Float[np.ndarray, "n G"], group_agg: str) -> Float[np.
     return np.max(influences, axis=1) if group_agg == "max" else np.mean(influences, axis=1)
 
 
+def _targets(signals: Signals) -> RowSet:
+    if signals.targets is None:
+        raise InputError("a selector by influence needs a target set to compare gradients with")
+    return signals.targets
+
+
 def directions(influence: Influence, signals: Signals) -> Float[Array, "G P"]:
     """What to compare candidates with, float32, one row a target group.
 
@@ -144,9 +206,7 @@ def directions(influence: Influence, signals: Signals) -> Float[Array, "G P"]:
     Raises:
         InputError: there is no target set, or a group of it has no direction.
     """
-    targets = signals.targets
-    if targets is None:
-        raise InputError("a selector by influence needs a target set to compare gradients with")
+    targets = _targets(signals)
     gradients = np.asarray(targets.sweep(influence.of_targets()), np.float32)
     rows = []
     for group, name in enumerate(targets.group_names):
@@ -156,10 +216,7 @@ def directions(influence: Influence, signals: Signals) -> Float[Array, "G P"]:
             members /= np.linalg.norm(members, axis=1, keepdims=True)
         mean = members.sum(axis=0) / max(len(members), 1)
         if not mean.any():
-            raise InputError(
-                f"the target set has no gradient to go by in group {name!r}: each group needs an example with a token "
-                "that counts and a finite loss"
-            )
+            raise exact.no_direction(name)
         rows.append(mean if influence.target_agg == "mean_of_cos" else mean / np.linalg.norm(mean))
     return jnp.asarray(np.stack(rows), jnp.float32)
 
@@ -170,13 +227,20 @@ def group_influences(influence: Influence, signals: Signals) -> Float[np.ndarray
     NaN where a candidate's gradient is zero or not finite.
 
     Raises:
-        InputError: see `directions`.
+        InputError: there is no target set, or a group of it has no direction.
     """
+    return _summed(influence.for_signals(signals), signals)
+
+
+def _summed(influence: Influence, signals: Signals) -> Float[np.ndarray, "N G"]:
+    return sum(np.float32(weight) * _influences(influence, checkpoint) for weight, checkpoint in signals.checkpoints)
+
+
+def _influences(influence: Influence, signals: Signals) -> Float[np.ndarray, "N G"]:
+    if influence.unprojected:
+        return exact.group_influences(influence.compared(), signals)
     wanted = influence.of_candidates(cosines)
-    return sum(
-        np.float32(weight) * np.asarray(checkpoint.candidates.sweep(wanted, operand=directions(influence, checkpoint)))
-        for weight, checkpoint in signals.checkpoints
-    )
+    return np.asarray(signals.candidates.sweep(wanted, operand=directions(influence, signals)))
 
 
 def scores(influence: Influence, signals: Signals, group_agg: str) -> Float[np.ndarray, " N"]:
@@ -185,11 +249,14 @@ def scores(influence: Influence, signals: Signals, group_agg: str) -> Float[np.n
     With one checkpoint, one float a candidate leaves the device; with several, one for each group.
 
     Raises:
-        InputError: see `directions`.
+        InputError: see `group_influences`.
     """
+    influence = influence.for_signals(signals)
     if len(signals.checkpoints) > 1:
-        return aggregate(group_influences(influence, signals), group_agg)
+        return aggregate(_summed(influence, signals), group_agg)
     ((weight, checkpoint),) = signals.checkpoints
+    if influence.unprojected:
+        return np.float32(weight) * exact.scores(influence.compared(), checkpoint, group_agg)
     wanted = influence.of_candidates(_AGGREGATED_COSINES[group_agg])
     return np.float32(weight) * np.asarray(
         checkpoint.candidates.sweep(wanted, operand=directions(influence, checkpoint))

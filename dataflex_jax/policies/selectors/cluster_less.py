@@ -72,6 +72,9 @@ def cluster_less(
     Candidates whose embedding is not finite belong to no cluster and are never chosen, nor are those of clusters whose
     representatives have no finite gradient. A choice's scores are the clusters'.
 
+    Gradients are projected, as the mean of several has a length that numbers of single ones do not tell: the projection
+    "auto" is "sketch" here, and "exact" is refused.
+
     The state is {"cluster": int32 [N], -1 for none; "distance": float32 [N] from the centroid, NaN for none}.
 
     Args:
@@ -96,7 +99,10 @@ def cluster_less(
     options.one_of("pooling", pooling, tuple(_POOLINGS))
     options.one_of("clustering", clustering, CLUSTERINGS)
     options.one_of("representatives", representatives, REPRESENTATIVES)
-    settings = shared.influence()
+    if shared.projection == "exact":
+        reason = "the mean of a cluster's gradients needs them side by side; needs 'auto' or another projection"
+        options.refuse("projection", shared.projection, reason)
+    settings = shared.influence().projected()
 
     def init(signals: Signals) -> dict[str, Array]:
         embeddings = np.asarray(signals.candidates.sweep(Embeddings(_POOLINGS[pooling])), np.float32)

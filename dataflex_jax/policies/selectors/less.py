@@ -17,9 +17,10 @@ def less(shared: InfluenceOptions) -> Selector:
 
     With g the gradient of a candidate's token-mean loss and m, v, b1, b2, eps of the optimizer as it is, a candidate's
     direction is that of `m' / (sqrt(v') + eps)`, `m' = b1 m + (1 - b1) g`, `v' = b2 v + (1 - b2) g^2`; a target's is
-    that of its plain gradient. Both are projected by the same random map. A candidate's influence on a group is the
-    mean of its cosines with the group's targets, and its score the largest over the groups; over several checkpoints,
-    influences are summed with the checkpoints' weights first. A candidate whose direction is zero or not finite scores
+    that of its plain gradient. A candidate's influence on a group is the mean of its cosines with the group's targets,
+    exact, or where the groups' directions do not fit into the devices' memory, after both were projected by the same
+    random map. Its score is the largest over the groups; over several checkpoints, influences are summed with the
+    checkpoints' weights first. A candidate whose direction is zero or not finite scores
     NaN, which is never chosen.
 
     Those are the defaults; `InfluenceOptions` says what else there is.

@@ -41,6 +41,7 @@ def test_the_fit_minimises_no_worse_than_the_law_that_made_the_losses():
     assert (objective(fitted) <= objective(LAWS) * (1 + 1e-4)).all()
 
 
+@pytest.mark.slow
 def test_a_long_history_with_few_points_is_fitted():
     """Over several domains, as a run does from its eighth point on."""
     rng, points = np.random.default_rng(0), 256

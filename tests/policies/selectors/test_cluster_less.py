@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import Embeddings, Evidence
+from dataflex_jax.policies import Embeddings, Evidence, Gradients, Projection
 from dataflex_jax.policies.common import pooling
 from dataflex_jax.policies.common.clustering import CLUSTERINGS, clustered
 from dataflex_jax.policies.common.kmeans import kmeans
@@ -175,9 +175,17 @@ def test_nothing_to_cluster_by_is_refused():
         cluster_less().init(source)
 
 
+def test_auto_is_the_sketch_of_the_blocks():
+    source = signals()
+    selector = cluster_less(cluster_size=10, proj_dim=16)
+    selector.score(selector.init(source), source, request())
+    assert source.targets.asked == [Gradients(Projection("sketch", 16))]
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("projection", "exact"),
         ("cluster_size", 0),
         ("samples_per_cluster", 0),
         ("kmeans_iterations", 0),

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import Evidence, Gradients, Preconditioner, Projection, registry
+from dataflex_jax.policies import (
+    Evidence,
+    GradientNorms,
+    Gradients,
+    Influences,
+    Preconditioner,
+    Projection,
+    registry,
+)
+from dataflex_jax.policies.common import influence
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.policies.selectors.less import less
 from tests.helpers.fake_signals import FakeRows, FakeSignals, projection_matrix, request
@@ -16,13 +25,14 @@ from tests.helpers.influences import GROUPS, SIZE, signals, transcribed
 @pytest.mark.parametrize("target_agg", ["mean_of_cos", "cos_of_mean"])
 @pytest.mark.parametrize("group_agg", ["max", "mean"])
 @pytest.mark.parametrize("gradient_type", ["adam", "sgd"])
-@pytest.mark.parametrize("projection", ["none", "sketch"])
+@pytest.mark.parametrize("projection", ["none", "sketch", "exact", "auto"])
 def test_equals_the_transcription(projection, gradient_type, group_agg, target_agg):
     source = signals()
     options = dict(projection=projection, gradient_type=gradient_type, group_agg=group_agg, target_agg=target_agg)
     selector = less(**options, proj_dim=16, projection_seed=5)
     evidence, state = selector.score({}, source, request())
-    matrix = projection_matrix(Projection(projection, 16, 5), SIZE).astype(np.float64)
+    method = "sketch" if projection == "sketch" else "none"
+    matrix = projection_matrix(Projection(method, 16, 5), SIZE).astype(np.float64)
     rows = source.candidates.preconditioned if gradient_type == "adam" else source.candidates.gradients
     influences = transcribed(rows @ matrix, source.targets.gradients @ matrix, GROUPS, target_agg)
     expected = influences.max(axis=1) if group_agg == "max" else influences.mean(axis=1)
@@ -56,23 +66,62 @@ def test_one_checkpoint_has_its_weight():
 
 def test_candidates_are_preconditioned_and_targets_are_not():
     source = signals()
-    less(eps_mode="inside", bias_correction=True, proj_dim=16).score({}, source, request())
+    options = dict(eps_mode="inside", bias_correction=True)
+    less(**options, projection="sketch", proj_dim=16).score({}, source, request())
     projection = Projection("sketch", 16, 0)
     assert source.targets.asked == [Gradients(projection)]
     (asked,) = source.candidates.asked
     assert (asked.projection, asked.adam) == (projection, Preconditioner("inside", True))
 
+    exact = signals()
+    less(**options).score({}, exact, request())
+    assert exact.targets.asked == [GradientNorms("all")]
+    (asked,) = exact.candidates.asked
+    assert isinstance(asked, Influences)
+    assert asked.adam == Preconditioner("inside", True)
+
+
+@pytest.mark.parametrize(("room", "sweeps"), [(0, 3), (1, 3), (2, 2), (3, 1)])
+@pytest.mark.parametrize(("target_agg", "group_agg"), [("mean_of_cos", "max"), ("cos_of_mean", "mean")])
+def test_groups_come_in_blocks_where_their_directions_do_not_fit(target_agg, group_agg, room, sweeps):
+    source, selector = signals(), less(projection="exact", target_agg=target_agg, group_agg=group_agg)
+    expected, _ = selector.score({}, source, request())
+    source.room = room
+    source.candidates.asked.clear()
+    scores, _ = selector.score({}, source, request())
+    assert len(source.candidates.asked) == sweeps
+    np.testing.assert_allclose(scores.rows, expected.rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("parameters", "exact", "projected"), [("auto", "all", "blocks"), ("all", "all", "all")])
+def test_auto_projects_where_the_directions_do_not_fit_and_says_which(caplog, parameters, exact, projected):
+    influence._say.cache_clear()
+    source = signals()
+    with caplog.at_level("INFO"):
+        less(parameters=parameters, proj_dim=16).score({}, source, request())
+        source.room = 2
+        less(parameters=parameters, proj_dim=16).score({}, source, request())
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == f"Influences are exact (projection exact, parameters {exact}, 3 target groups)."
+    assert said[1].startswith(f"Influences are of projected gradients (projection sketch, parameters {projected}): ")
+    assert "of 3 target groups 2 fit" in said[1]
+    asked = [*source.targets.asked, *source.candidates.asked]
+    assert [getattr(each, "parameters", exact) for each in asked] == [exact, projected, exact, projected]
+
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e30])
-def test_scores_do_not_depend_on_the_scale_of_gradients(scale):
-    selector = less(projection="none", gradient_type="sgd")
+@pytest.mark.parametrize("projection", ["none", "exact"])
+@pytest.mark.parametrize("target_agg", ["mean_of_cos", "cos_of_mean"])
+def test_scores_do_not_depend_on_the_scale_of_gradients(scale, target_agg, projection):
+    selector = less(projection=projection, gradient_type="sgd", target_agg=target_agg)
     expected, _ = selector.score({}, signals(), request())
     scores, _ = selector.score({}, signals(scale=scale), request())
     np.testing.assert_allclose(scores.rows, expected.rows, atol=2e-6)
 
 
 @pytest.mark.parametrize("target_agg", ["mean_of_cos", "cos_of_mean"])
-def test_gradients_without_a_direction_have_no_score_and_no_say(target_agg):
+@pytest.mark.parametrize("projection", ["none", "exact"])
+def test_gradients_without_a_direction_have_no_score_and_no_say(projection, target_agg):
     source, clean = signals(), signals()
     source.candidates.preconditioned[2] = 0
     source.candidates.preconditioned[3, 1] = np.nan
@@ -82,7 +131,7 @@ def test_gradients_without_a_direction_have_no_score_and_no_say(target_agg):
     source.targets.gradients[2] = 0
     keep = [i for i in range(len(GROUPS)) if i not in (0, 2, 3)]
     clean.targets = FakeRows(gradients=clean.targets.gradients[keep], groups=np.array(GROUPS)[keep])
-    selector = less(projection="none", target_agg=target_agg)
+    selector = less(projection=projection, target_agg=target_agg)
     scores, _ = selector.score({}, source, request())
     expected = np.array(selector.score({}, clean, request())[0].rows)
     expected[[2, 3, 4]] = np.nan
@@ -92,11 +141,22 @@ def test_gradients_without_a_direction_have_no_score_and_no_say(target_agg):
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf, 0.0])
 @pytest.mark.parametrize("target_agg", ["mean_of_cos", "cos_of_mean"])
-def test_a_group_without_any_direction_is_refused_by_name(fault, target_agg):
+@pytest.mark.parametrize("projection", ["sketch", "exact"])
+def test_a_group_without_any_direction_is_refused_by_name(fault, target_agg, projection):
     source = signals()
     source.targets.gradients[np.array(GROUPS) == 1] = fault
     with pytest.raises(InputError, match=r"^the target set has no gradient to go by in group 'botany': "):
-        less(target_agg=target_agg).score({}, source, request())
+        less(target_agg=target_agg, projection=projection).score({}, source, request())
+
+
+@pytest.mark.parametrize("target_agg", ["mean_of_cos", "cos_of_mean"])
+def test_a_group_whose_gradients_cancel_is_refused_by_name(target_agg):
+    source = FakeSignals(
+        FakeRows(preconditioned=np.ones((2, 2))),
+        FakeRows(gradients=[[1, 0], [2, 1], [-2, -1]], groups=[0, 1, 1], names=("one", "two")),
+    )
+    with pytest.raises(InputError, match=r"^the target set has no gradient to go by in group 'two': "):
+        less(projection="exact", target_agg=target_agg).score({}, source, request())
 
 
 @pytest.mark.parametrize("parameters", ["blocks", "all"])
@@ -122,13 +182,16 @@ def test_ties_are_taken_in_incoming_order():
     ("options", "message"),
     [
         ({"proj_dim": 0}, "proj_dim = 0: "),
-        ({"projection": "dense"}, "projection = 'dense': must be one of sketch, rademacher, kronecker, none"),
+        (
+            {"projection": "dense"},
+            "projection = 'dense': must be one of auto, exact, sketch, rademacher, kronecker, none",
+        ),
         ({"projection": "kronecker"}, "projection = 'kronecker': .* gradient_type = 'sgd'"),
         ({"gradient_type": "rms"}, "gradient_type = 'rms': "),
         ({"eps_mode": "both"}, "eps_mode = 'both': "),
         ({"target_agg": "sum"}, "target_agg = 'sum': "),
         ({"group_agg": "min"}, "group_agg = 'min': "),
-        ({"parameters": "head"}, "parameters = 'head': must be one of blocks, all"),
+        ({"parameters": "head"}, "parameters = 'head': must be one of auto, blocks, all"),
         (
             {"projection": "kronecker", "gradient_type": "sgd", "parameters": "all"},
             "projection = 'kronecker': is of linear layers; needs parameters = 'blocks'",

@@ -6,7 +6,7 @@ from dataflex_jax.configs import base, sft
 from dataflex_jax.errors import InputError
 
 BY_INFLUENCE = ("less", "cluster_less", "icons")
-WITH_TARGETS = (*BY_INFLUENCE, "near", "tsds")
+WITH_TARGETS = (*BY_INFLUENCE, "near", "tsds", "rds")
 
 
 def get_config(selector: str, variant: str) -> ConfigDict:

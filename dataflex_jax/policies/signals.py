@@ -56,15 +56,17 @@ class Losses:
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """`embed` of each row's last hidden states, [n, E].
+    """`embed` of each row's last hidden states, [n, E], or `then(embeddings, operand)`.
 
     Attributes:
         embed: hidden states and where inputs are no padding -> [B, E].
         whole: whether a row's last token, which is only predicted otherwise, is an input too.
+        then: keeps only what is wanted of the E numbers [B, E] -> [B, ...]; traced into the sweep.
     """
 
     embed: Embed
     whole: bool = False
+    then: Callable[[Float[Array, "B E"], PyTree], Float[Array, "B *F"]] | None = None  # noqa: F821 - a shape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,11 +37,12 @@ def losses(signal: Losses) -> RowFunction:
 
 @register_signal(Embeddings)
 def embeddings(signal: Embeddings) -> RowFunction:
-    """One vector a row of its last hidden states."""
+    """One vector a row of its last hidden states, and what is wanted of it."""
 
     def of_rows(subject, batch, operand):
         seen = batch.with_last_inputs() if signal.whole else batch
-        return signal.embed(subject.model.hidden_states(seen), seen.real_inputs)
+        found = signal.embed(subject.model.hidden_states(seen), seen.real_inputs)
+        return found if signal.then is None else signal.then(found, operand)
 
     return of_rows
 

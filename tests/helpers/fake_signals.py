@@ -53,9 +53,12 @@ class FakeRows:
         match signal:
             case Losses():
                 return np.asarray(self.losses, np.float32)[ids]
-            case Embeddings(embed, whole):
+            case Embeddings(embed, whole, then):
                 assert not whole, "these hidden states are of the inputs"
-                return _in_batches(jax.jit(embed), self.hidden[ids], self.mask[ids])
+                embeddings = _in_batches(jax.jit(embed), self.hidden[ids], self.mask[ids])
+                return (
+                    embeddings if then is None else _in_batches(jax.jit(lambda rows: then(rows, operand)), embeddings)
+                )
             case Gradients(projection, adam, then):
                 rows = (self.gradients if adam is None else self.preconditioned)[ids]
                 with np.errstate(invalid="ignore"):

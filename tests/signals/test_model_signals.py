@@ -69,11 +69,13 @@ def test_embeddings_are_of_the_hidden_states_without_padding():
     model, batch = build(MODEL), whole_batch()
     hidden = np.asarray(model.hidden_states(batch), np.float64)
     expected = [states[:n].mean(axis=0) for states, n in zip(hidden, batch.lengths, strict=True)]
-    assert_same(swept(signals_of(Subject(model)), Embeddings(mean)), expected)
+    signals = signals_of(Subject(model))
+    assert_same(swept(signals, Embeddings(mean)), expected)
+    assert_same(swept(signals, Embeddings(mean, then=scaled), np.float32(3)), 3 * np.asarray(expected))
 
 
-def scaled(gradients, operand):
-    return gradients * operand
+def scaled(features, operand):
+    return features * operand
 
 
 def test_gradients_are_preconditioned_by_the_moments_and_may_be_reduced():

@@ -12,6 +12,7 @@ from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.selectors.less import less
+from dataflex_jax.policies.selectors.rds import rds
 from dataflex_jax.policies.signals import Losses
 from dataflex_jax.sharding import make_mesh, replicated
 from dataflex_jax.signals import sweep
@@ -227,3 +228,13 @@ def test_it_is_asked_between_batches_whether_to_stop(pool):
     result = sweeper.run(tokens_and_length, jnp.int32(1), rows, ids, "rows")
     assert len(result["length"]) == pool.num_rows
     assert len(polls) > 3 + pool.num_rows // 8
+
+
+def test_similarities_depend_on_nothing_but_their_row(opened):
+    found = []
+    for name, rows, buckets in (("one", 5, (48,)), ("all", 40, (64,))):
+        mesh = mesh_of(name)
+        with jax.set_mesh(mesh):
+            evidence, _ = rds().score({}, signals(opened, mesh, rows=rows, buckets=buckets), None)
+            found.append(np.asarray(evidence.rows))
+    np.testing.assert_allclose(*found, atol=1e-5)

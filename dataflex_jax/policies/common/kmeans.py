@@ -1,6 +1,7 @@
 """k-means by Lloyd's algorithm, on the device."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,43 @@ def kmeans(
     """
     # Hidden states share a large offset, in which the differences that count would be rounded away.
     offset = jnp.mean(points, axis=0)
-    points = points - offset
+    cluster, distance, centroids = _lloyd(points - offset, num_clusters, key, iterations, lambda centroids: centroids)
+    return cluster, distance, centroids + offset
+
+
+@functools.partial(jax.jit, static_argnames="num_clusters")
+def spherical_kmeans(
+    points: Float[Array, "n d"], num_clusters: int, key: PRNGKeyArray, iterations: int = 50
+) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, "k d"]]:
+    """`kmeans` by direction: of points and centroids that are scaled to length 1, so that the largest cosine decides.
+
+    Dhillon and Modha 2001, "Concept Decompositions for Large Sparse Text Data Using Clustering".
+
+    Args:
+        points: finite, float32; a point that is 0 stays there.
+        num_clusters: k <= n.
+        key: of the starting points.
+        iterations: at most so many times the centroids move.
+
+    Returns:
+        Each point's cluster, the distance (L2) of its direction from the centroid, and the centroids.
+    """
+    directions = _unit(points)
+    offset = jnp.mean(directions, axis=0)
+    cluster, distance, centroids = _lloyd(
+        directions - offset, num_clusters, key, iterations, lambda means: _unit(means + offset) - offset
+    )
+    return cluster, distance, centroids + offset
+
+
+def _unit(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+def _lloyd(
+    points: Float[Array, "n d"], num_clusters: int, key: PRNGKeyArray, iterations: int, settled: Callable
+) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, "k d"]]:
+    """See `kmeans`; `settled` makes centroids of means of points."""
     start = points[jax.random.choice(key, points.shape[0], (num_clusters,), replace=False)]
 
     def assign(centroids):
@@ -50,9 +87,9 @@ def kmeans(
         centroids, cluster, _, _, done = carry
         counts = jnp.bincount(cluster, length=num_clusters)[:, None]
         sums = jax.ops.segment_sum(points, cluster, num_clusters)
-        centroids = jnp.where(counts > 0, sums / jnp.maximum(counts, 1), centroids)
+        centroids = jnp.where(counts > 0, settled(sums / jnp.maximum(counts, 1)), centroids)
         after, distance = assign(centroids)
         return centroids, after, distance, jnp.any(after != cluster), done + 1
 
     centroids, cluster, distance, _, _ = jax.lax.while_loop(moving, move, (start, *assign(start), True, 0))
-    return cluster, distance, centroids + offset
+    return cluster, distance, centroids

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import (
@@ -21,9 +21,10 @@ from dataflex_jax.policies import (
     register_selector,
 )
 from dataflex_jax.policies.common import pooling as poolings
+from dataflex_jax.policies.common.clustering import CLUSTERINGS, clustered
 from dataflex_jax.policies.common.influence import Influence, InfluenceOptions, aggregate, cosines, directions
-from dataflex_jax.policies.common.kmeans import kmeans
 
+REPRESENTATIVES = ("nearest", "farthest", "random", "mixed")
 # Projected gradients that are held at a time, 128 MiB at the default proj_dim.
 _ROWS_AT_A_TIME = 4096
 _cosines = jax.jit(cosines)
@@ -56,14 +57,16 @@ def cluster_less(
     cluster_size: int = 64,
     samples_per_cluster: int = 4,
     pooling: str = "mean",
+    clustering: str = "kmeans",
+    representatives: str = "nearest",
     kmeans_iterations: int = 50,
     cluster_seed: int = 0,
 ) -> Selector:
     """Takes whole clusters of candidates, in order of the influence of their representatives.
 
-    The candidates are clustered once, before the first step, by k-means of their pooled last hidden states into about
-    N/cluster_size clusters. At each update the `samples_per_cluster` candidates nearest to a centroid represent their
-    cluster: the mean of their projected gradients is scored as one candidate of `less` is. Clusters are taken from the
+    The candidates are clustered once, before the first step, by their pooled last hidden states into about
+    N/cluster_size clusters. At each update `samples_per_cluster` candidates represent their cluster: the mean of their
+    projected gradients is scored as one candidate of `less` is. Clusters are taken from the
     highest score on, the last one as far as needed; inside a cluster, candidates nearer to the centroid come first.
 
     Candidates whose embedding is not finite belong to no cluster and are never chosen, nor are those of clusters whose
@@ -79,8 +82,13 @@ def cluster_less(
         cluster_size: candidates in a cluster on average.
         samples_per_cluster: gradients taken of each cluster.
         pooling: embedding of a candidate: "mean" of the hidden states of its tokens, or the "last" one.
-        kmeans_iterations: at most so many moves of the centroids.
-        cluster_seed: of the centroids' starting points.
+        clustering: "kmeans"; "spherical_kmeans": by the largest cosine; "farthest_first": each candidate with the
+            nearest of centers that are farthest from each other; "random_projection_lsh": by the sides of random planes
+            through the mean, in fewer clusters where sides are empty; "random_partition": at random.
+        representatives: of a cluster those "nearest" to its centroid, "farthest" from it, "random" ones, drawn anew at
+            each update, or "mixed": the nearest and the farthest left in turn.
+        kmeans_iterations: at most so many moves of the centroids; unused by other clusterings.
+        cluster_seed: of what a clustering draws, such as the centroids' starting points.
 
     Raises:
         ValueError: a hyperparameter out of its range.
@@ -89,6 +97,8 @@ def cluster_less(
     options.at_least("samples_per_cluster", samples_per_cluster, 1)
     options.between("kmeans_iterations", kmeans_iterations, 1, 10_000)
     options.one_of("pooling", pooling, tuple(_POOLINGS))
+    options.one_of("clustering", clustering, CLUSTERINGS)
+    options.one_of("representatives", representatives, REPRESENTATIVES)
     if shared.projection == "exact":
         reason = "the mean of a cluster's gradients needs them side by side; needs 'auto' or another projection"
         options.refuse("projection", shared.projection, reason)
@@ -101,14 +111,16 @@ def cluster_less(
             raise InputError("selector 'cluster_less': no candidate has a finite embedding to cluster by")
         num_clusters = max(1, round(len(finite) / cluster_size))
         key = jax.random.key(cluster_seed)
-        members, distances, _ = kmeans(jnp.asarray(embeddings[finite]), num_clusters, key, kmeans_iterations)
+        points = jnp.asarray(embeddings[finite])
+        members, distances = clustered(clustering, points, num_clusters, key, kmeans_iterations)
         cluster = jnp.full((len(embeddings),), -1, jnp.int32).at[finite].set(members)
         distance = jnp.full((len(embeddings),), jnp.nan, jnp.float32).at[finite].set(distances)
         return {"cluster": cluster, "distance": distance}
 
     def score(state: dict[str, Array], signals: Signals, request: Request) -> tuple[Evidence, dict[str, Array]]:
         cluster = np.asarray(state["cluster"])
-        clusters, chosen = representatives(cluster, np.asarray(state["distance"]), samples_per_cluster)
+        place = places(representatives, cluster, np.asarray(state["distance"]), request.key)
+        clusters, chosen = first_members(cluster, place, samples_per_cluster)
         influences = sum(
             np.float32(weight) * cluster_influences(settings, checkpoint, chosen)
             for weight, checkpoint in signals.checkpoints
@@ -126,11 +138,38 @@ def cluster_less(
     return Selector(score=score, choose=choose, init=init, needs=frozenset({TARGETS}))
 
 
-def representatives(
-    cluster: Int[np.ndarray, " N"], distance: Float[np.ndarray, " N"], samples: int
+def places(
+    representatives: str, cluster: Int[np.ndarray, " N"], distance: Float[np.ndarray, " N"], key: PRNGKeyArray
+) -> np.ndarray:
+    """A number for each candidate; those of a cluster with the lowest ones represent it.
+
+    Args:
+        representatives: one of `REPRESENTATIVES`.
+        cluster: of each candidate; -1 for none.
+        distance: from its centroid.
+        key: of "random".
+    """
+    match representatives:
+        case "farthest":
+            return -distance
+        case "random":
+            return np.asarray(jax.random.permutation(key, len(cluster)))
+        case "mixed":
+            order = np.lexsort((distance, cluster))
+            _, cluster_of, sizes = np.unique(cluster, return_inverse=True, return_counts=True)
+            outwards = np.empty(len(cluster), np.int64)
+            outwards[order] = np.arange(len(cluster)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            inwards = sizes[cluster_of] - 1 - outwards
+            return np.minimum(2 * outwards, 2 * inwards + 1)
+        case _:
+            return distance
+
+
+def first_members(
+    cluster: Int[np.ndarray, " N"], place: np.ndarray, samples: int
 ) -> tuple[Int[np.ndarray, " C"], list[Int[np.ndarray, " s"]]]:
-    """The clusters that have members, ascending, and of each the `samples` or fewer nearest to its centroid."""
-    order = np.lexsort((distance, cluster))
+    """The clusters that have members, ascending, and of each the `samples` or fewer first by `place`."""
+    order = np.lexsort((place, cluster))
     order = order[np.searchsorted(cluster[order], 0) :]
     clusters, starts = np.unique(cluster[order], return_index=True)
     return clusters, [members[:samples] for members in np.split(order, starts[1:])]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.policies.common.kmeans import kmeans
+from dataflex_jax.policies.common.kmeans import kmeans, spherical_kmeans
 
 
 def lloyd(points, start, iterations):
@@ -36,6 +36,35 @@ def test_kmeans_equals_lloyds_algorithm(n, num_clusters, iterations):
     np.testing.assert_array_equal(cluster, expected)
     np.testing.assert_allclose(centroids, at, rtol=1e-6)
     np.testing.assert_allclose(distance, np.linalg.norm(points - at[expected], axis=1), atol=2e-3)
+
+
+def spherical(points, start, iterations):
+    """Assignment by the largest cosine, and unit centroids, in float64."""
+    units = points.astype(np.float64) / np.linalg.norm(points.astype(np.float64), axis=1, keepdims=True)
+    centroids, assignment = units[start], None
+    for _ in range(iterations + 1):
+        after, last = (units @ centroids.T).argmax(axis=1), centroids.copy()
+        if assignment is not None and (after == assignment).all():
+            break
+        assignment = after
+        for k in set(assignment.tolist()):
+            mean = units[assignment == k].mean(axis=0)
+            centroids[k] = mean / np.linalg.norm(mean)
+    return assignment, last
+
+
+@pytest.mark.parametrize("offset", [0, 30])
+@pytest.mark.parametrize("iterations", [1, 50])
+def test_spherical_kmeans_goes_by_cosines_alone(iterations, offset):
+    rng, key = np.random.default_rng(0), jax.random.key(1)
+    points = (rng.gamma(1, 1, (60, 1)) * (offset + rng.normal(size=(60, 3)))).astype(np.float32)
+    cluster, distance, centroids = spherical_kmeans(points, 4, key, iterations)
+    start = np.asarray(jax.random.choice(key, 60, (4,), replace=False))
+    expected, at = spherical(points, start, iterations)
+    np.testing.assert_array_equal(cluster, expected)
+    np.testing.assert_allclose(centroids, at, atol=1e-6)
+    units = points / np.linalg.norm(points, axis=1, keepdims=True)
+    np.testing.assert_allclose(distance, np.linalg.norm(units - at[expected], axis=1), atol=1e-6)
 
 
 def test_kmeans_of_repeated_points_leaves_clusters_empty():

@@ -8,6 +8,7 @@ import pytest
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import Embeddings, Evidence, Gradients, Projection
 from dataflex_jax.policies.common import pooling
+from dataflex_jax.policies.common.clustering import CLUSTERINGS, clustered
 from dataflex_jax.policies.common.kmeans import kmeans
 from dataflex_jax.policies.selectors import cluster_less as module
 from dataflex_jax.policies.selectors.cluster_less import Clustered, cluster_less
@@ -85,6 +86,63 @@ def test_scores_equal_the_transcription(monkeypatch, rows_at_a_time, target_agg,
     assert np.isnan(state["distance"][7])
 
 
+def peers_order(members, distance, how):
+    """A cluster's candidates, those first that represent it."""
+    near = sorted(members, key=lambda i: (distance[i], i))
+    if how == "mixed":
+        return list(dict.fromkeys(i for pair in zip(near, near[::-1], strict=True) for i in pair))
+    return near if how == "nearest" else sorted(members, key=lambda i: (-distance[i], i))
+
+
+@pytest.mark.parametrize("how", ["nearest", "farthest", "mixed"])
+@pytest.mark.parametrize("samples", [1, 2, 3, 100])
+def test_representatives_are_the_peers(samples, how):
+    rng = np.random.default_rng(samples)
+    cluster = rng.choice([-1, 0, 1, 2, 4], 40)
+    distance = np.where(cluster >= 0, rng.integers(0, 9, 40), np.nan).astype(np.float32)
+    place = module.places(how, cluster, distance, request().key)
+    clusters, chosen = module.first_members(cluster, place, samples)
+    np.testing.assert_array_equal(clusters, [0, 1, 2, 4])
+    for k, members in zip(clusters, chosen, strict=True):
+        expected = peers_order(np.flatnonzero(cluster == k).tolist(), distance, how)[:samples]
+        np.testing.assert_array_equal(members, expected)
+
+
+def test_random_representatives_are_others_at_each_update_and_the_same_again():
+    cluster, distance = np.repeat([0, -1, 1], 20), np.zeros(60, np.float32)
+    drawn = [
+        np.concatenate(module.first_members(cluster, module.places("random", cluster, distance, key), 5)[1]).tolist()
+        for key in (jax.random.key(0), jax.random.key(0), jax.random.key(1))
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [cluster[i] for i in drawn[0]] == [0] * 5 + [1] * 5
+    assert len(set(drawn[0])) == 10
+
+
+@pytest.mark.parametrize("clustering", CLUSTERINGS)
+def test_candidates_are_clustered_as_asked_but_for_those_without_an_embedding(clustering):
+    source = signals()
+    source.candidates.hidden[7] = np.nan
+    state = cluster_less(cluster_size=10, clustering=clustering).init(source)
+    points = pooling.mean(source.candidates.hidden, source.candidates.mask, normalised=False)
+    cluster, distance = clustered(clustering, jnp.delete(points, 7, axis=0), 6, jax.random.key(0), 50)
+    np.testing.assert_array_equal(state["cluster"], np.insert(cluster, 7, -1))
+    np.testing.assert_allclose(state["distance"], np.insert(distance, 7, np.nan), rtol=1e-4, atol=1e-5)
+
+
+def test_the_representatives_asked_for_have_their_gradients_scored():
+    source = signals()
+    nearest, farthest = (
+        cluster_less(cluster_size=10, samples_per_cluster=2, projection="none", representatives=how)
+        for how in ("nearest", "farthest")
+    )
+    state = nearest.init(source)
+    mirrored = state | {"distance": -state["distance"]}
+    expected, found = nearest.score(mirrored, source, request())[0], farthest.score(state, source, request())[0]
+    np.testing.assert_array_equal(found.rows.score, expected.rows.score)
+    assert (found.rows.score != nearest.score(state, source, request())[0].rows.score).any()
+
+
 def test_checkpoints_are_summed():
     source, other = signals(0), signals(1)
     selector = cluster_less(cluster_size=6, group_agg="mean")
@@ -132,6 +190,8 @@ def test_auto_is_the_sketch_of_the_blocks():
         ("samples_per_cluster", 0),
         ("kmeans_iterations", 0),
         ("pooling", "max"),
+        ("clustering", "dbscan"),
+        ("representatives", "best"),
         ("group_agg", "sum"),
     ],
 )

@@ -32,7 +32,7 @@ from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies import options, registry
 from dataflex_jax.policies.base import Mixer, Order, Selector, Weighter
-from dataflex_jax.policies.common import pooling as poolings
+from dataflex_jax.policies.common.pooling import POOLINGS
 from dataflex_jax.policies.schedule import Schedule, Scheduled
 from dataflex_jax.policies.signals import (
     Alignments,
@@ -97,11 +97,6 @@ __all__ = [
     "weighter",
 ]
 
-POOLINGS = {
-    "mean": poolings.mean,
-    "last": poolings.last_token,
-    "position_weighted": poolings.position_weighted_mean,
-}
 Chat = Sequence[dict[str, Any]]
 
 

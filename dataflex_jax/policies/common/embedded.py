@@ -8,17 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.common import neighbours, pooling
-from dataflex_jax.policies.signals import Embed, Embeddings, Signals
+from dataflex_jax.policies.common import neighbours
+from dataflex_jax.policies.common.pooling import POOLINGS
+from dataflex_jax.policies.signals import Embeddings, Signals
 
 logger = logging.getLogger(__name__)
-
-# All normalise. Functions of the module, because a sweep is compiled once for each function that it applies.
-POOLINGS: dict[str, Embed] = {
-    "mean": pooling.mean,
-    "last": pooling.last_token,
-    "weighted": pooling.position_weighted_mean,
-}
 
 
 def embedded(selector: str, how: str, signals: Signals) -> tuple[Float[np.ndarray, "M E"], Float[np.ndarray, "N E"]]:

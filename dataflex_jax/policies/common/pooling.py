@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dataflex_jax.policies.signals import Embed
+
 _EPS = 1e-8
 
 
@@ -71,3 +73,8 @@ def last_token(
     last = mask.shape[1] - 1 - jnp.argmax(jnp.flip(real, axis=1), axis=1)
     states = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
     return jnp.where(jnp.any(real, axis=1)[:, None], _unit(states) if normalised else states, empty)
+
+
+# By the names that options have; all normalise. Functions of the module, because a sweep is compiled once for each
+# function that it applies.
+POOLINGS: dict[str, Embed] = {"position_weighted": position_weighted_mean, "mean": mean, "last": last_token}

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
-from dataflex_jax.policies.common.embedded import POOLINGS, embedded, saying
+from dataflex_jax.policies.common.embedded import embedded, saying
 from dataflex_jax.policies.common.neighbours import Neighbours, nearest, usable
+from dataflex_jax.policies.common.pooling import POOLINGS
 
 
 class Ranked(NamedTuple):
@@ -36,7 +37,7 @@ def near(*, pooling: str = "mean", max_k: int = 1000) -> Selector:
     scores are -(rank + distance / 4).
 
     Args:
-        pooling: of a row's hidden states: their "mean", the "last" one, or the mean "weighted" by position.
+        pooling: of a row's hidden states: their "mean", the "last" one, or the "position_weighted" mean.
         max_k: neighbours of each target that are ranked; at most all candidates.
 
     Raises:

@@ -20,15 +20,9 @@ from dataflex_jax.policies import (
     options,
     register_selector,
 )
-from dataflex_jax.policies.common import pooling as poolings
 from dataflex_jax.policies.common.anchors import TOKENS
 from dataflex_jax.policies.common.influence import cosines, unit
-
-_POOLINGS = {
-    "position_weighted": poolings.position_weighted_mean,
-    "mean": poolings.mean,
-    "last": poolings.last_token,
-}
+from dataflex_jax.policies.common.pooling import POOLINGS
 
 
 @register_selector("rds")
@@ -53,9 +47,9 @@ def rds(*, pooling: str = "position_weighted", tokens: str = "all") -> Selector:
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    options.one_of("pooling", pooling, tuple(_POOLINGS))
+    options.one_of("pooling", pooling, tuple(POOLINGS))
     options.one_of("tokens", tokens, TOKENS)
-    embedding = Embeddings(_POOLINGS[pooling], whole=tokens == "all")
+    embedding = Embeddings(POOLINGS[pooling], whole=tokens == "all")
 
     def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
         similarities, sizes = target_similarities(embedding, signals)

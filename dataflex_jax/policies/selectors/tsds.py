@@ -8,8 +8,9 @@ from jaxtyping import Array, Float
 
 from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
 from dataflex_jax.policies.common import ranking
-from dataflex_jax.policies.common.embedded import POOLINGS, embedded, saying
+from dataflex_jax.policies.common.embedded import embedded, saying
 from dataflex_jax.policies.common.neighbours import kernel_densities, nearest, usable
+from dataflex_jax.policies.common.pooling import POOLINGS
 
 # Neighbours are looked for among many more candidates than are taken.
 _LARGEST_PART = 10
@@ -70,7 +71,7 @@ def tsds(
         max_k: neighbours of each target; at most a tenth of the candidates.
         kde_k: candidates that a density is summed over, of those that are a target's neighbours; at most a tenth of the
             candidates.
-        pooling: of a row's hidden states: their "mean", the "last" one, or the mean "weighted" by position.
+        pooling: of a row's hidden states: their "mean", the "last" one, or the "position_weighted" mean.
         replacement: whether a candidate may be drawn several times.
 
     Raises:

@@ -64,7 +64,7 @@ def test_equals_the_transcription(max_k):
 
 
 @pytest.mark.parametrize(
-    ("how", "pooled"), [("last", pooling.last_token), ("weighted", pooling.position_weighted_mean)]
+    ("how", "pooled"), [("last", pooling.last_token), ("position_weighted", pooling.position_weighted_mean)]
 )
 def test_embeddings_by_other_poolings(how, pooled):
     source, selector = signals(), near(pooling=how)

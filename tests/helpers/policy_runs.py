@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 from ml_collections import ConfigDict
 
 from dataflex_jax.policies import registry
@@ -47,6 +48,11 @@ def resumable(root: Path, reference: Path, kind: str, name: str, **fields) -> Co
     if "reference" in made[kind]:
         made[kind].reference = str(reference)
     return made
+
+
+def some_of(kind: str, *quick: str) -> list:
+    """The names of all policies of a kind, for a parameter: those not in `quick` are slow tests."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in registry.names(kind)]
 
 
 def assert_goes_on(made: ConfigDict, folder: Path) -> tuple[list[dict], list[dict]]:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from dataflex_jax.policies import registry
 from dataflex_jax.policies.common import scaling_law
 from tests.helpers import policy_runs, tiny
 
@@ -22,13 +21,7 @@ def reference(root, tmp_path_factory):
     return policy_runs.train(tmp_path_factory.mktemp("reference"), root, train_step=3, seed=1)
 
 
-# The states of the others are saved and read by the same code.
-QUICK = ("odm", "doge")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in registry.names("mixer")]
-)
+@pytest.mark.parametrize("name", policy_runs.some_of("mixer", "odm", "doge"))
 def test_every_mixer_goes_on_as_if_never_interrupted(root, reference, tmp_path, monkeypatch, name):
     monkeypatch.setattr(scaling_law, "_ITERATIONS", 8)  # a rough fit goes on as exactly as a good one
     config = policy_runs.resumable(root, reference, "mixer", name, **FIELDS.get(name, {}))

@@ -93,6 +93,7 @@ def test_random_finds_a_tenth(pool, planted):
     assert max(shares) < 0.5
 
 
+@pytest.mark.slow
 def test_scores_foretell_the_first_order_change_of_the_target_loss(config):
     """<g_z, g_target> is what a small step of plain gradient descent on z takes off the target loss."""
     domains, tokenizer = open_domains(config.data, progress=False)

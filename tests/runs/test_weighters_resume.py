@@ -2,7 +2,6 @@
 
 import pytest
 
-from dataflex_jax.policies import registry
 from tests.helpers import policy_runs, tiny
 
 # Beyond the defaults: so that a refresh falls into the part that is done again.
@@ -20,7 +19,7 @@ def reference(root, tmp_path_factory):
     return policy_runs.train(tmp_path_factory.mktemp("reference"), root, train_step=3, seed=1)
 
 
-@pytest.mark.parametrize("name", registry.names("weighter"))
+@pytest.mark.parametrize("name", policy_runs.some_of("weighter", "loss", "adapt"))
 def test_every_weighter_goes_on_as_if_never_interrupted(root, reference, tmp_path, name):
     config = policy_runs.resumable(root, reference, "weighter", name, **FIELDS.get(name, {}))
     metrics, policy = policy_runs.assert_goes_on(config, tmp_path)

@@ -73,7 +73,7 @@ def test_features_are_the_projections_of_the_gradients(cfg, method):
 
 @pytest.mark.parametrize(
     ("cfg", "method"),
-    [(MODEL, "sketch"), (ADAPTED, "sketch"), (MODEL, "rademacher")],
+    [(MODEL, "sketch"), (ADAPTED, "sketch"), pytest.param(MODEL, "rademacher", marks=pytest.mark.slow)],
     ids=["full-sketch", "lora-sketch", "full-rademacher"],
 )
 def test_features_with_adam_are_the_projections_of_its_steps(cfg, method):

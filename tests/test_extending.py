@@ -1,10 +1,12 @@
 """docs/extending.md works as it stands: one module adds a signal, a source, an evaluator and a family."""
 
 import numpy as np
+import pytest
 
 from tests.helpers import pages, tiny
 
 
+@pytest.mark.slow
 def test_the_command_of_the_page_runs_with_all_of_its_code(tmp_path):
     (tmp_path / "my_module.py").write_text("\n".join(pages.code("extending.md")))
     short = (

@@ -115,6 +115,7 @@ def test_bad_rows_are_one_line():
         df.mixer("odm", alpah=0.5)
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(capsys):
     page = Path(__file__).parents[1] / "docs/library.md"
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))

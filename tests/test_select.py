@@ -93,6 +93,7 @@ def test_what_cannot_be_done_is_one_line(run, starter, arguments, message):
     assert message in the_error(result)
 
 
+@pytest.mark.slow
 def test_the_recipe_that_the_message_names_has_a_selector():
     arguments = "--checkpoint=run", "--output=a.npz"
     with (

@@ -111,6 +111,7 @@ def test_create_draws_as_hugging_face_does():
     assert not np.allclose(params["lm_head"]["kernel"], params["embed_tokens"]["embedding"].T)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32_and_gradients_are_float32():
     cfg, graphdef, params = build("qwen2_tied")
     half = build("qwen2_tied", dtype="bfloat16")[1]

@@ -12,6 +12,7 @@ from dataflex_jax.models.remat import remat_policy
 from tests.models.test_decoder import assert_same_trees, build, mean_loss
 
 
+@pytest.mark.slow
 def test_remat_changes_memory_and_not_gradients():
     tokens = np.random.RandomState(1).randint(0, 31, (4, 129))
     used, gradients = {}, {}

@@ -85,6 +85,7 @@ def test_a_checkpoint_is_evaluated_with_its_base_and_without_dropout(run):
     assert records[3] != records[6]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_where_training_all_parameters_starts(root, full, tmp_path):
     """Without pretrained weights the base is drawn from the seed."""
     train_and_evaluate(tiny.config(root, train_step=2, lora__rank=2, lora__base_dtype="float32"), tmp_path)

@@ -101,6 +101,7 @@ def test_the_loss_is_weighted_by_what_the_mixer_makes_of_the_batch(proxy, option
         assert of_step["domain_excess"] == line["observed"]["excess"]
 
 
+@pytest.mark.slow
 def test_the_step_size_reaches_the_loss(proxy):
     """In the peer it changes nothing that is trained."""
     small, large = (tiny.records(proxy(eta=eta), "metrics.jsonl") for eta in (0.1, 50.0))

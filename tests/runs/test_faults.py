@@ -174,6 +174,7 @@ def test_no_room_for_the_metrics_costs_no_checkpoint(trainer, first_part, whole,
     assert_same_curves(run, whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk(trainer, whole, tmp_path):
     """A file system of 700 kB: room for the first checkpoint, not for two more; then it grows."""
     disk, run = tmp_path / "disk", tmp_path / "disk" / "run"

@@ -90,6 +90,7 @@ def test_a_finished_run_is_left_as_it_is(whole, root):
     assert {name: (whole / name).read_bytes() for name in FILES} == before
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_changes_rounding_only(whole, root, tmp_path):
     """In the peer, ODM's reward depends on it."""
     train_and_evaluate(
@@ -119,6 +120,7 @@ def test_resuming_with_other_proportions_more_steps_and_a_further_domain(tmp_pat
     assert epochs["digits"] * 2 > epochs["code"] * 2  # 24 + 8 rows against 16
 
 
+@pytest.mark.slow
 def test_odm_keeps_what_it_learned_when_a_domain_is_added(tmp_path):
     root = tiny.write_domains(tmp_path / "domains", names=("digits", "vowels"))
     run = tmp_path / "run"

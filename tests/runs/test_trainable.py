@@ -111,6 +111,7 @@ def test_a_pattern_that_matches_nothing_is_one_line(root, tmp_path):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_beside_adapters_both_are_trained(root, start, tmp_path):
     fields = {"lora__rank": 2, "lora__base_dtype": "float32", "lora__target_modules": ("q_proj", "up_proj")}
     made = config(root, model__trainable=("*norm/scale",), **fields)
@@ -128,6 +129,7 @@ def test_beside_adapters_both_are_trained(root, start, tmp_path):
     assert tiny.evaluated(tmp_path / "run") == tiny.records(tmp_path / "run", "eval.jsonl")[-1]["domains"]
 
 
+@pytest.mark.slow
 def test_the_frozen_rest_may_come_from_a_checkpoint(root, run, start, tmp_path):
     """Which must then stay what it is; and an export holds them all."""
     export_checkpoint(str(run), tmp_path / "base")
@@ -149,7 +151,7 @@ def test_the_frozen_rest_may_come_from_a_checkpoint(root, run, start, tmp_path):
         open_model(tmp_path / "run")
 
 
-@pytest.mark.parametrize("patterns", [ATTENTION, ("norm/scale",)])
+@pytest.mark.parametrize("patterns", [pytest.param(ATTENTION, marks=pytest.mark.slow), ("norm/scale",)])
 def test_gradients_of_rows_are_those_of_the_chosen_parameters(root, tmp_path, patterns):
     train_and_evaluate(config(root, model__trainable=patterns, train_step=1), tmp_path)
     model, rows = open_model(tmp_path).model, batch()

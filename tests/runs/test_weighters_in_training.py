@@ -52,7 +52,15 @@ def losses(lines):
     return np.array([line["loss"] for line in lines["metrics"]])
 
 
-@pytest.mark.parametrize("name", ["loss", "sharp", "joint_update_aware", "adapt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "loss",
+        "sharp",
+        pytest.param("joint_update_aware", marks=pytest.mark.slow),
+        pytest.param("adapt", marks=pytest.mark.slow),
+    ],
+)
 def test_the_loss_does_not_jump_when_a_weighter_starts(run, name):
     """The peer's goes from 8.4 to 23.3."""
     ours, plain = losses(run(name)), losses(run("plain"))

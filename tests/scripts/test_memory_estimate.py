@@ -20,7 +20,14 @@ def memory():
     return module
 
 
-@pytest.mark.parametrize("fields", [{}, {"lora__rank": 2}, {"model__trainable": ("layers/attention/*",)}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        pytest.param({"lora__rank": 2}, marks=pytest.mark.slow),
+        pytest.param({"model__trainable": ("layers/attention/*",)}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_bytes_of_the_arrays_are_those_of_a_run(memory, tmp_path, fields):
     root = tiny.write_domains(tmp_path / "domains")
     config = tiny.config(root, data__domains=tuple(tiny.DOMAINS), **fields)

@@ -36,7 +36,7 @@ def compile_on_mesh(function, mesh, cfg, batch, moments=None):
     [
         ("fsdp", "sketch", WIDE),
         pytest.param("all", "sketch", WIDE, marks=pytest.mark.slow),
-        ("all", "kronecker", WIDE),
+        pytest.param("all", "kronecker", WIDE, marks=pytest.mark.slow),
         pytest.param("fsdp", "sketch", ADAPTED, marks=pytest.mark.slow),
         pytest.param("all", "kronecker", ADAPTED, marks=pytest.mark.slow),
     ],

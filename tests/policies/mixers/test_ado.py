@@ -72,6 +72,7 @@ def trained(mixer, steps, state=None, first=1, laws=LAWS[:2], rows=(24, 8)):
     return mixer.refresh(state, FakeSignals())
 
 
+@pytest.mark.slow
 def test_the_weights_stay_at_the_prior_until_there_is_a_law_and_then_move():
     mixer = ado(ignore=4, smoothing=2, history=32)
     state = trained(mixer, 4 + 2 * 8 - 1)

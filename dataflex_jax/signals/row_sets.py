@@ -4,18 +4,31 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
+from dataflex_jax.models.generation.generate import Codec
 from dataflex_jax.policies import options
-from dataflex_jax.policies.signals import PARAMETERS, DomainGradients, Gradients, Influences
-from dataflex_jax.signals import model_signals  # noqa: F401 - registers the signals
+from dataflex_jax.policies.signals import (
+    PARAMETERS,
+    DomainGradients,
+    Generations,
+    Gradients,
+    Influences,
+    Responses,
+    Task,
+)
+from dataflex_jax.signals import (
+    generation,
+    model_signals,  # noqa: F401 - registers the signals
+)
 from dataflex_jax.signals.directions import add_gradient, direction_bytes, no_directions
+from dataflex_jax.signals.judges import judged
 from dataflex_jax.signals.moments import say_if_fresh
 from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.rows import select_of, selected_paths
-from dataflex_jax.signals.sweep import Source, Sweeper
+from dataflex_jax.signals.sweep import Source, Sweeper, source
 
 _SHARE_OF_DIRECTIONS = 0.25  # of a device's memory; the rest is the model's, its optimizer's and a batch's
 
@@ -90,6 +103,7 @@ class ModelSignals:
         candidates: the training rows.
         targets: the target set, and its rows for sweeps; None: none.
         domain_gradients: computes them; None: nobody may ask.
+        codec: text to tokens and back; None: nobody may ask for responses.
     """
 
     def __init__(
@@ -99,17 +113,19 @@ class ModelSignals:
         candidates: Source,
         targets: tuple[TargetSet, Source] | None = None,
         domain_gradients: Callable[[], DomainGradients] | None = None,
+        codec: Codec | None = None,
     ):
         pool = candidates.pool
         self._asked = subject, sweeper, candidates
+        self._target_rows, self._codec = targets, codec
         self._pool, self._domain_gradients = pool, domain_gradients
         self.compared: DomainGradients | None = None
         self.candidates = self._candidates(0, pool.num_rows, "candidates")
         self.targets = None
         if targets is not None:
-            target_set, source = targets
+            target_set, rows = targets
             groups = (target_set.groups, target_set.names)
-            self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets")
+            self.targets = SweptRows(subject, sweeper, rows, target_set.ids, *groups, "targets")
 
     def room_for_directions(self, parameters: str = "blocks") -> int:
         """See `policies.signals.Signals`."""
@@ -118,6 +134,47 @@ class ModelSignals:
         paths = selected_paths(subject.model.params, select_of(parameters))
         one = direction_bytes(sweeper.mesh, subject.model.params, paths)
         return int(_SHARE_OF_DIRECTIONS * sweeper.device_memory / one)
+
+    def tasks(self) -> Sequence[Task]:
+        """See `policies.signals.Signals`."""
+        target_set, _ = self._target_rows
+        return generation.tasks(target_set.pool, target_set.ids, self._codec)
+
+    def respond(self, generations: Generations, key: PRNGKeyArray) -> Responses:
+        """See `policies.signals.Signals`."""
+        target_set, rows = self._target_rows
+        subject, sweeper, _ = self._asked
+        asked, samples = len(target_set.ids), generations.samples
+        each = np.repeat(np.arange(asked), samples)
+        prompts = [generation.parts_of(target_set.pool, i).prompt for i in target_set.ids.tolist()]
+        seeds = generation.seeds(key, asked, samples).ravel()
+        tokens, lengths = sweeper.run(
+            generation.sampler(generations),
+            (subject.model, np.array(self._codec.stop_ids, np.int32)),
+            rows,
+            target_set.ids[each],
+            "responses to targets",
+            np.stack([np.array([len(prompt) for prompt in prompts], np.uint32)[each], seeds], axis=1),
+        )
+        listed = generation.answered([prompts[i] for i in each], tokens, lengths)
+        tasks = self.tasks()
+        exchanges = [
+            generation.exchange(tasks[i], listed.row(number), length, self._codec)
+            for number, (i, length) in enumerate(zip(each.tolist(), lengths.tolist(), strict=True))
+        ]
+        answers = source(listed.pool("responses"), sweeper.mesh)
+        # Those of a target are padded to one length, so that sums over them are compiled for few shapes.
+        longest = np.repeat(answers.lengths.reshape(asked, samples).max(axis=1), samples)
+        groups = target_set.groups[each], target_set.names
+        whole = SweptRows(
+            subject, sweeper, answers._replace(lengths=longest), np.arange(len(each)), *groups, "responses"
+        )
+        return Responses(whole, lengths.reshape(asked, samples), exchanges)
+
+    def judge(self, judge: str, texts: Sequence[str]) -> Float[np.ndarray, " n"]:
+        """See `policies.signals.Signals`."""
+        subject, sweeper, _ = self._asked
+        return judged(judge, texts, subject.model.config, sweeper)
 
     def domain_gradients(self) -> DomainGradients:
         """See `policies.signals.Signals`."""

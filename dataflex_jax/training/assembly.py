@@ -170,7 +170,7 @@ def _signals(experiment: Experiment, place: Place, sweeper: Sweeper) -> RunSigna
         target_set = open_targets(config, inputs.domains, inputs.tokenizer_source)
         targets = target_set, source(target_set.pool, place.mesh)
     candidates = source(inputs.pool, place.mesh)
-    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets)
+    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets, inputs.tokenizer)
 
 
 def _log_settings(experiment: Experiment) -> LogSettings:

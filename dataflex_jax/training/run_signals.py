@@ -7,6 +7,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dataflex_jax.data.targets import TargetSet
+from dataflex_jax.models.generation.generate import Codec
 from dataflex_jax.models.model import Model
 from dataflex_jax.signals.domain_gradients import domain_gradients
 from dataflex_jax.signals.moments import AdamState
@@ -26,6 +27,7 @@ class RunSignals(NamedTuple):
         sweeper: runs the sweeps.
         candidates: the training rows.
         targets: the target set, and its rows; None where no policy needs it.
+        codec: text to tokens and back.
     """
 
     config: ConfigDict
@@ -34,6 +36,7 @@ class RunSignals(NamedTuple):
     sweeper: Sweeper
     candidates: Source
     targets: tuple[TargetSet, Source] | None
+    codec: Codec
 
     def of(self, state: TrainState, step: int) -> ModelSignals:
         """The signals of the model that `state` holds once `step` steps are done."""
@@ -51,4 +54,4 @@ class RunSignals(NamedTuple):
                 learning_rate=self.learning_rate(step),
             )
 
-        return ModelSignals(subject, self.sweeper, self.candidates, self.targets, gradients)
+        return ModelSignals(subject, self.sweeper, self.candidates, self.targets, gradients, self.codec)

@@ -12,6 +12,7 @@ from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.targets import open_targets
 from dataflex_jax.errors import InputError
+from dataflex_jax.models.generation.generate import Codec
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.signals import TARGETS
@@ -38,11 +39,20 @@ class OpenedCheckpoints(Sequence):
         how: what becomes of Hugging Face checkpoints.
         sweeper: runs the sweeps.
         data: the candidates and the target set, as `ModelSignals` wants them.
+        codec: text to the checkpoints' tokens and back.
     """
 
-    def __init__(self, sources: Sequence[str], weights: Sequence[float], how: How, sweeper: Sweeper, data: tuple):
+    def __init__(
+        self,
+        sources: Sequence[str],
+        weights: Sequence[float],
+        how: How,
+        sweeper: Sweeper,
+        data: tuple,
+        codec: Codec,
+    ):
         self._sources, self._weights, self._how = sources, weights, how
-        self._sweeper, self._data = sweeper, data
+        self._sweeper, self._data, self._codec = sweeper, data, codec
         self._opened: tuple[int, ModelSignals] | None = None
 
     def __len__(self) -> int:
@@ -56,7 +66,7 @@ class OpenedCheckpoints(Sequence):
         if self._opened is None or self._opened[0] != number:
             self._opened = None
             opened = open_model(self._sources[number], self._sweeper.mesh, how=self._how, optimizer=True)
-            signals = ModelSignals(Subject(opened.model, opened.adam), self._sweeper, *self._data)
+            signals = ModelSignals(Subject(opened.model, opened.adam), self._sweeper, *self._data, codec=self._codec)
             self._opened = number, signals
         return self._opened[1]
 
@@ -110,7 +120,8 @@ def select(
             targets = target_set, source(target_set.pool, mesh)
         sweeper = Sweeper(mesh, rows=config.sweep.batch_rows)
         data = source(pool, mesh), targets
-        checkpoints = OpenedCheckpoints(sources, weights or learning_rates(sources), How.of(config), sweeper, data)
+        weights = weights or learning_rates(sources)
+        checkpoints = OpenedCheckpoints(sources, weights, How.of(config), sweeper, data, tokenizer)
         selector = policies.selector.policy
         state = selector.init(checkpoints[0][1]) if selector.init else {}
         chooser = Chooser(policies.selector, pool, pool.groups(by_domain=False))

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from dataflex_jax.configs import base, sft
 from dataflex_jax.errors import InputError
 
-BY_INFLUENCE = ("less", "cluster_less", "icons")
+BY_INFLUENCE = ("less", "cluster_less", "icons", "nice")
 WITH_TARGETS = (*BY_INFLUENCE, "near", "tsds", "rds")
 
 

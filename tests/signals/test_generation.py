@@ -20,7 +20,8 @@ from dataflex_jax.policies.selectors.nice import nice
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals import generation
 from dataflex_jax.signals.registry import Subject
-from dataflex_jax.signals.row_sets import ModelSignals
+from dataflex_jax.signals.row_sets import ModelSignals, SweptRows
+from dataflex_jax.signals.rows import map_named
 from dataflex_jax.signals.sweep import Sweeper, source
 from tests.helpers.array_rows import ArrayRows, pool_of
 from tests.helpers.fake_signals import request
@@ -118,7 +119,7 @@ def test_responses_are_generates_own(responses):
         seed = jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, target), sample), dtype=jnp.uint32)
         made = generate(
             build(MODEL),
-            np.array([PROMPTS[target]]),
+            np.array([(PROMPTS[target] + [0] * 8)[:8]]),
             np.array([len(PROMPTS[target])]),
             max_new_tokens=6,
             seeds_B=np.array([seed]),
@@ -144,33 +145,40 @@ def test_samples_differ_and_so_do_equal_prompts(responses):
 def test_rows_of_responses_count_the_response_alone(responses):
     assert (responses.rows.num_rows, responses.rows.group_names) == (12, ("even", "odd"))
     np.testing.assert_array_equal(responses.rows.groups, np.repeat([0, 1, 0, 1], 3))
-    model = build(MODEL)
-    losses = responses.rows.sweep(Losses())
+    rows = []
     for number, exchange in enumerate(responses.exchanges):
         text = [STOP if letter == "*" else ord(letter) - 96 for letter in exchange.text]
         length = responses.lengths.ravel()[number]
-        row = Row(np.array(text, np.int32), np.arange(1, len(text)) >= len(text) - length)
-        batch = jax.tree.map(jnp.asarray, collated([row], len(text) - 1, [0]))
-        expected = float((batch.mask * model.token_losses(batch).losses).sum() / length)
-        np.testing.assert_allclose(losses[number], expected, rtol=1e-5)
+        rows.append(Row(np.array(text, np.int32), np.arange(1, len(text)) >= len(text) - length))
+    batch = jax.tree.map(jnp.asarray, collated(rows, 16, [0] * len(rows)))
+    losses = jax.jit(build(MODEL).token_losses)(batch).losses
+    expected = (batch.mask * losses).sum(axis=1) / responses.lengths.ravel()
+    np.testing.assert_allclose(responses.rows.sweep(Losses()), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 5, None])
 def test_responses_do_not_depend_on_the_batch(responses, rows):
     assert tokens_of(signals_of(build(MODEL), rows=rows).respond(SAMPLED, jax.random.key(3))) == tokens_of(responses)
 
 
-def test_responses_and_scores_are_the_same_on_eight_devices(responses):
+def test_responses_are_the_same_on_eight_devices(responses):
     mesh = make_mesh({"data": 2, "fsdp": 4})
+    with jax.set_mesh(mesh):
+        assert tokens_of(signals_of(build(MODEL), mesh=mesh).respond(SAMPLED, jax.random.key(3))) == tokens_of(
+            responses
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("projection", ["exact", "sketch"])
+def test_scores_are_the_same_on_eight_devices(projection):
+    options = dict(mc_samples=3, max_new_tokens=6, gradient_type="sgd", baseline="mean", proj_dim=64)
+    selector = nice(reward=f"{__name__}:letters", projection=projection, **options)
     scores = []
-    for each in (None, mesh):
-        with jax.set_mesh(each or make_mesh({}, jax.devices()[:1])):
-            signals = signals_of(build(MODEL), mesh=each)
-            assert tokens_of(signals.respond(SAMPLED, jax.random.key(3))) == tokens_of(responses)
-            selector = nice(
-                reward=f"{__name__}:letters", mc_samples=3, max_new_tokens=6, gradient_type="sgd", baseline="mean"
-            )
-            evidence, _ = selector.score({}, signals, request(seed=3))
+    for mesh in (make_mesh({}, jax.devices()[:1]), make_mesh({"data": 2, "fsdp": 4})):
+        with jax.set_mesh(mesh):
+            evidence, _ = selector.score({}, signals_of(build(MODEL), mesh=mesh), request(seed=3))
             scores.append(np.asarray(evidence.rows))
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
 
@@ -191,6 +199,7 @@ def graded(prompt, response, reference):
     return np.sin(sum(ord(letter) * (place + 1) for place, letter in enumerate(response)))
 
 
+@jax.jit
 def listed(model):
     """(log p of every answer [A], float32; its reward [A])."""
     prompt = PROMPTS[0]
@@ -201,6 +210,7 @@ def listed(model):
     return log_p, jnp.array([graded("", text, "") for text in spoken], jnp.float32)
 
 
+@jax.jit
 def expected_reward(model):
     log_p, rewards = listed(model)
     return jnp.sum(jnp.exp(log_p) * rewards)
@@ -229,18 +239,21 @@ def test_the_expected_estimate_is_the_gradient_of_the_expected_reward():
     signals = signals_of(model, ASKED, rows=8)
     log_p, rewards = map(np.asarray, listed(model))
     answers = generation.answered(
-        [np.array(PROMPTS[0])] * len(ANSWERS), np.array([(a + [0])[:2] for a in ANSWERS]), np.array([*map(len, ANSWERS)])
+        [np.array(PROMPTS[0])] * len(ANSWERS),
+        np.array([[*a, 0][:2] for a in ANSWERS]),
+        np.array([*map(len, ANSWERS)]),
     )
-    sampled = signals.respond(Generations(samples=1, max_new_tokens=2), jax.random.key(0))
     mesh = make_mesh({}, jax.devices()[:1])
-    sampled.rows._source, sampled.rows._ids = source(answers.pool(), mesh), np.arange(len(ANSWERS))
-    all_of_them = Responses(sampled.rows, np.array([[*map(len, ANSWERS)]]), [])
+    places = np.arange(len(ANSWERS))
+    groups = (np.zeros_like(places), ("even",))
+    rows = SweptRows(Subject(model), Sweeper(mesh, rows=48), source(answers.pool(), mesh), places, *groups, "answers")
+    all_of_them = Responses(rows, np.array([[*map(len, ANSWERS)]]), [])
     estimate = gradients_of(signals, all_of_them, (np.exp(log_p) * rewards)[None])[0]
     gradient = flat(jax.grad(lambda params: expected_reward(model.with_params(params)))(model.params))
     np.testing.assert_allclose(estimate, -gradient, atol=2e-6 * np.abs(gradient).max() + 1e-7)
 
 
-@pytest.mark.parametrize("baseline", ["none", "mean"])
+@pytest.mark.parametrize("baseline", ["none", pytest.param("mean", marks=pytest.mark.slow)])
 def test_sampled_estimates_are_unbiased(baseline):
     """Within four standard errors in every direction that is looked at, and close on the whole."""
     model, samples, count = build(TINY), 4, 300
@@ -264,6 +277,7 @@ def test_sampled_estimates_are_unbiased(baseline):
     assert np.linalg.norm(errors) < np.linalg.norm(gradient), "else this test says nothing"
 
 
+@pytest.mark.slow
 def test_training_on_the_best_candidate_raises_the_expected_reward_and_on_the_worst_lowers_it():
     rng = np.random.default_rng(0)
     candidates = ArrayRows([row_of(rng.integers(0, 7, 3), (rng.integers(0, 7, 3).tolist(), True)) for _ in range(12)])
@@ -277,15 +291,10 @@ def test_training_on_the_best_candidate_raises_the_expected_reward_and_on_the_wo
     before, changes = float(expected_reward(model)), []
     for z in range(12):
         norm = np.sqrt(sum(float((leaf[z] ** 2).sum()) for leaf in gradients.values()))
-        step = lambda path, leaf, z=z, norm=norm: leaf - 1e-2 / norm * gradients[generation_path(path)][z]  # noqa: E731
-        moved = jax.tree_util.tree_map_with_path(step, model.params)
+        moved = map_named(lambda path, leaf, z=z, norm=norm: leaf - 1e-2 / norm * gradients[path][z], model.params)
         changes.append(float(expected_reward(model.with_params(moved))) - before)
     assert changes[scores.argmax()] > 0 > changes[scores.argmin()]
     assert np.corrcoef(scores, changes)[0, 1] > 0.95
-
-
-def generation_path(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def test_an_exchange_ends_before_the_stop_token():

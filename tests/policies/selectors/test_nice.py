@@ -100,7 +100,7 @@ def test_responses_are_asked_for_with_the_updates_key():
     assert source.candidates.asked[0].adam == Preconditioner()
 
 
-@pytest.mark.parametrize("scales", [(1e-25, 1), (1e10, 1), (1, 1e-30), (1, 1e30)])
+@pytest.mark.parametrize("scales", [(1e-23, 1), (1e10, 1), (1, 1e-30), (1, 1e30)])
 @pytest.mark.parametrize("projection", ["none", "exact"])
 def test_scores_do_not_depend_on_the_scale_of_gradients_or_rewards(scales, projection):
     options = {"projection": projection, "gradient_type": "sgd"}
@@ -133,7 +133,7 @@ def test_what_is_rewarded_alike_has_no_say(projection, group_agg, baseline, sile
 @pytest.mark.parametrize(("baseline", "same"), [("none", 0.0), ("mean", 0.1)])
 def test_rewards_that_say_nothing_end_the_run_in_one_line(baseline, same):
     source = Answering(rewards=np.full((len(GROUPS), SAMPLES), same))
-    with pytest.raises(TrainingError, match="^selector 'nice': the rewards of each target's responses are all 0 or"):
+    with pytest.raises(TrainingError, match=r"^selector 'nice': the rewards of each target's responses are all 0 or"):
         chosen(baseline=baseline).score({}, source, request())
 
 
@@ -166,7 +166,7 @@ def test_a_model_may_judge():
 def test_tasks_are_looked_at_before_the_first_step():
     source = Answering()
     source.tasks = lambda: [Task("record 0 of 'a'", "?", "")]
-    with pytest.raises(InputError, match="^reward 'exact_match': the reference of record 0 of 'a' is empty"):
+    with pytest.raises(InputError, match=r"^reward 'exact_match': the reference of record 0 of 'a' is empty"):
         nice().init(source)
     with pytest.raises(InputError, match="needs a target set"):
         nice().init(FakeSignals(source.candidates))
@@ -201,5 +201,5 @@ def test_impossible_hyperparameters_are_refused_by_name(option, value):
 
 
 def test_one_response_leaves_nothing_of_its_own_mean():
-    with pytest.raises(ValueError, match="^baseline = 'mean': .* needs mc_samples >= 2"):
+    with pytest.raises(ValueError, match=r"^baseline = 'mean': .* needs mc_samples >= 2"):
         nice(baseline="mean", mc_samples=1)

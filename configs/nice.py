@@ -4,7 +4,7 @@ python -m dataflex_jax.train --config=configs/nice.py                           
 python -m dataflex_jax.train --config=configs/nice.py:lora --config.data.root=DIR --config.targets.root=MMLU/dev
 python -m dataflex_jax.select --config=configs/nice.py:lora --checkpoint=RUN --output=selected.npz ...   # no training
 
-The reward is `config.selector.reward`: a rule, such as token_f1, a function of your own, my_package.my_rewards:function,
+The reward is `config.selector.reward`: a rule, such as token_f1, a function of your own, my_package.rewards:function,
 or a reward model, hf:FOLDER_OR_ID; docs/algorithms.md has them. DIR and MMLU/dev are as of configs/less.py.
 """
 

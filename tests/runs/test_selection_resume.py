@@ -32,7 +32,7 @@ def assert_same_run(folder, reference):
     tiny_chat.assert_same_selections(folder, reference)
 
 
-@pytest.mark.parametrize("name", some_of("selector", "less", "nice", "delta_loss"))
+@pytest.mark.parametrize("name", some_of("selector", "less", "delta_loss"))
 def test_every_selector_goes_on_as_if_never_interrupted(root, tmp_path, name):
     """Killed before its first choice, inside a window, and at the border of two."""
     config = tiny_chat.config(root, selector=name, checkpoint_every=1, keep=9, train_step=5, **FIELDS.get(name, {}))
@@ -86,7 +86,7 @@ def stopping_at_poll(number):
         ({"selector": "loss", "order": "sorting", "order__dynamic": True}, 6, 1),  # the choice is made, not its order
         ({"order": "sorting", "order__dynamic": True, "sweep__batch_rows": 8}, 4, 3),
         # Of two targets four responses each are one batch: stopped right before it.
-        ({"selector": "nice", "targets__group_rows": 1} | FIELDS["nice"], 1, 1),
+        pytest.param({"selector": "nice", "targets__group_rows": 1} | FIELDS["nice"], 1, 1, marks=pytest.mark.slow),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )

@@ -11,6 +11,7 @@ from jaxtyping import Float64, Int64
 
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.rows import ExampleRows, Row
+from dataflex_jax.data.sources.instruct import Conversation
 from dataflex_jax.data.stores.store import PART_BITS
 
 
@@ -86,6 +87,18 @@ class Pool:
             return f"row {number} of {name!r}"
         part, record = divmod(int(rows.examples.ids[number]), 1 << PART_BITS)
         return f"record {record} of {f'part {part} of ' if part else ''}{name!r}"
+
+    def conversations(self, ids: Int64[np.ndarray, " n"]) -> dict[int, Conversation] | None:
+        """The conversation of each example, by its id, read anew; None for rows of documents."""
+        if self.records() is None:
+            return None
+        wanted, found, place = set(ids.tolist()), {}, 0
+        for domain in self.domains:
+            for record in domain.store.records(self._split):
+                if place in wanted:
+                    found[place] = domain.store.conversation(record)
+                place += 1
+        return found
 
     def groups(self, *, by_domain: bool) -> tuple[Group, ...]:
         """Each domain, or the whole pool as one."""

@@ -142,11 +142,13 @@ class Task(NamedTuple):
     """A target as something to be answered.
 
     Attributes:
+        place: in the target set.
         where: it comes from, for messages, such as "record 3 of 'algebra'".
         prompt: the text that its response follows, as the model reads it: with the template's words.
         reference: its own response.
     """
 
+    place: int
     where: str
     prompt: str
     reference: str
@@ -283,15 +285,19 @@ class Signals(Protocol):
             InputError: see `tasks`.
         """
 
-    def judge(self, judge: str, texts: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """What a sequence-classification model makes of texts: the sigmoid of its logit, softmax[-1] of several.
+    def judge(self, judge: str, exchanges: Sequence[Exchange]) -> Float[np.ndarray, " n"]:
+        """What a sequence-classification model makes of responses: the sigmoid of its logit, softmax[-1] of several.
+
+        It reads them as its own tokenizer and chat template write the target's conversation with the response in it;
+        without a template, or of targets that are no conversations, the text.
 
         Args:
-            judge: a Hugging Face folder or hub id; its own tokenizer reads the texts.
-            texts: whose control tokens are the judge's where it has the same.
+            judge: a Hugging Face folder or hub id.
+            exchanges: with targets of this set.
 
         Raises:
-            InputError: it cannot be read, is of a family that is not supported, or has no head.
+            InputError: it cannot be read, is of a family that is not supported, or has no head; or its template refuses
+                a conversation.
         """
 
     def domain_gradients(self) -> DomainGradients:

@@ -59,8 +59,8 @@ def tasks(pool: Pool, ids: Sequence[int], codec: Codec) -> list[Task]:
     """
     found = [parts_of(pool, int(i)) for i in ids]
     return [
-        Task(pool.where(int(i)), codec.decode(parts.prompt), codec.decode(_spoken(parts.response, codec)))
-        for i, parts in zip(ids, found, strict=True)
+        Task(place, pool.where(int(i)), codec.decode(parts.prompt), codec.decode(_spoken(parts.response, codec)))
+        for place, (i, parts) in enumerate(zip(ids, found, strict=True))
     ]
 
 

@@ -13,6 +13,7 @@ from dataflex_jax.policies import options
 from dataflex_jax.policies.signals import (
     PARAMETERS,
     DomainGradients,
+    Exchange,
     Generations,
     Gradients,
     Influences,
@@ -171,10 +172,14 @@ class ModelSignals:
         )
         return Responses(whole, lengths.reshape(asked, samples), exchanges)
 
-    def judge(self, judge: str, texts: Sequence[str]) -> Float[np.ndarray, " n"]:
+    def judge(self, judge: str, exchanges: Sequence[Exchange]) -> Float[np.ndarray, " n"]:
         """See `policies.signals.Signals`."""
         subject, sweeper, _ = self._asked
-        return judged(judge, texts, subject.model.config, sweeper)
+        target_set, _ = self._target_rows
+        ids = target_set.ids[[exchange.task.place for exchange in exchanges]]
+        read = target_set.pool.conversations(ids)
+        conversations = None if read is None else [read[i] for i in ids.tolist()]
+        return judged(judge, exchanges, conversations, subject.model.config, sweeper)
 
     def domain_gradients(self) -> DomainGradients:
         """See `policies.signals.Signals`."""

@@ -18,7 +18,10 @@ EVERY_STEP = Schedule(0, 1, -1)
     [
         ("mixer", {"static", "odm", "doremi"}),
         ("weighter", {"loss", "adapt"}),
-        ("selector", {"random", "full", "loss", "delta_loss", "less", "icons", "nice", "cluster_less", "near", "tsds", "rds"}),
+        (
+            "selector",
+            {"random", "full", "loss", "delta_loss", "less", "icons", "nice", "cluster_less", "near", "tsds", "rds"},
+        ),
         ("order", {"sorting", "shuffle", "folding", "zigzag", "segment", "cross_guidance"}),
     ],
 )

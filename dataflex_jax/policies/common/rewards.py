@@ -6,7 +6,7 @@ A reward is a function of (prompt, response, reference), texts all three:
         return 1 / (1 + len(response.split()))
 
 `reward="my_package.my_rewards:short"` names one of your own, `reward="hf:FOLDER_OR_ID"` a sequence-classification
-checkpoint, which sees prompt and response.
+checkpoint, which reads the target's conversation with the response in it.
 """
 
 import collections
@@ -138,8 +138,7 @@ class Reward(NamedTuple):
                     f"reward {self.name!r}: the reference of {task.where} is empty; it compares responses with it"
                 )
         if self.of is None:
-            task = tasks[0]
-            _finite(self.name, task.where, signals.judge(self.judge, [task.prompt + task.reference])[0])
+            self.rewards([Exchange(tasks[0], tasks[0].reference, tasks[0].prompt + tasks[0].reference)], signals)
 
     def rewards(self, exchanges: Sequence[Exchange], signals: Signals) -> Float[np.ndarray, " n"]:
         """The reward of each response.
@@ -148,7 +147,7 @@ class Reward(NamedTuple):
             InputError: the function raises something, or a reward is no finite number; names the example.
         """
         if self.of is None:
-            found = signals.judge(self.judge, [exchange.text for exchange in exchanges]).tolist()
+            found = signals.judge(self.judge, exchanges).tolist()
         else:
             found = [self._reward(exchange) for exchange in exchanges]
         values = [_finite(self.name, each.task.where, value) for each, value in zip(exchanges, found, strict=True)]

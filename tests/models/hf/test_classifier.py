@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from dataflex_jax.data.listed import ListedRows
-from dataflex_jax.data.text.tokenizer import load_tokenizer
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.hf.classifier import open_classifier, probability
 from dataflex_jax.models.hf.config import from_hf
@@ -106,28 +105,3 @@ def test_another_family_is_refused(tmp_path):
 
 def test_no_checkpoint_is_refused(tmp_path):
     assert refusal(tmp_path / "nothing").startswith(f"config.selector.reward = '{tmp_path}/nothing': no such folder")
-
-
-def test_a_judge_reads_texts_with_its_own_tokenizer(tmp_path):
-    """Its control tokens are control tokens, and its texts begin as its documents do."""
-    folder = written(tmp_path / "judge", "qwen2_tied", vocab_size=300, tensors={})
-    rng = np.random.RandomState(0)
-    tensors = classifier_tensors("qwen2_tied")
-    tensors["model.embed_tokens.weight"] = rng.standard_normal((300, 16)).astype(np.float32)
-    save_file(tensors, folder / "model.safetensors")
-    backend = load_tokenizer("bytes", texts=iter, cache_dir=tmp_path, special_tokens=("<turn>",))
-    backend.save(folder)
-    tokenizer = load_tokenizer(str(folder), texts=iter, cache_dir=tmp_path)
-    texts = ["a<turn>bc", "", "<other>"]
-    assert tokenizer.encode_rendered(texts) == [[97, 257, 98, 99], [], list(b"<other>")]
-    mesh = make_mesh({}, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        found = judges.judged(str(folder), texts, LIKE, Sweeper(mesh, rows=4))
-        classifier = open_classifier(str(folder), mesh, LIKE, OPTION)
-        rows = ListedRows([judges._row(ids) for ids in ([97, 257, 98, 99], [256], list(b"<other>"))])
-        ids = np.arange(3)
-        asked = SweptRows(
-            Subject(classifier.model), Sweeper(mesh, rows=4), source(rows.pool(), mesh), ids, ids * 0, ("a",), "texts"
-        )
-        logits = asked.sweep(Embeddings(judges._last)) @ np.asarray(classifier.head)
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits[:, 0])), rtol=1e-5)

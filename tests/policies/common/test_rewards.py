@@ -78,7 +78,7 @@ def module(tmp_path, monkeypatch):
 
 
 def exchanges(*responses):
-    return [Exchange(Task(f"record {i} of 'a'", "?", "!"), text, f"?{text}") for i, text in enumerate(responses)]
+    return [Exchange(Task(i, f"record {i} of 'a'", "?", "!"), text, f"?{text}") for i, text in enumerate(responses)]
 
 
 def test_functions_of_the_users_own(module):
@@ -111,7 +111,7 @@ def test_what_a_function_raises_is_one_line_with_the_example_and_the_place(modul
 @pytest.mark.parametrize("name", ["exact_match", "contains", "token_f1", "multiple_choice", "regex"])
 def test_an_empty_reference_is_refused_by_its_record(name):
     chosen = reward(name, "(a)" if name == "regex" else None)
-    tasks = [Task("record 3 of 'a'", "?", "ok"), Task("record 4 of 'a'", "?", " \n")]
+    tasks = [Task(0, "record 3 of 'a'", "?", "ok"), Task(1, "record 4 of 'a'", "?", " \n")]
     with pytest.raises(InputError, match=rf"^reward '{name}': the reference of record 4 of 'a' is empty"):
         chosen.check(tasks, None)
     chosen.check(tasks[:1], None)

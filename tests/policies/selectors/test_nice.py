@@ -33,7 +33,7 @@ class Answering(FakeSignals):
         self.asked = []
 
     def tasks(self):
-        return [Task(f"record {i} of 'a'", "?", "!") for i in range(self.targets.num_rows)]
+        return [Task(i, f"record {i} of 'a'", "?", "!") for i in range(self.targets.num_rows)]
 
     def respond(self, generations, key):
         self.asked.append((generations, jax.random.key_data(key).tolist()))
@@ -42,9 +42,9 @@ class Answering(FakeSignals):
         exchanges = [Exchange(self.tasks()[i], text, text) for i, text in zip(tasks, said, strict=True)]
         return Responses(self.answers, self.lengths, exchanges)
 
-    def judge(self, judge, texts):
+    def judge(self, judge, exchanges):
         assert judge == "a/judge"
-        return np.array([0.5 if text == "?!" else float(text) for text in texts])
+        return np.array([0.5 if each.response == "!" else float(each.response) for each in exchanges])
 
     def gradients(self, baseline="none"):
         """Of each target, float64."""
@@ -165,7 +165,7 @@ def test_a_model_may_judge():
 
 def test_tasks_are_looked_at_before_the_first_step():
     source = Answering()
-    source.tasks = lambda: [Task("record 0 of 'a'", "?", "")]
+    source.tasks = lambda: [Task(0, "record 0 of 'a'", "?", "")]
     with pytest.raises(InputError, match=r"^reward 'exact_match': the reference of record 0 of 'a' is empty"):
         nice().init(source)
     with pytest.raises(InputError, match="needs a target set"):

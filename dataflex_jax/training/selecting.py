@@ -94,6 +94,9 @@ def select(
     use_tokenizer_of(config.data, sources[0])
     configuration.validate(config)
     policies = active_policies(config)
+    if policies.online is not None:
+        reason = "chooses inside training steps; a selector that scores the pool is needed here, such as less"
+        raise InputError(reason, option="selector.name", value=policies.online.name)
     if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
     mesh = make_mesh(config.mesh)

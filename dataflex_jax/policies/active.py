@@ -27,6 +27,7 @@ class ActivePolicies(NamedTuple):
         weighters: the weighters.
         by_domain: whether rows are drawn domain by domain; otherwise a selector or an order has the whole pool.
         mixes: whether a mixer is named.
+        keep: the share of the candidates that a selector leaves to draw from; None: it chooses those that come.
         save_all_scores: whether selections keep the scores of all candidates.
     """
 
@@ -37,6 +38,7 @@ class ActivePolicies(NamedTuple):
     weighters: tuple[Scheduled[Weighter], ...]
     by_domain: bool
     mixes: bool
+    keep: float | None
     save_all_scores: bool
 
     def needs(self, what: Hashable) -> bool:
@@ -120,6 +122,7 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
         chosen = checked_selector(registry.build("selector", config.selector, schedule))
         selector = None if chosen.policy.score is None else chosen
         online = None if chosen.policy.online is None else chosen
+        _check_keep(config.selector, selector)
     if config.order:
         order = registry.build("order", config.order, schedule)
         _check_order(config.order, order.policy, selector)
@@ -138,8 +141,11 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
             )
         # The static mixer that stands in has nothing to publish to a sampler that draws from the pool as a whole.
         mixer = mixer._replace(schedule=mixer.schedule._replace(update_times=0))
+    keep = config.selector.get("keep") if config.selector else None
     save_all_scores = bool(config.selector and config.selector.save_all_scores)
-    policies = ActivePolicies(mixer, selector, online, order, weighters, by_domain, bool(config.mixer), save_all_scores)
+    policies = ActivePolicies(
+        mixer, selector, online, order, weighters, by_domain, bool(config.mixer), keep, save_all_scores
+    )
     policies.reference()
     return policies
 
@@ -167,6 +173,16 @@ def _drawing_only(mixer: Mixer, drawn: Bool[np.ndarray, " K"]) -> Mixer:
         average=masked(mixer.average),
         loss_weights=mixer.loss_weights and loss_weights,
     )
+
+
+def _check_keep(section: ConfigDict, selector: Scheduled[Selector] | None) -> None:
+    keep, reason = section.get("keep"), None
+    if selector is None:
+        reason = f"selector {section.name!r} has no choice of its own to keep; leave it None"
+    elif selector.policy.replacement:
+        reason = "a candidate is kept once; set config.selector.replacement = False, or leave it None"
+    if keep is not None and reason is not None:
+        raise InputError(reason, option="selector.keep", value=keep)
 
 
 def _check_order(section: ConfigDict, order: Order, selector: Scheduled[Selector] | None) -> None:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from dataflex_jax.errors import InputError, one_line, shown
 from dataflex_jax.policies.base import LOSS_MEANS, SCORE_KINDS, Choice, Evidence, Mixer, Order, Selector, Weighter
 from dataflex_jax.policies.schedule import Scheduled
+from dataflex_jax.policies.signals import TARGETS
 from dataflex_jax.policies.user_code import user_code
 
 _TOLERANCE = 1e-3  # of a distribution's sum: float32, or even bfloat16, over many domains
@@ -56,6 +57,8 @@ def check_fields(who: str, made: NamedTuple) -> None:
         if made.score is not None:
             raise InputError(f"{who}: has both score and online; expected one, it chooses between steps or inside them")
         check_fields(f"{who}: online", made.online)
+        if made.online.target_rows and TARGETS not in made.needs:
+            raise InputError(f"{who}: online.target_rows is {made.online.target_rows}; needs must have TARGETS then")
 
 
 def _unfit(value: Any, annotation: Any) -> str | None:

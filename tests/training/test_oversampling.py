@@ -109,7 +109,7 @@ def assert_same(ours, expected):
 @pytest.mark.parametrize("name", SELECTORS)
 def test_it_trains_on_the_rows_that_the_definition_keeps_and_on_nothing_else(name):
     places = chosen_by_hand(name)
-    alone = take_step(SELECTORS[name], dataclasses.replace(of_rows(drawn(), places)))
+    alone = take_step(SELECTORS[name], of_rows(drawn(), places))
     assert_same(whole(name), alone)
     kept, all_rows = (np.bincount(drawn().domain[rows], minlength=NUM_DOMAINS) for rows in (places, slice(None)))
     with np.errstate(invalid="ignore"):
@@ -149,8 +149,8 @@ def test_inner_products_are_those_of_whole_gradients(cfg):
     token_losses, gram, along = jax.jit(compared)(model, rows, targets)
     of_rows_, of_targets = matrices(rows), matrices(targets)
     scale = np.abs(of_rows_ @ of_rows_.T).max()
-    np.testing.assert_allclose(gram, of_rows_ @ of_rows_.T, atol=1e-6 * scale)
-    np.testing.assert_allclose(along, of_rows_ @ of_targets[:-1].mean(axis=0), atol=1e-6 * scale)
+    np.testing.assert_allclose(gram, of_rows_ @ of_rows_.T, atol=1e-5 * scale)
+    np.testing.assert_allclose(along, of_rows_ @ of_targets[:-1].mean(axis=0), atol=1e-5 * scale)
     np.testing.assert_allclose(token_losses, model.token_losses(rows).losses, rtol=1e-5)
 
 

@@ -29,6 +29,7 @@ from tests.helpers import gradient_model
 from tests.helpers.weighted_step import EVERY_STEP, LEARNING_RATE, MODEL, NUM_DOMAINS, SGD, make_batch, models, of_rows
 
 KEPT, DRAWN = 8, 16
+SOME = ["greats", pytest.param("rho_loss", marks=pytest.mark.slow)]
 SELECTORS = {"greats": greats(), "rho_loss": rho_loss(reference="a run")}
 
 
@@ -117,13 +118,13 @@ def test_it_trains_on_the_rows_that_the_definition_keeps_and_on_nothing_else(nam
     assert "domain_kept" not in alone[1]
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", SOME)
 def test_the_choice_does_not_depend_on_accumulation(name):
     assert_same(take_step(SELECTORS[name], drawn(), 4), whole(name))
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, pytest.param({"data": 2, "tensor": 2}, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", SOME)
 def test_the_choice_does_not_depend_on_the_devices(name, axes):
     devices = jax.devices()[: int(np.prod(list(axes.values())))]
     assert_same(take_step(SELECTORS[name], drawn(), mesh=make_mesh(axes, devices)), whole(name))
@@ -135,7 +136,11 @@ def test_the_reference_may_run_in_the_step():
     )
 
 
-@pytest.mark.parametrize("cfg", [gradient_model.MODEL, gradient_model.ADAPTED], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "cfg",
+    [pytest.param(gradient_model.MODEL, marks=pytest.mark.slow), gradient_model.ADAPTED],
+    ids=["full", "lora"],
+)
 def test_inner_products_are_those_of_whole_gradients(cfg):
     """Of rows and targets of other lengths, without any gradient being formed for it."""
     model, rows = gradient_model.build(cfg), gradient_model.batch_of(5, 12)

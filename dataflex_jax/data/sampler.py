@@ -8,6 +8,7 @@ Guarantees:
       repeats a row, and each epoch of a domain visits every row once.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -55,15 +56,24 @@ class Plan(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """Draws plans of `batch_size` rows; `draw` is "systematic" or "multinomial"."""
+    """Draws plans.
+
+    Attributes:
+        seed: of all draws.
+        batch_size: rows of a plan.
+        draw: "systematic" or "multinomial".
+        rows_of: step -> rows of its plan, where steps are drawn more of than they train on; None: `batch_size`.
+    """
 
     seed: int
     batch_size: int
     draw: str
+    rows_of: Callable[[int], int] | None = None
 
     def plan(self, state: SamplerState) -> tuple[Plan, SamplerState]:
         """The next step's rows and the state after it."""
         step = state.step + 1
+        rows = self.batch_size if self.rows_of is None else self.rows_of(step)
         weights, pending = state.weights, state.pending
         while pending and pending[0][0] <= step:
             weights, pending = pending[0][1], pending[1:]
@@ -71,22 +81,22 @@ class Sampler(NamedTuple):
         permuted = self.draw == "systematic" and state.version > 1
         # Sorting uniforms is stable across NumPy's versions.
         through = np.argsort(random.random(len(weights)), kind="stable") if permuted else np.arange(len(weights))
-        counts = self._counts(weights, through, random)
+        counts = self._counts(rows, weights, through, random)
         domains = np.repeat(np.arange(len(weights)), counts)
         positions = np.concatenate([c + np.arange(n) for c, n in zip(state.cursors, counts, strict=True)])
         # Every shard and microbatch gets its share of every domain.
-        order = np.argsort(random.random(self.batch_size), kind="stable")
+        order = np.argsort(random.random(rows), kind="stable")
         plan = Plan(step, domains[order], positions[order], weights)
         return plan, state._replace(step=step, cursors=state.cursors + counts, weights=weights, pending=pending)
 
-    def _counts(self, weights: np.ndarray, through: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def _counts(self, rows: int, weights: np.ndarray, through: np.ndarray, random: np.random.Generator) -> np.ndarray:
         weights = weights[through]
         edges = np.cumsum(weights) / np.sum(weights)
         edges[np.flatnonzero(weights)[-1] :] = 1.0
         if self.draw == "systematic":
-            upper = np.floor(edges * self.batch_size + random.random())
+            upper = np.floor(edges * rows + random.random())
         else:
-            upper = np.searchsorted(np.sort(random.random(self.batch_size)), edges)
+            upper = np.searchsorted(np.sort(random.random(rows)), edges)
         counts = np.zeros(len(weights), np.int64)
         counts[through] = np.diff(upper, prepend=0)
         return counts

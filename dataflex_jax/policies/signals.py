@@ -163,7 +163,8 @@ class RowSet(Protocol):
             operand: arrays that the signal takes, such as directions.
 
         Raises:
-            InputError: something is asked that this model does not have, such as Adam's moments of imported weights.
+            InputError: something is asked that this model does not have, such as Adam's moments of imported weights,
+                or gradients of packed rows, which have several examples each.
         """
 
     def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:
@@ -175,6 +176,9 @@ class RowSet(Protocol):
         Args:
             weights: of the rows.
             parameters: see `Gradients`.
+
+        Raises:
+            InputError: the rows are packed.
         """
 
 

@@ -22,6 +22,11 @@ from dataflex_jax.policies.signals import Signals
 logger = logging.getLogger(__name__)
 
 
+def share_of(share: float, rows: int) -> int:
+    """How many rows a share of them is, at least one."""
+    return max(1, round(share * rows))
+
+
 class Chosen(NamedTuple):
     """What a selector chose in all groups.
 
@@ -58,9 +63,22 @@ class Chooser:
         self._said: set[str] = set()
 
     def choose(
-        self, state: dict[str, Any], signals: Signals, request: Request, counts: Sequence[int]
+        self,
+        state: dict[str, Any],
+        signals: Signals,
+        request: Request,
+        counts: Sequence[int],
+        *,
+        again: bool = True,
     ) -> tuple[Chosen, dict[str, Any]]:
         """The selector's choice of `counts[g]` rows of each group g, and its state after it.
+
+        Args:
+            state: of the selector.
+            signals: of the current model.
+            request: to the selector.
+            counts: of the groups.
+            again: whether of too few candidates each comes again; otherwise fewer are chosen.
 
         Raises:
             InputError: a choice that no window can be made of.
@@ -77,6 +95,7 @@ class Chooser:
         for number, (group, count) in enumerate(zip(self._groups, counts, strict=True)):
             members = group.start + np.flatnonzero(finite[group.start : group.stop])
             part = jax.tree.map(lambda leaf, rows=members: np.asarray(leaf)[rows], evidence.rows)
+            count = count if again else min(count, len(members))
             in_group = request._replace(key=jax.random.fold_in(request.key, number))
             choice = self._chosen(evidence._replace(rows=part), in_group, group, len(members), count)
             places = np.asarray(choice.ids)

@@ -9,7 +9,14 @@ from jaxtyping import Float, Int, PyTree
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import options
-from dataflex_jax.policies.signals import PARAMETERS, DomainGradients, Gradients, Influences
+from dataflex_jax.policies.signals import (
+    PARAMETERS,
+    Alignments,
+    DomainGradients,
+    GradientNorms,
+    Gradients,
+    Influences,
+)
 from dataflex_jax.signals import model_signals  # noqa: F401 - registers the signals
 from dataflex_jax.signals.directions import add_gradient, direction_bytes, no_directions
 from dataflex_jax.signals.moments import say_if_fresh
@@ -17,6 +24,7 @@ from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.rows import select_of, selected_paths
 from dataflex_jax.signals.sweep import Source, Sweeper
 
+_OF_GRADIENTS = (Alignments, GradientNorms, Gradients, Influences)
 _SHARE_OF_DIRECTIONS = 0.25  # of a device's memory; the rest is the model's, its optimizer's and a batch's
 
 
@@ -54,6 +62,8 @@ class SweptRows:
                 outside = next(i for i in np.ravel(ids).tolist() if not 0 <= i < self.num_rows)
                 raise InputError(f"a sweep of row {outside} of {self._what}; there are rows 0 to {self.num_rows - 1}")
             chosen = self._ids[ids]
+        if isinstance(signal, _OF_GRADIENTS):
+            self._refuse_packed()
         if isinstance(signal, Gradients | Influences) and signal.adam is not None and self._subject.adam is not None:
             say_if_fresh(self._subject.adam)
         description = f"{type(signal).__name__.lower()} of {self._what}"
@@ -62,6 +72,7 @@ class SweptRows:
     def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:
         """See `policies.signals.RowSet`."""
         options.one_of("parameters", parameters, PARAMETERS)
+        self._refuse_packed()
         model, mesh = self._subject.model, self._sweeper.mesh
         paths = selected_paths(model.params, select_of(parameters))
         total = no_directions(mesh, model.params, paths, weights.shape[1])
@@ -71,6 +82,11 @@ class SweptRows:
             operands, ids = (model, np.int32(number)), self._ids[of_it]
             total = self._sweeper.fold(_add_gradient, total, operands, self._source, ids, column[of_it], description)
         return total
+
+    def _refuse_packed(self) -> None:
+        if self._source.pool.packed:
+            reason = f"a row of the {self._what} has several examples, whose gradients are not apart; set it to False"
+            raise InputError(reason, option="data.packing", value=True)
 
 
 def _add_gradient(operands, rows, total):

@@ -34,6 +34,7 @@ from dataflex_jax.training.evaluation import EvaluationContext, evaluators
 from dataflex_jax.training.job import Cadence, Job
 from dataflex_jax.training.learner import Learner
 from dataflex_jax.training.ledger import Publishing
+from dataflex_jax.training.oversampling import Oversampling, TargetDraws, check_compared
 from dataflex_jax.training.reference import Cache, reference_losses
 from dataflex_jax.training.resume import Identity
 from dataflex_jax.training.run_signals import RunSignals
@@ -139,8 +140,9 @@ def assemble(experiment: Experiment, place: Place) -> Job:
         policies.reference_option(weighter_sections(config)),
         how,
     )
+    oversampling, compared = _oversampling(experiment, place, signals)
     groups = pool.groups(by_domain=policies.by_domain)
-    sampler = Sampler(config.seed, data.batch_size, data.draw)
+    sampler = Sampler(config.seed, data.batch_size, data.draw, oversampling and oversampling.drawn)
     draws = Draws(pool, groups, sampler, Sequences(groups, config.seed))
     selection = None
     if policies.selector or policies.order:
@@ -148,12 +150,13 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     context = EvaluationContext(config, inputs.domains, inputs.tokenizer, place.mesh)
     return Job(
         policies=policies,
-        step=_jitted_step(experiment, reference, place.mesh),
+        step=_jitted_step(experiment, reference, oversampling, place.mesh),
         model=learner.model.with_params,
         updates=Updates(policies, selection, signals.of),
         evaluators=evaluators(context),
         draws=draws,
         loader=Loader(pool, place.mesh, cached),
+        compared=compared,
         publishing=Publishing(policies.mixer.schedule, data.lag),
         cadence=Cadence(config.train_step, config.checkpoint_every),
         log=_log_settings(experiment),
@@ -190,7 +193,23 @@ def _log_settings(experiment: Experiment) -> LogSettings:
     )
 
 
-def _jitted_step(experiment: Experiment, reference: Model | None, mesh: Mesh) -> Callable:
+def _oversampling(
+    experiment: Experiment, place: Place, signals: RunSignals
+) -> tuple[Oversampling | None, TargetDraws | None]:
+    config, _, policies, learner, _ = experiment
+    if policies.online is None:
+        return None, None
+    oversampling = Oversampling(policies.online, config.data.batch_size, config.data.grad_accumulation)
+    target_rows = policies.online.policy.online.target_rows
+    if not target_rows:
+        return oversampling, None
+    check_compared(policies.online.name, learner.abstract.params)
+    return oversampling, TargetDraws(*signals.targets, target_rows, config.seed, place.mesh)
+
+
+def _jitted_step(
+    experiment: Experiment, reference: Model | None, oversampling: Oversampling | None, mesh: Mesh
+) -> Callable:
     config, _, policies, learner, _ = experiment
     step = TrainStep(
         learner.start.model,
@@ -200,6 +219,7 @@ def _jitted_step(experiment: Experiment, reference: Model | None, mesh: Mesh) ->
         policies.weighters,
         grad_accumulation=config.data.grad_accumulation,
         weigh_microbatches=config.data.weigh_over == "microbatch",
+        oversampling=oversampling,
     )
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(learner.abstract), replicated(mesh)))
     return functools.partial(jitted, fixed=Fixed(learner.frozen, reference))

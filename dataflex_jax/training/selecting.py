@@ -15,7 +15,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.signals import TARGETS
-from dataflex_jax.selection.choosing import Chooser, Chosen
+from dataflex_jax.selection.choosing import Chooser, Chosen, share_of
 from dataflex_jax.selection.records import check_records
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.registry import Subject
@@ -85,7 +85,7 @@ def select(
         config: whose selector, data, targets and mesh to use; in the first checkpoint's tokens.
         sources: the checkpoints, as for `open_model`.
         weights: of the checkpoints; None: their learning rates, normalised.
-        num: how many; None: `DEFAULT_SHARE` of the pool.
+        num: how many; None: the share `config.selector.keep` of the pool, by default `DEFAULT_SHARE`.
         records: whether `chosen_records` will be asked for.
 
     Raises:
@@ -94,8 +94,13 @@ def select(
     use_tokenizer_of(config.data, sources[0])
     configuration.validate(config)
     policies = active_policies(config)
+    if policies.online is not None:
+        reason = "chooses inside training steps; a selector that scores the pool is needed here, such as less"
+        raise InputError(reason, option="selector.name", value=policies.online.name)
     if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
+    if num is not None and policies.keep is not None:
+        raise InputError(f"not together with --num={num}; leave one out", option="selector.keep", value=policies.keep)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         domains, tokenizer = open_domains(config.data)
@@ -115,7 +120,7 @@ def select(
         state = selector.init(checkpoints[0][1]) if selector.init else {}
         chooser = Chooser(policies.selector, pool, pool.groups(by_domain=False))
         request = Request(jnp.int32(1), jnp.int32(1), jax.random.key(config.seed))
-        count = num or max(1, round(DEFAULT_SHARE * pool.num_rows))
+        count = num or share_of(policies.keep or DEFAULT_SHARE, pool.num_rows)
         chosen, _ = chooser.choose(state, checkpoints[-1][1], request, [count])
     return pool, chosen
 

@@ -62,11 +62,16 @@ class Embeddings:
         embed: hidden states and where inputs are no padding -> [B, E].
         whole: whether a row's last token, which is only predicted otherwise, is an input too.
         then: keeps only what is wanted of the E numbers [B, E] -> [B, ...]; traced into the sweep.
+        layers: after which layers the hidden states are taken, each by itself: [n, M, E], and as much for `then`.
+            Numbers from 1, or from -1 at the end, where they are the last hidden states; or how many evenly spaced
+            layers (of L, the i-th of M is `i (L + 1) // (M + 1)`), all where there are fewer. None: the last hidden
+            states alone, without that axis.
     """
 
     embed: Embed
     whole: bool = False
-    then: Callable[[Float[Array, "B E"], PyTree], Float[Array, "B *F"]] | None = None  # noqa: F821 - a shape
+    then: Callable[[Float[Array, "B *M E"], PyTree], Float[Array, "B *F"]] | None = None  # noqa: F821 - a shape
+    layers: tuple[int, ...] | int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,6 +75,27 @@ class Embeddings:
 
 
 @dataclasses.dataclass(frozen=True)
+class FixedEmbeddings:
+    """Embeddings of length 1 [n, E] that stay as they are while the model learns: another model's, or the user's own.
+
+    They are made ready before the first step, so a policy that asks for them has them among its `needs`.
+
+    Attributes:
+        of: what the embedding model is asked; its hidden states are of all tokens of a row's text.
+        model: the embedding model, a checkpoint with a tokenizer of its own; None: both files are given.
+        target_prefix: text that the embedding model reads before each target.
+        candidates: a file with the candidates' embeddings; None: they are the model's.
+        targets: a file with the targets'.
+    """
+
+    of: Embeddings
+    model: str | None = None
+    target_prefix: str = ""
+    candidates: str | None = None
+    targets: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Gradients:
     """Each row's projected gradient of its token-mean loss [n, P], or `then(gradients, operand)`.
 

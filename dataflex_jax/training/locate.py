@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import expanded
+from dataflex_jax.models.config import LoraConfig
 from dataflex_jax.models.hf import folders, peft
 from dataflex_jax.training import run_config
 from dataflex_jax.training.checkpoint import FOLDER, Checkpoints
@@ -82,6 +83,29 @@ def _tokenizer_or_base(source: str, option: str) -> tuple[str, str | None]:
     folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG, "tokenizer*", "*.jinja"], option)
     adapted = (folder / peft.CONFIG).is_file() and not (folder / "tokenizer.json").is_file()
     return source, peft.base_name(folder) if adapted else None
+
+
+def adapter_and_base(
+    source: str, option: str, base_dtype: str, base: str | None = None
+) -> tuple[LoraConfig | None, str]:
+    """(the adapter that a Hugging Face checkpoint is, or None; the weights that it or the model is made of).
+
+    Args:
+        source: a folder or hub id, of a model or in PEFT's format.
+        option: what the user set to `source`, for messages.
+        base_dtype: of the adapter's frozen parameters.
+        base: of an adapter; None: the one that it names.
+
+    Raises:
+        InputError: no such checkpoint, or an adapter without a base.
+    """
+    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG], option)
+    if not (folder / peft.CONFIG).is_file():
+        return None, source
+    adapter, named = peft.read_lora_config(source, option, base_dtype)
+    if base is None and named is None:
+        raise InputError(f"{folder / peft.CONFIG}: does not name its base; give it as --config.model.name_or_path")
+    return adapter, base or named
 
 
 def use_tokenizer_of(data: ConfigDict, source: str | Path, option: str = "--checkpoint") -> None:

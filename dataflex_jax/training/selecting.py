@@ -10,11 +10,9 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
-from dataflex_jax.data.targets import open_targets
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.active import active_policies
+from dataflex_jax.policies.active import ActivePolicies, active_policies
 from dataflex_jax.policies.base import Request
-from dataflex_jax.policies.signals import TARGETS
 from dataflex_jax.selection.choosing import Chooser, Chosen
 from dataflex_jax.selection.records import check_records
 from dataflex_jax.sharding import make_mesh
@@ -22,8 +20,9 @@ from dataflex_jax.signals.registry import Subject
 from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import optim, run_config
+from dataflex_jax.training.assembly import Inputs, asked_for
 from dataflex_jax.training.fits import check_vocabulary
-from dataflex_jax.training.locate import locate, use_tokenizer_of
+from dataflex_jax.training.locate import CHECKPOINTS, locate, tokenizer_of, use_tokenizer_of
 from dataflex_jax.training.weights import How, open_model
 
 DEFAULT_SHARE = 0.05  # of the pool, as in LESS
@@ -37,10 +36,10 @@ class OpenedCheckpoints(Sequence):
         weights: of each.
         how: what becomes of Hugging Face checkpoints.
         sweeper: runs the sweeps.
-        data: the candidates and the target set, as `ModelSignals` wants them.
+        data: the candidates, the target set and what else `ModelSignals` wants, by name.
     """
 
-    def __init__(self, sources: Sequence[str], weights: Sequence[float], how: How, sweeper: Sweeper, data: tuple):
+    def __init__(self, sources: Sequence[str], weights: Sequence[float], how: How, sweeper: Sweeper, data: dict):
         self._sources, self._weights, self._how = sources, weights, how
         self._sweeper, self._data = sweeper, data
         self._opened: tuple[int, ModelSignals] | None = None
@@ -56,7 +55,7 @@ class OpenedCheckpoints(Sequence):
         if self._opened is None or self._opened[0] != number:
             self._opened = None
             opened = open_model(self._sources[number], self._sweeper.mesh, how=self._how, optimizer=True)
-            signals = ModelSignals(Subject(opened.model, opened.adam), self._sweeper, *self._data)
+            signals = ModelSignals(Subject(opened.model, opened.adam), self._sweeper, **self._data)
             self._opened = number, signals
         return self._opened[1]
 
@@ -82,20 +81,25 @@ def select(
     """The selector's choice of `num` rows of the whole pool.
 
     Args:
-        config: whose selector, data, targets and mesh to use; in the first checkpoint's tokens.
-        sources: the checkpoints, as for `open_model`.
+        config: whose selector, data, targets and mesh to use; in the first checkpoint's tokens, or without one in those
+            of `data.tokenizer`, by default an embedding model's, or bytes.
+        sources: the checkpoints, as for `open_model`; none for a selector that asks for fixed embeddings alone.
         weights: of the checkpoints; None: their learning rates, normalised.
         num: how many; None: `DEFAULT_SHARE` of the pool.
         records: whether `chosen_records` will be asked for.
 
     Raises:
-        InputError: a selector that scores nothing, input that cannot be read, or rows that have no records.
+        InputError: a selector that scores nothing or lacks a checkpoint, input that cannot be read, or rows without
+            records.
     """
-    use_tokenizer_of(config.data, sources[0])
+    if sources:
+        use_tokenizer_of(config.data, sources[0])
     configuration.validate(config)
     policies = active_policies(config)
     if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
+    if not sources:
+        _do_without_checkpoint(config, policies)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         domains, tokenizer = open_domains(config.data)
@@ -104,13 +108,15 @@ def select(
         pool = Pool(domains)
         if records:
             check_records(pool)
-        targets = None
-        if policies.needs(TARGETS):
-            target_set = open_targets(config, domains, config.data.tokenizer)
-            targets = target_set, source(target_set.pool, mesh)
         sweeper = Sweeper(mesh, rows=config.sweep.batch_rows)
-        data = source(pool, mesh), targets
-        checkpoints = OpenedCheckpoints(sources, weights or learning_rates(sources), How.of(config), sweeper, data)
+        inputs = Inputs(domains, tokenizer, config.data.tokenizer, pool)
+        targets, fixed = asked_for(config, policies, inputs, sweeper)
+        data = {"candidates": source(pool, mesh), "targets": targets, "fixed": fixed}
+        if sources:
+            weights = weights or learning_rates(sources)
+            checkpoints = OpenedCheckpoints(sources, weights, How.of(config), sweeper, data)
+        else:
+            checkpoints = ModelSignals(None, sweeper, **data).checkpoints
         selector = policies.selector.policy
         state = selector.init(checkpoints[0][1]) if selector.init else {}
         chooser = Chooser(policies.selector, pool, pool.groups(by_domain=False))
@@ -118,6 +124,23 @@ def select(
         count = num or max(1, round(DEFAULT_SHARE * pool.num_rows))
         chosen, _ = chooser.choose(state, checkpoints[-1][1], request, [count])
     return pool, chosen
+
+
+def _do_without_checkpoint(config: ConfigDict, policies: ActivePolicies) -> None:
+    """Chooses the tokenizer where no checkpoint says it.
+
+    Raises:
+        InputError: the selector asks a model, or the tokenizer is one to be trained.
+    """
+    wanted = policies.fixed_embeddings()
+    if not wanted:
+        raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
+    if config.data.tokenizer is None:
+        model = next((each.model for each in wanted if each.model is not None), None)
+        config.data.tokenizer = "bytes" if model is None else tokenizer_of(model, "selector.embedding_model")
+    if config.data.tokenizer.startswith("train:"):
+        reason = "without --checkpoint a tokenizer is expected that is there already, such as 'bytes'"
+        raise InputError(reason, option="data.tokenizer", value=config.data.tokenizer)
 
 
 def learning_rates(sources: Sequence[str]) -> list[float]:

@@ -19,6 +19,7 @@ from dataflex_jax.policies.base import (
 from dataflex_jax.policies.registry import register_mixer, register_order, register_selector, register_weighter
 from dataflex_jax.policies.signals import (
     TARGETS,
+    TEXTS,
     Alignments,
     DomainGradients,
     Embeddings,
@@ -34,6 +35,7 @@ from dataflex_jax.policies.signals import (
 
 __all__ = [
     "TARGETS",
+    "TEXTS",
     "Alignments",
     "Choice",
     "DomainGradients",

@@ -8,7 +8,7 @@ dataflex_jax/signals knows how each kind is computed, and a plugin registers kin
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -153,6 +153,14 @@ class Targets:
 TARGETS = Targets()
 
 
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Something that a policy needs: the texts of rows, and no model."""
+
+
+TEXTS = Texts()
+
+
 class DomainGradients(NamedTuple):
     """Inner products of the gradients of each domain's mean loss, on fresh training rows.
 
@@ -190,6 +198,13 @@ class RowSet(Protocol):
 
         Raises:
             InputError: something is asked that this model does not have, such as Adam's moments of imported weights.
+        """
+
+    def texts(self) -> Iterator[str]:
+        """The text of each row, in order, read as it is asked for; no model is.
+
+        Raises:
+            InputError: packed rows.
         """
 
     def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:

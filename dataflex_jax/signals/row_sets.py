@@ -1,12 +1,13 @@
 """Row sets: the rows of a run, each set with the sweeps that answer signals about it; see `policies.signals`."""
 
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
+from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import options
@@ -18,6 +19,8 @@ from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.rows import select_of, selected_paths
 from dataflex_jax.signals.sweep import Source, Sweeper
 
+# (where the rows are, which of them) -> their texts
+ReadTexts = Callable[[Pool, Int[np.ndarray, " n"]], Iterator[str]]
 Matrix = Float[np.ndarray, "n E"]
 _SHARE_OF_DIRECTIONS = 0.25  # of a device's memory; the rest is the model's, its optimizer's and a batch's
 
@@ -34,6 +37,7 @@ class SweptRows:
         group_names: of the groups.
         what: what these rows are, for the progress bar.
         fixed: what is there without asking the model, of each row.
+        read: the texts of rows; None: nobody may ask.
     """
 
     def __init__(
@@ -46,8 +50,9 @@ class SweptRows:
         group_names: Sequence[str],
         what: str,
         fixed: Mapping[FixedEmbeddings, Matrix] = MappingProxyType({}),
+        read: ReadTexts | None = None,
     ):
-        self._fixed = fixed
+        self._fixed, self._read = fixed, read
         self._subject, self._sweeper, self._source, self._ids, self._what = subject, sweeper, source, ids, what
         self.num_rows, self.groups, self.group_names = len(ids), groups, tuple(group_names)
 
@@ -72,6 +77,12 @@ class SweptRows:
         if signal not in self._fixed:
             raise InputError(f"signal 'FixedEmbeddings' of {self._what}: not among the policy's `needs`; add it there")
         return self._fixed[signal]
+
+    def texts(self) -> Iterator[str]:
+        """See `policies.signals.RowSet`."""
+        if self._source.pool.packed:
+            raise InputError("packed rows have several texts each; they are expected one by one", option="data.packing")
+        return self._read(self._source.pool, self._ids)
 
     def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:
         """See `policies.signals.RowSet`."""
@@ -111,6 +122,7 @@ class ModelSignals:
         targets: the target set, and its rows for sweeps; None: none.
         domain_gradients: computes them; None: nobody may ask.
         fixed: embeddings that do not depend on the model: those of the candidates and of the targets.
+        read: the texts of rows; None: nobody may ask.
     """
 
     def __init__(
@@ -121,8 +133,9 @@ class ModelSignals:
         targets: tuple[TargetSet, Source] | None = None,
         domain_gradients: Callable[[], DomainGradients] | None = None,
         fixed: Mapping[FixedEmbeddings, tuple[Matrix, Matrix]] = MappingProxyType({}),
+        read: ReadTexts | None = None,
     ):
-        self._fixed = fixed
+        self._fixed, self._read = fixed, read
         pool = candidates.pool
         self._asked = subject, sweeper, candidates
         self._pool, self._domain_gradients = pool, domain_gradients
@@ -133,7 +146,7 @@ class ModelSignals:
             target_set, source = targets
             groups = (target_set.groups, target_set.names)
             of_targets = {signal: matrix for signal, (_, matrix) in fixed.items()}
-            self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets", of_targets)
+            self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets", of_targets, read)
 
     def room_for_directions(self, parameters: str = "blocks") -> int:
         """See `policies.signals.Signals`."""
@@ -163,4 +176,4 @@ class ModelSignals:
     def _candidates(self, start: int, stop: int, what: str) -> SweptRows:
         ids, names = np.arange(start, stop), [domain.name for domain in self._pool.domains]
         fixed = {signal: matrix[start:stop] for signal, (matrix, _) in self._fixed.items()}
-        return SweptRows(*self._asked, ids, self._pool.domain_of(ids), names, what, fixed)
+        return SweptRows(*self._asked, ids, self._pool.domain_of(ids), names, what, fixed, self._read)

@@ -19,6 +19,7 @@ from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.sampler import Sampler
 from dataflex_jax.data.targets import TargetSet, open_targets
 from dataflex_jax.data.text.tokenizer import Tokenizer
+from dataflex_jax.data.texts import row_texts
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies, weighter_sections
@@ -170,7 +171,8 @@ def _signals(experiment: Experiment, place: Place, sweeper: Sweeper) -> RunSigna
     config, inputs, policies, learner, _ = experiment
     targets, fixed = asked_for(config, policies, inputs, sweeper)
     candidates = source(inputs.pool, place.mesh)
-    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets, fixed)
+    read = functools.partial(row_texts, tokenizer=inputs.tokenizer)
+    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets, fixed, read)
 
 
 def asked_for(

@@ -13,7 +13,7 @@ from dataflex_jax.policies.signals import FixedEmbeddings
 from dataflex_jax.signals.domain_gradients import domain_gradients
 from dataflex_jax.signals.moments import AdamState
 from dataflex_jax.signals.registry import Subject
-from dataflex_jax.signals.row_sets import ModelSignals
+from dataflex_jax.signals.row_sets import ModelSignals, ReadTexts
 from dataflex_jax.signals.sweep import Source, Sweeper
 from dataflex_jax.training.state import TrainState
 
@@ -29,6 +29,7 @@ class RunSignals(NamedTuple):
         candidates: the training rows.
         targets: the target set, and its rows; None where no policy needs it.
         fixed: embeddings that stay as they are, of candidates and targets.
+        read: the texts of rows.
     """
 
     config: ConfigDict
@@ -38,6 +39,7 @@ class RunSignals(NamedTuple):
     candidates: Source
     targets: tuple[TargetSet, Source] | None
     fixed: Mapping[FixedEmbeddings, tuple[np.ndarray, np.ndarray]]
+    read: ReadTexts
 
     def of(self, state: TrainState, step: int) -> ModelSignals:
         """The signals of the model that `state` holds once `step` steps are done."""
@@ -55,4 +57,4 @@ class RunSignals(NamedTuple):
                 learning_rate=self.learning_rate(step),
             )
 
-        return ModelSignals(subject, self.sweeper, self.candidates, self.targets, gradients, self.fixed)
+        return ModelSignals(subject, self.sweeper, self.candidates, self.targets, gradients, self.fixed, self.read)

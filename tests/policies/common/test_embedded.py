@@ -63,7 +63,7 @@ def test_an_embedding_model_is_read_off_its_last_token():
             "candidate_embeddings = 'c.npy': needs target_embeddings too, or the embed",
         ),
         ({"target_embeddings": "t.npy"}, "target_embeddings = 't.npy': needs candidate_embeddings too, or the embed"),
-        (FILES | {"embedding_model": "m"}, "embedding_model = 'm': not used, there is no embedding model to ask"),
+        (FILES | {"embedding_model": "m"}, "embedding_model = 'm': not used, both sides have files"),
         (FILES | {"pooling": "mean"}, "pooling = 'mean': not used"),
         (FILES | {"layers": (1,)}, r"layers = \(1,\): not used"),
         ({"target_prefix": "Q"}, "target_prefix = 'Q': not used"),

@@ -22,9 +22,11 @@ from dataflex_jax.policies.base import (
 from dataflex_jax.policies.registry import register_mixer, register_order, register_selector, register_weighter
 from dataflex_jax.policies.signals import (
     TARGETS,
+    TEXTS,
     Alignments,
     DomainGradients,
     Embeddings,
+    FixedEmbeddings,
     GradientNorms,
     Gradients,
     Influences,
@@ -36,12 +38,14 @@ from dataflex_jax.policies.signals import (
 
 __all__ = [
     "TARGETS",
+    "TEXTS",
     "Alignments",
     "Choice",
     "DomainGradients",
     "DrawnRows",
     "Embeddings",
     "Evidence",
+    "FixedEmbeddings",
     "GradientNorms",
     "Gradients",
     "Influences",

@@ -14,6 +14,7 @@ from dataflex_jax.policies.base import Mixer, Order, Reference, Selector, Weight
 from dataflex_jax.policies.contract import checked_mixer, checked_order, checked_selector, checked_weighter
 from dataflex_jax.policies.proportions import only
 from dataflex_jax.policies.schedule import Schedule, Scheduled
+from dataflex_jax.policies.signals import FixedEmbeddings
 
 
 class ActivePolicies(NamedTuple):
@@ -44,6 +45,11 @@ class ActivePolicies(NamedTuple):
     def needs(self, what: Hashable) -> bool:
         """Whether one of them needs it."""
         return any(what in policy.needs for policy in self._with_needs())
+
+    def fixed_embeddings(self) -> tuple[FixedEmbeddings, ...]:
+        """The embeddings that are to be there before the first step."""
+        wanted = (need for policy in self._with_needs() for need in policy.needs if isinstance(need, FixedEmbeddings))
+        return tuple(dict.fromkeys(wanted))
 
     def _with_needs(self) -> Iterator[Mixer | Weighter | Selector]:
         yield self.mixer.policy

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -16,20 +17,23 @@ from dataflex_jax.data.domains import Domain, open_domains
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.sampler import Sampler
-from dataflex_jax.data.targets import open_targets
+from dataflex_jax.data.targets import TargetSet, open_targets
 from dataflex_jax.data.text.tokenizer import Tokenizer
+from dataflex_jax.data.texts import row_texts
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies, weighter_sections
 from dataflex_jax.policies.registry import KINDS
-from dataflex_jax.policies.signals import TARGETS
+from dataflex_jax.policies.signals import TARGETS, FixedEmbeddings
 from dataflex_jax.reporting.hardware import total_peak_flops
 from dataflex_jax.reporting.run_log import LogSettings
 from dataflex_jax.selection.windows import Draws, Selection
 from dataflex_jax.sharding import replicated, shardings
-from dataflex_jax.signals.sweep import Sweeper, source
+from dataflex_jax.signals.row_sets import Matrix
+from dataflex_jax.signals.sweep import Source, Sweeper, source
 from dataflex_jax.training.between import Updates
 from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.embeddings import Embedded, fixed_embeddings
 from dataflex_jax.training.evaluation import EvaluationContext, evaluators
 from dataflex_jax.training.job import Cadence, Job
 from dataflex_jax.training.learner import Learner
@@ -168,12 +172,32 @@ def assemble(experiment: Experiment, place: Place) -> Job:
 
 def _signals(experiment: Experiment, place: Place, sweeper: Sweeper) -> RunSignals:
     config, inputs, policies, learner, _ = experiment
-    targets = None
-    if policies.needs(TARGETS):
-        target_set = open_targets(config, inputs.domains, inputs.tokenizer_source)
-        targets = target_set, source(target_set.pool, place.mesh)
+    targets, fixed = asked_for(config, policies, inputs, sweeper)
     candidates = source(inputs.pool, place.mesh)
-    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets)
+    read = functools.partial(row_texts, tokenizer=inputs.tokenizer)
+    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets, fixed, read)
+
+
+def asked_for(
+    config: ConfigDict, policies: ActivePolicies, inputs: Inputs, sweeper: Sweeper
+) -> tuple[tuple[TargetSet, Source] | None, Mapping[FixedEmbeddings, tuple[Matrix, Matrix]]]:
+    """(the target set and its rows, where a policy needs it; embeddings that stay as they are), made ready.
+
+    Raises:
+        InputError: a target set that cannot be read, or embeddings that cannot be had.
+        StopRequested: what was computed is kept.
+    """
+    wanted = policies.fixed_embeddings()
+    if not policies.needs(TARGETS) and not wanted:
+        return None, {}
+    targets = open_targets(config, inputs.domains, inputs.tokenizer_source)
+    fixed = {}
+    if wanted:
+        candidates = Embedded("candidates", inputs.pool, np.arange(inputs.pool.num_rows), inputs.tokenizer)
+        of_targets = Embedded("targets", targets.pool, targets.ids, inputs.tokenizer)
+        cache = Cache(config.data.cache_dir, config.data.verify)
+        fixed = fixed_embeddings(wanted, candidates, of_targets, sweeper, cache, How.of(config))
+    return (targets, source(targets.pool, sweeper.mesh)), fixed
 
 
 def _log_settings(experiment: Experiment) -> LogSettings:

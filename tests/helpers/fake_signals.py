@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dataflex_jax.policies import Embeddings, GradientNorms, Gradients, Influences, Losses, Request
+from dataflex_jax.signals.model_signals import layer_numbers
 
 BATCH = 7
 
@@ -29,7 +30,7 @@ class FakeRows:
         losses: float [n].
         gradients: float [n, size], plain ones.
         preconditioned: float [n, size], what Adam makes of them.
-        hidden: last hidden states [n, T, D].
+        hidden: last hidden states [n, T, D]; or those of all layers [n, L, T, D], of which the signal takes some.
         mask: of `hidden`, [n, T].
         asked: the signals, in order.
     """
@@ -53,9 +54,14 @@ class FakeRows:
         match signal:
             case Losses():
                 return np.asarray(self.losses, np.float32)[ids]
-            case Embeddings(embed, whole, then):
+            case Embeddings(embed, whole, then, layers):
                 assert not whole, "these hidden states are of the inputs"
-                embeddings = _in_batches(jax.jit(embed), self.hidden[ids], self.mask[ids])
+                if layers is None:
+                    embeddings = _in_batches(jax.jit(embed), self.hidden[ids], self.mask[ids])
+                else:
+                    each = jax.jit(jax.vmap(embed, (1, None), 1))
+                    numbers = np.asarray(layer_numbers(layers, self.hidden.shape[1]))
+                    embeddings = _in_batches(each, self.hidden[ids][:, numbers - 1], self.mask[ids])
                 return (
                     embeddings if then is None else _in_batches(jax.jit(lambda rows: then(rows, operand)), embeddings)
                 )

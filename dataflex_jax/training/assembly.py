@@ -27,14 +27,14 @@ from dataflex_jax.reporting.hardware import total_peak_flops
 from dataflex_jax.reporting.run_log import LogSettings
 from dataflex_jax.selection.windows import Draws, Selection
 from dataflex_jax.sharding import replicated, shardings
-from dataflex_jax.signals.sweep import Sweeper, source
+from dataflex_jax.signals.sweep import Source, Sweeper, source
 from dataflex_jax.training.between import Updates
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.evaluation import EvaluationContext, evaluators
 from dataflex_jax.training.job import Cadence, Job
 from dataflex_jax.training.learner import Learner
 from dataflex_jax.training.ledger import Publishing
-from dataflex_jax.training.reference import Cache, reference_losses
+from dataflex_jax.training.reference import Cache, OfRow, reference_losses
 from dataflex_jax.training.resume import Identity
 from dataflex_jax.training.run_signals import RunSignals
 from dataflex_jax.training.state import Fixed
@@ -127,18 +127,8 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     config, inputs, policies, learner, identity = experiment
     data, pool = config.data, inputs.pool
     sweeper = Sweeper(place.mesh, rows=config.sweep.batch_rows, poll=preemption.polling(place.stop_requested))
-    signals = _signals(experiment, place, sweeper)
-    how = dataclasses.replace(How.of(config), lora=None, trainable=None)
-    reference, cached = reference_losses(
-        policies.reference(),
-        inputs.domains,
-        inputs.tokenizer,
-        signals.candidates,
-        sweeper,
-        Cache(data.cache_dir, data.verify),
-        policies.reference_option(weighter_sections(config)),
-        how,
-    )
+    signals = run_signals(experiment, place.mesh, sweeper)
+    reference, cached = compared_with(experiment, signals.candidates, sweeper)
     groups = pool.groups(by_domain=policies.by_domain)
     sampler = Sampler(config.seed, data.batch_size, data.draw)
     draws = Draws(pool, groups, sampler, Sequences(groups, config.seed))
@@ -163,13 +153,44 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     )
 
 
-def _signals(experiment: Experiment, place: Place, sweeper: Sweeper) -> RunSignals:
+def compared_with(
+    experiment: Experiment, candidates: Source, sweeper: Sweeper
+) -> tuple[Model | None, dict[str, OfRow]]:
+    """The reference of the policies as `reference_losses` gives it.
+
+    Args:
+        experiment: whose policies may want one.
+        candidates: the training rows.
+        sweeper: computes losses that are to be cached and are not yet.
+
+    Raises:
+        InputError: see `reference_losses`.
+    """
+    config, inputs, policies, _, _ = experiment
+    return reference_losses(
+        policies.reference(),
+        inputs.domains,
+        inputs.tokenizer,
+        candidates,
+        sweeper,
+        Cache(config.data.cache_dir, config.data.verify),
+        policies.reference_option(weighter_sections(config)),
+        dataclasses.replace(How.of(config), lora=None, trainable=None),
+    )
+
+
+def run_signals(experiment: Experiment, mesh: Mesh, sweeper: Sweeper) -> RunSignals:
+    """What the run's policies may ask of a state's model.
+
+    Raises:
+        InputError: a target set that is needed and cannot be read.
+    """
     config, inputs, policies, learner, _ = experiment
     targets = None
     if policies.needs(TARGETS):
         target_set = open_targets(config, inputs.domains, inputs.tokenizer_source)
-        targets = target_set, source(target_set.pool, place.mesh)
-    candidates = source(inputs.pool, place.mesh)
+        targets = target_set, source(target_set.pool, mesh)
+    candidates = source(inputs.pool, mesh)
     return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets)
 
 
@@ -190,9 +211,10 @@ def _log_settings(experiment: Experiment) -> LogSettings:
     )
 
 
-def _jitted_step(experiment: Experiment, reference: Model | None, mesh: Mesh) -> Callable:
+def train_step(experiment: Experiment) -> TrainStep:
+    """The step, not jitted."""
     config, _, policies, learner, _ = experiment
-    step = TrainStep(
+    return TrainStep(
         learner.start.model,
         learner.start.optimizer,
         learner.learning_rate,
@@ -201,5 +223,9 @@ def _jitted_step(experiment: Experiment, reference: Model | None, mesh: Mesh) ->
         grad_accumulation=config.data.grad_accumulation,
         weigh_microbatches=config.data.weigh_over == "microbatch",
     )
+
+
+def _jitted_step(experiment: Experiment, reference: Model | None, mesh: Mesh) -> Callable:
+    learner, step = experiment.learner, train_step(experiment)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(learner.abstract), replicated(mesh)))
     return functools.partial(jitted, fixed=Fixed(learner.frozen, reference))

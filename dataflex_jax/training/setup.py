@@ -63,7 +63,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     agreement.agree_on_configuration(config)
     configuration.validate(config)
     if config.data.tokenizer is None:
-        _choose_tokenizer(config)
+        choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
     active_policies(config)  # refuses what it can before any data is read
@@ -84,7 +84,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         changes.check_tokenizer(changed)
         inputs = open_inputs(config.data, run_folder, latest)
         agreement.agree({"the newest checkpoint": latest} | _found(inputs) | agreement.plugins(config))
-        experiment = _experiment(config, inputs, mesh)
+        experiment = make_experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
             state, position = fresh_state(learner, experiment.config), resume.beginning(identity)
@@ -110,7 +110,12 @@ def _found(inputs: Inputs) -> dict[str, str]:
     return {"the tokenizer": inputs.tokenizer.fingerprint} | contents
 
 
-def _choose_tokenizer(config: ConfigDict) -> None:
+def choose_tokenizer(config: ConfigDict) -> None:
+    """Sets `config.data.tokenizer`, which is None, to that of the weights or the default one.
+
+    Raises:
+        InputError: weights without a tokenizer.
+    """
     if config.model.from_scratch:
         config.data.tokenizer = DEFAULT
         return
@@ -134,9 +139,24 @@ def _finished_read_only(config: ConfigDict, run_folder: Path) -> Outcome | None:
         return Outcome(step, False, checkpoints.read_run(step)["tokens_seen"])
 
 
-def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> Experiment:
+def make_experiment(
+    config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh, *, whole_pool: bool = False
+) -> Experiment:
+    """What a run is, of its configuration and its data.
+
+    Args:
+        config: of the run.
+        inputs: its data.
+        mesh: the devices.
+        whole_pool: whether rows are drawn from the pool as a whole, whatever the policies are.
+
+    Raises:
+        InputError: proportions, a model or frozen parameters that are refused; see `make_learner`.
+    """
     config = with_weights_files(config, [domain.name for domain in inputs.domains])
     policies = active_policies(config)
+    if whole_pool:
+        policies = policies.from_whole_pool()
     sizes = np.diff(inputs.pool.offsets)
     proportions = registry.checked("data", starting_proportions, "proportions", config.data.proportions, sizes)
     policies = policies.drawing(proportions)

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError, shown
-from dataflex_jax.files import read_sealed, replace_sealed
+from dataflex_jax.files import digest, read_sealed, replace_sealed
 from dataflex_jax.mapped.members import Member
 from dataflex_jax.training import changes
 from dataflex_jax.training.assembly import Experiment
@@ -34,80 +34,49 @@ def identity(experiment: Experiment, targets: TargetSet) -> dict[str, Any]:
     return kept | known.fields | rows | measured | {"the frozen parameters": known.base}
 
 
-def is_done(path: Path) -> bool:
-    """Whether the file is there and has the losses of all of its models.
-
-    Raises:
-        InputError: it was altered.
-    """
-    if not path.exists():
-        return False
-    book = read_sealed(path)
-    return len(book["losses"]) >= len(book["members"])
-
-
 class Book:
-    """The file of the models and their losses.
-
-    Attributes:
-        losses: of the models that are done, a list of numbers by group each.
-        chunks: how many programs have come to their end.
-        at_once: how many models the present one has; None: not decided yet.
+    """The file of the models that are done and their losses.
 
     Args:
         path: of the file.
-        run: what all models must agree with, by name.
-        members: the models.
+        run: what all models must agree with, by name; see `identity`.
         groups: names of what is measured.
-        at_once: as above, the user's.
 
     Raises:
-        InputError: the file is of other models; names what differs.
+        InputError: the file was altered, or is of other models; names what differs.
     """
 
-    def __init__(
-        self, path: Path, run: Mapping[str, Any], members: Sequence[Member], groups: Sequence[str], at_once: int | None
-    ):
+    def __init__(self, path: Path, run: Mapping[str, Any], groups: Sequence[str]):
         self._path, self._run, self._groups = path, run, list(groups)
-        self._members = [member.identity() for member in members]
-        self.losses: list[list[float]] = []
-        self.chunks, self.at_once = 0, at_once
+        self._models: dict[str, dict[str, Any]] = {}
         if path.exists():
-            self._go_on(read_sealed(path))
+            saved = read_sealed(path)
+            _check_same(path, saved["run"], run)
+            self._models = {_key(model): model for model in saved["models"]}
 
-    def begin(self, at_once: int) -> None:
-        """Notes how many models a program has, before it runs."""
-        self.at_once = at_once
-        self._write()
+    def missing(self, members: Sequence[Member]) -> list[Member]:
+        """Those that are not done."""
+        return [member for member in members if _key(member.identity()) not in self._models]
 
-    def add(self, losses: Float64[np.ndarray, "S G"]) -> None:
-        """Notes the losses of the models that come next."""
-        self.losses += losses.tolist()
-        self.chunks += 1
-        self._write()
+    def has(self, identities: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether members are done, by what `Member.identity` gave."""
+        return all(_key(known) in self._models for known in identities)
 
-    def _go_on(self, saved: Mapping[str, Any]) -> None:
-        _check_same(self._path, saved["run"], self._run)
-        both = min(len(saved["members"]), len(self._members))
-        for before, now in zip(saved["members"][:both], self._members[:both], strict=True):
-            _check_same(self._path, before, now)
-        self.losses, self.chunks = saved["losses"], saved["chunks"]
-        self.at_once = self.at_once or saved["at_once"]
-        if len(saved["members"]) > both:
-            self._members = saved["members"]
+    def losses(self, members: Sequence[Member]) -> Float64[np.ndarray, "S G"]:
+        """Of members that are done."""
+        return np.array([self._models[_key(member.identity())]["losses"] for member in members])
 
-    def _write(self) -> None:
-        replace_sealed(
-            self._path,
-            {
-                "run": self._run,
-                "members": self._members,
-                "at_once": self.at_once,
-                "chunks": self.chunks,
-                "groups": self._groups,
-                "losses": self.losses,
-            },
-        )
+    def add(self, members: Sequence[Member], losses: Float64[np.ndarray, "S G"]) -> None:
+        """Notes that members are done."""
+        for member, of_member in zip(members, losses.tolist(), strict=True):
+            known = member.identity()
+            self._models[_key(known)] = known | {"losses": of_member}
+        models = list(self._models.values())
+        replace_sealed(self._path, {"run": self._run, "groups": self._groups, "models": models})
+
+
+def _key(model: Mapping[str, Any]) -> str:
+    return digest([model["seed"], model["proportions"], model["rows"]])
 
 
 def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

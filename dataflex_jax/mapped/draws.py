@@ -101,7 +101,6 @@ class Draws:
 
 def _sequences(groups: Sequence[Group], member: Member) -> Sequences:
     sequences = Sequences(groups, member.seed)
-    if member.rows is not None:
-        starts = np.zeros(len(groups), np.int64)
-        sequences.open(Window(0, starts, member.rows_by_group(groups), ordered=False))
+    if (rows := member.rows_by_group(groups)) is not None:
+        sequences.open(Window(0, np.zeros(len(groups), np.int64), rows, ordered=False))
     return sequences

@@ -35,12 +35,14 @@ class Member(NamedTuple):
             "rows": None if self.rows is None else hashlib.blake2b(self.rows.astype("<i8"), digest_size=16).hexdigest(),
         }
 
-    def rows_by_group(self, groups: Sequence[Group]) -> tuple[Int64[np.ndarray, " n"], ...]:
-        """Its rows in each of the groups that a sampler draws from.
+    def rows_by_group(self, groups: Sequence[Group]) -> tuple[Int64[np.ndarray, " n"], ...] | None:
+        """Its rows in each of the groups that a sampler draws from; None: all of them.
 
         Raises:
             InputError: a group without any.
         """
+        if self.rows is None:
+            return None
         bounds = np.searchsorted(self.rows, [(group.start, group.stop) for group in groups])
         parts = tuple(np.asarray(self.rows[start:stop], np.int64) for start, stop in bounds)
         for group, part in zip(groups, parts, strict=True):

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
 from dataflex_jax.mapped import states as mapped_states
-from dataflex_jax.mapped.book import FILE, Book, identity, is_done
+from dataflex_jax.mapped.book import FILE, Book, identity
 from dataflex_jax.mapped.draws import Draws
 from dataflex_jax.mapped.loop import Standing, Together, train
 from dataflex_jax.mapped.measuring import Measure
@@ -33,7 +32,7 @@ from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.sweep import Sweeper
 from dataflex_jax.training import fits, run_config
 from dataflex_jax.training.assembly import Experiment, compared_with, open_inputs, run_signals
-from dataflex_jax.training.checkpoint import FOLDER, Checkpoints, Contents
+from dataflex_jax.training.checkpoint import Checkpoints, Contents
 from dataflex_jax.training.run_signals import RunSignals
 from dataflex_jax.training.setup import choose_tokenizer, make_experiment
 
@@ -64,7 +63,7 @@ class Shared(NamedTuple):
 
 @contextlib.contextmanager
 def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Iterator[Shared]:
-    """What models of a configuration share, with the mesh set; at the end checkpoints that nobody needs are removed.
+    """What models of a configuration share, with the mesh set.
 
     Args:
         config: of each of them. A mesh of all devices along "data" takes the place of the configuration's.
@@ -86,15 +85,12 @@ def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Ite
     with Checkpoints(folder, keep=1) as checkpoints, jax.set_mesh(mesh):
         inputs = open_inputs(config.data, folder, checkpoints.newest_sound())
         experiment = make_experiment(config, inputs, mesh, whole_pool=whole_pool)
-        run_config.write(config, folder / "config.json")
         with preemption.watch() as stop_requested:
             sweeper = Sweeper(mesh, rows=config.sweep.batch_rows, poll=preemption.polling(stop_requested))
             signals = run_signals(experiment, mesh, sweeper)
             reference, cached = compared_with(experiment, signals.candidates, sweeper)
             loader = Loader(inputs.pool, mesh, cached)
             yield Shared(experiment, mesh, folder, checkpoints, loader, reference, signals, stop_requested)
-    if is_done(folder / FILE):
-        shutil.rmtree(folder / FOLDER)
 
 
 def train_and_measure(
@@ -102,7 +98,7 @@ def train_and_measure(
 ) -> Float64[np.ndarray, "S G"] | None:
     """The token-mean loss of each member on each group of `targets` once it is trained; None: asked to stop, saved.
 
-    What the folder has of them already is not trained again, so that members may be added behind those.
+    What the folder has of them already is not trained again.
 
     Args:
         shared: what they have in common.
@@ -111,20 +107,27 @@ def train_and_measure(
         at_once: how many are trained as one program; None: as many as fit into the devices' memory.
 
     Raises:
-        InputError: the folder is of other models.
+        InputError: the folder is of other models, or a member has no rows of a domain.
         TrainingError: a model that cannot go on.
     """
-    book = Book(shared.folder / FILE, identity(shared.experiment, targets), members, targets.names, at_once)
-    measure = Measure(targets, _rows_a_batch(shared.experiment.config), shared.mesh)
-    while remaining := members[len(book.losses) :]:
-        chunk = _fitting(shared, remaining) if book.at_once is None else _together(shared, remaining[: book.at_once])
-        book.begin(len(chunk.members) if book.at_once is None else book.at_once)
-        standing = _trained(shared, chunk, book, len(members))
-        if standing.step < shared.experiment.config.train_step:
+    experiment = shared.experiment
+    groups = experiment.inputs.pool.groups(by_domain=experiment.policies.by_domain)
+    for member in members:
+        member.rows_by_group(groups)
+    book = Book(shared.folder / FILE, identity(experiment, targets), targets.names)
+    run_config.write(experiment.config, shared.folder / "config.json")
+    measure = Measure(targets, _rows_a_batch(experiment.config), shared.mesh)
+    while remaining := book.missing(members):
+        chunk, standing, before = _next(shared, book, remaining, at_once)
+        title = (
+            f"Training {len(remaining)} models" if len(remaining) == len(members) else f"{len(remaining)} models left"
+        )
+        standing = _trained(shared, chunk, standing, before, f"{title}, {len(chunk.members)} as one program.")
+        if standing.step < experiment.config.train_step:
             return None
-        losses = measure.losses(standing.states.params, shared.experiment.learner.model)
-        book.add(losses[: len(remaining)])
-    return np.array(book.losses[: len(members)])
+        book.add(chunk.members, measure.losses(standing.states.params, experiment.learner.model))
+    shared.checkpoints.clear()
+    return book.losses(members)
 
 
 def _rows_a_batch(config: ConfigDict) -> int:
@@ -165,42 +168,67 @@ def _beginnings(chunk: Together) -> list:
     return chunk.draws.beginnings(np.asarray(weights, np.float64))
 
 
-def _trained(shared: Shared, chunk: Together, book: Book, total: int) -> Standing:
+def _next(
+    shared: Shared, book: Book, remaining: Sequence[Member], at_once: int | None
+) -> tuple[Together, Standing, int]:
+    """Who is trained next, where they stand, and how many steps were saved in the folder before their first.
+
+    Raises:
+        InputError: others are in training.
+    """
+    latest = shared.checkpoints.latest() or 0
+    if latest and (begun := _begun(shared, book, remaining, latest)):
+        return begun
+    chunk = _fitting(shared, remaining) if at_once is None else _together(shared, remaining[:at_once])
+    states = mapped_states.fresh(shared.experiment, chunk.members, shared.mesh)
+    return chunk, Standing(0, states, _beginnings(chunk)), latest
+
+
+def _begun(
+    shared: Shared, book: Book, remaining: Sequence[Member], latest: int
+) -> tuple[Together, Standing, int] | None:
+    """Those that the newest checkpoint has in training; None: they are done.
+
+    Raises:
+        InputError: they are not among the remaining, or too many or too few for the devices.
+    """
+    saved = shared.checkpoints.read_run(latest)
+    if book.has(saved["members"]):
+        return None
+    by_identity = [(member.identity(), member) for member in remaining]
+    members = [next((member for known, member in by_identity if known == one), None) for one in saved["members"]]
+    if None in members:
+        name = saved["members"][members.index(None)]["name"]
+        raise InputError(f"{shared.folder}: other models are in training there ({name}); choose another folder")
+    if len(members) % shared.mesh.shape["data"]:
+        raise InputError(
+            f"{shared.folder}: {len(members)} models are in training there as one program, which "
+            f"{shared.mesh.shape['data']} devices cannot share equally; go on with as many as before"
+        )
+    chunk = _together(shared, members)
+    states = mapped_states.abstract(shared.experiment.learner, len(members), shared.mesh)
+    positions = [chunk.draws.from_json(position) for position in saved["positions"]]
+    standing = Standing(latest - saved["before"], shared.checkpoints.read_state(latest, states), positions)
+    return chunk, standing, saved["before"]
+
+
+def _trained(shared: Shared, chunk: Together, standing: Standing, before: int, title: str) -> Standing:
     """The members of a chunk at their end, or where they stood when they were asked to stop."""
-    train_step, checkpoints = shared.experiment.config.train_step, shared.checkpoints
-    before = book.chunks * train_step
-    latest = checkpoints.latest()
-    if latest is not None and latest > before:
-        standing = _restored(shared, chunk, latest, before)
-    else:
-        standing = Standing(0, mapped_states.fresh(shared.experiment, chunk.members, shared.mesh), _beginnings(chunk))
+    throughput = Throughput()
 
     def save(now: Standing) -> None:
-        positions = [chunk.draws.to_json(position) for position in now.positions]
         members = [member.identity() for member in chunk.members]
-        checkpoints.save(before + now.step, Contents(now.states, {"members": members, "positions": positions}))
+        positions = [chunk.draws.to_json(position) for position in now.positions]
+        run = {"before": before, "members": members, "positions": positions}
+        shared.checkpoints.save(before + now.step, Contents(now.states, run))
 
-    first = len(book.losses)
-    title = f"models {first + 1} to {min(first + len(chunk.members), total)} of {total}"
-    throughput = Throughput()
-    with Progress(train_step, standing.step) as progress:
-        progress.message(f"Training {title} as one program.")
+    with Progress(shared.experiment.config.train_step, standing.step) as progress:
+        progress.message(title)
 
         def stepped(step: int, loss: float, tokens: int) -> None:
             throughput.update(tokens)
             progress.update(step, loss=loss, tokens_per_second=throughput.tokens_per_second)
 
         standing = train(chunk, standing, save, shared.stop_requested, stepped)
-    checkpoints.wait()
+    shared.checkpoints.wait()
     return standing
-
-
-def _restored(shared: Shared, chunk: Together, latest: int, before: int) -> Standing:
-    """Where the checkpoint `latest` has the members; `before` steps were done by those before them."""
-    saved = shared.checkpoints.read_run(latest)
-    if saved["members"] != [member.identity() for member in chunk.members]:
-        names = f"{saved['members'][0]['name']} to {saved['members'][-1]['name']}"
-        raise InputError(f"{shared.folder}: other models are in training there ({names}); choose another folder")
-    states = mapped_states.abstract(shared.experiment.learner, len(chunk.members), shared.mesh)
-    positions = [chunk.draws.from_json(position) for position in saved["positions"]]
-    return Standing(latest - before, shared.checkpoints.read_state(latest, states), positions)

@@ -125,7 +125,7 @@ def _losses(
 ) -> Float64[np.ndarray, "M G"] | None:
     seed = shared.experiment.config.seed
     models = [
-        Member(f"subset {number + 1}" + (f", seed {seed + more}" if design.seeds > 1 else ""), seed + more, rows=ids)
+        Member(f"subset {number + 1}, seed {seed + more}", seed + more, rows=ids)
         for number, ids in enumerate(subsets)
         for more in range(design.seeds)
     ]

@@ -212,6 +212,8 @@ class Selector(NamedTuple):
         replacement: whether `choose` may take a candidate several times. Otherwise it is never asked for more than
             there are.
         needs: what must be there for `score`, such as `TARGETS`.
+        by_group: Signals -> the score of each candidate for each target group [N, G], for who asks for them; None: its
+            scores are not of groups.
     """
 
     score: Callable[[PyTree, Signals, Request], tuple[Evidence, PyTree]] | None
@@ -219,6 +221,7 @@ class Selector(NamedTuple):
     init: Callable[[Signals], PyTree] | None = None
     replacement: bool = False
     needs: frozenset[Hashable] = frozenset()
+    by_group: Callable[[Signals], Float[np.ndarray, "N G"]] | None = None
 
 
 class ScoreSource(NamedTuple):

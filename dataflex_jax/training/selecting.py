@@ -78,6 +78,7 @@ def select(
     num: int | None,
     *,
     records: bool = False,
+    by_group: bool = False,
 ) -> tuple[Pool, Chosen]:
     """The selector's choice of `num` rows of the whole pool.
 
@@ -87,6 +88,7 @@ def select(
         weights: of the checkpoints; None: their learning rates, normalised.
         num: how many; None: `DEFAULT_SHARE` of the pool.
         records: whether `chosen_records` will be asked for.
+        by_group: whether the scores for each target group are wanted too, which takes another pass.
 
     Raises:
         InputError: a selector that scores nothing, input that cannot be read, or rows that have no records.
@@ -96,6 +98,11 @@ def select(
     policies = active_policies(config)
     if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
+    selector = policies.selector.policy
+    if by_group and selector.by_group is None:
+        raise InputError(
+            f"selector {policies.selector.name!r} has one score for all target groups", option="--group_scores"
+        )
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         domains, tokenizer = open_domains(config.data)
@@ -111,12 +118,14 @@ def select(
         sweeper = Sweeper(mesh, rows=config.sweep.batch_rows)
         data = source(pool, mesh), targets
         checkpoints = OpenedCheckpoints(sources, weights or learning_rates(sources), How.of(config), sweeper, data)
-        selector = policies.selector.policy
         state = selector.init(checkpoints[0][1]) if selector.init else {}
         chooser = Chooser(policies.selector, pool, pool.groups(by_domain=False))
         request = Request(jnp.int32(1), jnp.int32(1), jax.random.key(config.seed))
         count = num or max(1, round(DEFAULT_SHARE * pool.num_rows))
         chosen, _ = chooser.choose(state, checkpoints[-1][1], request, [count])
+        if by_group:
+            columns = selector.by_group(checkpoints[-1][1]).T
+            chosen = chosen._replace(by_group=dict(zip(target_set.names, columns, strict=True)))
     return pool, chosen
 
 

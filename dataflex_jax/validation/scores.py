@@ -71,7 +71,14 @@ def _npz(path: Path, candidates: Candidates) -> Float64[np.ndarray, "N G"]:
         values = arrays[name]
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: {name} cannot be read ({one_line(error)})") from error
-    return _checked(f"{path}: {name}", values, candidates)
+    values = _checked(f"{path}: {name}", values, candidates)
+    if name == "all_scores" or "groups" not in arrays:
+        return values
+    groups = np.asarray(arrays["groups"]).astype(str).tolist()
+    if sorted(groups) != sorted(candidates.groups):
+        there = ", ".join(candidates.groups)
+        raise InputError(f"{path}: scores for the groups {', '.join(groups)}; the target groups are {there}")
+    return values[:, [groups.index(group) for group in candidates.groups]]
 
 
 def _npy(path: Path, candidates: Candidates) -> Float64[np.ndarray, "N G"]:

@@ -28,6 +28,7 @@ def test_one_number_a_candidate_counts_for_all_groups(tmp_path):
 def test_one_number_for_each_group(tmp_path):
     np.save(tmp_path / "a.npy", TWO)
     np.savez(tmp_path / "a.npz", all_scores=ONE, group_scores=TWO)
+    np.savez(tmp_path / "b.npz", all_scores=ONE, group_scores=TWO[:, ::-1], groups=np.array(["law", "algebra"]))
     (tmp_path / "a.csv").write_text("law, algebra\n" + "\n".join(f"{b},{a}" for a, b in TWO))
     (tmp_path / "b.csv").write_text(
         "﻿id,algebra,law\n" + "\n".join(f"{i},{TWO[i, 0]},{TWO[i, 1]}" for i in (3, 1, 2, 0))
@@ -54,6 +55,11 @@ def test_one_number_for_each_group(tmp_path):
             "*: has ids, scores, and no all_scores; `select` writes them, and a run",
         ),
         ("a.npz", {"all_scores": ONE[:2]}, "*: all_scores is float64 [2]; the pool has 4 candidates"),
+        (
+            "a.npz",
+            {"group_scores": TWO, "groups": np.array(["a", "law"])},
+            "*: scores for the groups a, law; the target groups are algebra, law",
+        ),
         ("a.npz", "no archive", "*: not an .npz file of scores ("),
         ("a.csv", "", "*: nothing in it; one line a candidate is expected"),
         ("a.csv", "1\n2\n3", "*: 3 lines of scores; the pool has 4 candidates"),

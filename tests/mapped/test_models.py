@@ -14,6 +14,7 @@ from dataflex_jax.mapped.draws import Draws
 from dataflex_jax.mapped.members import Member
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training.checkpoint import Checkpoints
+from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
 
 STEPS, STOP = 20, 9
@@ -170,3 +171,22 @@ def test_mixers_that_ask_between_steps_do_so_for_each_model(root, mixer, tmp_pat
     np.testing.assert_array_equal(run.rows, [ids[1] for ids in rows])
     figures = tiny.records(tmp_path / "run", "eval.jsonl")[-1]["domains"]
     np.testing.assert_allclose(losses[1], [figures[name]["nll"] for name in sorted(figures)], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_adapters_on_weights_are_trained_as_they_would_be_alone(root, tmp_path, monkeypatch):
+    weights = config(root, None, train_step=2)
+    train_and_evaluate(weights, tmp_path / "weights")
+    start = {"model__name_or_path": str(tmp_path / "weights"), "model__from_scratch": False}
+    fields = {**start, "lora__rank": 2, "lora__base_dtype": "float32", "lora__dropout": 0.1}
+    losses, _ = train(config(root, "odm", **fields), tmp_path / "mapped", members=MEMBERS[:2])
+    tiny_chat.trained(
+        config(root, "odm", seed=43, mesh__fsdp=1, mesh__data=-1, **fields), tmp_path / "run", monkeypatch
+    )
+    figures = tiny.records(tmp_path / "run", "eval.jsonl")[-1]["domains"]
+    np.testing.assert_allclose(losses[1], [figures[name]["nll"] for name in sorted(figures)], rtol=1e-5)
+
+
+def test_random_frozen_parameters_have_one_seed(root, tmp_path):
+    with pytest.raises(InputError, match=r"^config.seed: random frozen parameters have one seed"):
+        train(config(root, lora__rank=2), tmp_path, members=MEMBERS[:2])

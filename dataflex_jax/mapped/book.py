@@ -15,9 +15,11 @@ from dataflex_jax.training import changes
 from dataflex_jax.training.assembly import Experiment
 
 FILE = "models.json"
-# Fields that change no model and nothing that is measured of it; the mesh is all devices along "data" in any case.
+# Fields that change no model and nothing that is measured of it, or that name what is known by its contents. The mesh
+# is all devices along "data" in any case.
 _WITHOUT_EFFECT = ("log_every", "eval_every", "eval_rows", "evaluators", "checkpoint_every", "keep", "tensorboard")
 _WITHOUT_EFFECT += ("wandb_project", "data.cache_dir", "data.verify", "sweep", "mesh", "selector", "order")
+_WITHOUT_EFFECT += ("data.tokenizer", "data.root", "targets.root")
 
 
 def identity(experiment: Experiment, targets: TargetSet) -> dict[str, Any]:
@@ -51,6 +53,8 @@ class Book:
         self._models: dict[str, dict[str, Any]] = {}
         if path.exists():
             saved = read_sealed(path)
+            if not isinstance(saved, dict) or not {"run", "models"} <= saved.keys():
+                raise InputError(f"{path}: not the file of trained models; choose another folder")
             _check_same(path, saved["run"], run)
             self._models = {_key(model): model for model in saved["models"]}
 
@@ -81,6 +85,8 @@ def _key(model: Mapping[str, Any]) -> str:
 
 def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name in {**before, **now}:
+        if name.startswith("config.") and not (name in before and name in now):
+            continue  # another version has another set of fields
         if _plain(before.get(name)) != _plain(now.get(name)):
             was, value = shown(before.get(name), 60), shown(now.get(name), 60)
             raise InputError(f"{path}: its models were trained with {name} = {was}, not {value}; choose another folder")

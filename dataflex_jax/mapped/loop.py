@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dataflex_jax import preemption
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.sampler import Plan
 from dataflex_jax.errors import TrainingError
@@ -161,7 +162,12 @@ def train(
     training = Training(together, standing, stepped)
     with ThreadPoolExecutor(1) as pool:
         while training.step < config.train_step:
-            training.prepare(pool)
+            try:
+                training.prepare(pool)
+            except preemption.StopRequested:
+                # In the middle of a refresh, which a later run makes again.
+                save(training.standing())
+                break
             training.dispatch()
             stopping = stop_requested(training.step) and training.step < config.train_step
             training.settle(min(config.data.lag, 1))

@@ -117,16 +117,16 @@ def train_and_measure(
     book = Book(shared.folder / FILE, identity(experiment, targets), targets.names)
     run_config.write(experiment.config, shared.folder / "config.json")
     measure = Measure(targets, _rows_a_batch(experiment.config), shared.mesh)
+    if not book.missing(members):
+        return book.losses(members)
     while remaining := book.missing(members):
         chunk, standing, before = _next(shared, book, remaining, at_once)
-        title = (
-            f"Training {len(remaining)} models" if len(remaining) == len(members) else f"{len(remaining)} models left"
-        )
-        standing = _trained(shared, chunk, standing, before, f"{title}, {len(chunk.members)} as one program.")
+        title = f"{len(remaining)} models to train, {len(chunk.members)} as one program."
+        standing = _trained(shared, chunk, standing, before, title)
         if standing.step < experiment.config.train_step:
             return None
         book.add(chunk.members, measure.losses(standing.states.params, experiment.learner.model))
-    shared.checkpoints.clear()
+    shared.checkpoints.clear()  # nobody is in training any more
     return book.losses(members)
 
 

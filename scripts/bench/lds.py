@@ -112,14 +112,13 @@ def scored(config: ConfigDict, selector: str, run: Path, file: Path) -> list[Pat
     config = config.copy_and_resolve_references()
     with config.ignore_type():
         config.selector = registry.policy_config("selector", selector)
-    by_group = selector == "less"
-    pool, chosen = select(config, [str(run)], None, 1, by_group=by_group)
-    one = file.with_name(f"{file.stem} (one score).npz" if by_group else file.name)
-    write_selection(one, pool, chosen._replace(by_group=None), all_scores=True)
-    if by_group and len(chosen.by_group) > 1:
+    pool, chosen = select(config, [str(run)], None, 1, by_group=selector == "less")
+    one = file
+    if several := chosen.by_group is not None and len(chosen.by_group) > 1:
+        one = file.with_name(f"{file.stem} (one score).npz")
         write_selection(file, pool, chosen, all_scores=True)
-        return [file, one]
-    return [one]
+    write_selection(one, pool, chosen._replace(by_group=None), all_scores=True)
+    return [file, one] if several else [one]
 
 
 def study(name: str, folder: Path, make: Callable, selectors: tuple[str, ...]) -> dict[str, Any]:

@@ -79,8 +79,16 @@ class ActivePolicies(NamedTuple):
         mixer = checked_mixer(self.mixer, len(proportions))
         drawn = np.asarray(proportions) > 0
         if not drawn.all():
-            mixer = mixer._replace(policy=_drawing_only(mixer.policy, drawn))
+            mixer = mixer._replace(policy=drawing_only(mixer.policy, drawn))
         return self._replace(mixer=mixer)
+
+    def from_whole_pool(self) -> "ActivePolicies":
+        """These policies where rows are drawn from the pool as a whole: no mixer decides, and the static one stands in.
+
+        It has nothing to publish to the sampler then.
+        """
+        schedule = self.mixer.schedule._replace(update_times=0)
+        return self._replace(mixer=self.mixer._replace(schedule=schedule), by_domain=False)
 
     def reference(self) -> Reference | None:
         """The reference model that they compare with.
@@ -138,22 +146,19 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
         for option, section in weighter_sections(config).items()
     )
     by_domain = config.mixer is not None or not (selector or order)
-    if not by_domain:
-        if config.data.proportions is not None:
-            raise InputError(
-                "without a mixer a selector or an order has the pool as a whole; leave it None, or name a mixer too, "
-                "such as mixer=static",
-                option="data.proportions",
-            )
-        # The static mixer that stands in has nothing to publish to a sampler that draws from the pool as a whole.
-        mixer = mixer._replace(schedule=mixer.schedule._replace(update_times=0))
+    if not by_domain and config.data.proportions is not None:
+        raise InputError(
+            "without a mixer a selector or an order has the pool as a whole; leave it None, or name a mixer too, "
+            "such as mixer=static",
+            option="data.proportions",
+        )
     keep = config.selector.get("keep") if config.selector else None
     save_all_scores = bool(config.selector and config.selector.save_all_scores)
     policies = ActivePolicies(
         mixer, selector, online, order, weighters, by_domain, bool(config.mixer), keep, save_all_scores
     )
     policies.reference()
-    return policies
+    return policies if by_domain else policies.from_whole_pool()
 
 
 def weighter_sections(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -165,7 +170,7 @@ def weighter_sections(config: ConfigDict) -> dict[str, ConfigDict]:
     return {f"weighter.{name}": section for name, section in config.weighter.items()}
 
 
-def _drawing_only(mixer: Mixer, drawn: Bool[np.ndarray, " K"]) -> Mixer:
+def drawing_only(mixer: Mixer, drawn: Bool[Array, " K"] | Bool[np.ndarray, " K"]) -> Mixer:
     """The mixer with its weights of the other domains at 0 throughout, and those of the drawn ones in proportion."""
 
     def masked(weights_of):

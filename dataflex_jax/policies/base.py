@@ -272,6 +272,8 @@ class Selector(NamedTuple):
             there are.
         needs: what must be there for `score`, such as `TARGETS`.
         online: what it chooses inside the step instead; None: nothing.
+        by_group: Signals -> the score of each candidate for each target group [N, G], for who asks for them; None: its
+            scores are not of groups.
     """
 
     score: Callable[[PyTree, Signals, Request], tuple[Evidence, PyTree]] | None
@@ -280,6 +282,7 @@ class Selector(NamedTuple):
     replacement: bool = False
     needs: frozenset[Hashable] = frozenset()
     online: Online | None = None
+    by_group: Callable[[Signals], Float[np.ndarray, "N G"]] | None = None
 
 
 class ScoreSource(NamedTuple):

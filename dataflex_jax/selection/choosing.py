@@ -2,14 +2,14 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from dataflex_jax.data.pool import Group, Pool
 from dataflex_jax.errors import TrainingError
@@ -37,6 +37,7 @@ class Chosen(NamedTuple):
         groups: places of each group's part in `ids`.
         once: how many of each group's part are distinct choices; of too few candidates they come again after it.
         not_finite: candidates that were left out because their losses or gradients are not finite.
+        by_group: of each target group, the scores of all candidates, where they were asked for.
     """
 
     ids: Int64[np.ndarray, " num"]
@@ -45,6 +46,7 @@ class Chosen(NamedTuple):
     groups: tuple[slice, ...]
     once: tuple[int, ...]
     not_finite: int
+    by_group: Mapping[str, Float[np.ndarray, " N"]] | None = None
 
 
 class Chooser:
@@ -156,12 +158,15 @@ def described(chosen: Chosen, pool: Pool, before: Int64[np.ndarray, " m"] | None
 
 def write_selection(path: Path, pool: Pool, chosen: Chosen, *, all_scores: bool) -> None:
     """Writes ids and scores (of the chosen, in rank order), their domains, the numbers of their records in the sources
-    (of examples), and on request all scores."""
+    (of examples), on request all scores, and those by target group where there are any."""
     arrays = {"ids": chosen.ids, "scores": chosen.scores, "domains": pool.domain_of(chosen.ids)}
     if (records := pool.records()) is not None:
         arrays["records"] = records[chosen.ids]
     if all_scores:
         arrays["all_scores"] = chosen.all_scores
+    if chosen.by_group is not None:
+        arrays["group_scores"] = np.stack(list(chosen.by_group.values()), axis=1)
+        arrays["groups"] = np.array(list(chosen.by_group))
     file = io.BytesIO()
     np.savez(file, **arrays)
     replace_file(path, file.getvalue())

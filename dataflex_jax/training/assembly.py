@@ -39,7 +39,7 @@ from dataflex_jax.training.job import Cadence, Job
 from dataflex_jax.training.learner import Learner
 from dataflex_jax.training.ledger import Publishing
 from dataflex_jax.training.oversampling import Oversampling, TargetDraws, check_compared
-from dataflex_jax.training.reference import Cache, reference_losses
+from dataflex_jax.training.reference import Cache, OfRow, reference_losses
 from dataflex_jax.training.resume import Identity
 from dataflex_jax.training.run_signals import RunSignals
 from dataflex_jax.training.state import Fixed
@@ -132,18 +132,8 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     config, inputs, policies, learner, identity = experiment
     data, pool = config.data, inputs.pool
     sweeper = Sweeper(place.mesh, rows=config.sweep.batch_rows, poll=preemption.polling(place.stop_requested))
-    signals = _signals(experiment, place, sweeper)
-    how = dataclasses.replace(How.of(config), lora=None, trainable=None)
-    reference, cached = reference_losses(
-        policies.reference(),
-        inputs.domains,
-        inputs.tokenizer,
-        signals.candidates,
-        sweeper,
-        Cache(data.cache_dir, data.verify),
-        policies.reference_option(weighter_sections(config)),
-        how,
-    )
+    signals = run_signals(experiment, place.mesh, sweeper)
+    reference, cached = compared_with(experiment, signals.candidates, sweeper)
     oversampling, compared = _oversampling(experiment, place, signals)
     groups = pool.groups(by_domain=policies.by_domain)
     sampler = Sampler(config.seed, data.batch_size, data.draw, oversampling and oversampling.drawn)
@@ -170,10 +160,41 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     )
 
 
-def _signals(experiment: Experiment, place: Place, sweeper: Sweeper) -> RunSignals:
+def compared_with(
+    experiment: Experiment, candidates: Source, sweeper: Sweeper
+) -> tuple[Model | None, dict[str, OfRow]]:
+    """The reference of the policies as `reference_losses` gives it.
+
+    Args:
+        experiment: whose policies may want one.
+        candidates: the training rows.
+        sweeper: computes losses that are to be cached and are not yet.
+
+    Raises:
+        InputError: see `reference_losses`.
+    """
+    config, inputs, policies, _, _ = experiment
+    return reference_losses(
+        policies.reference(),
+        inputs.domains,
+        inputs.tokenizer,
+        candidates,
+        sweeper,
+        Cache(config.data.cache_dir, config.data.verify),
+        policies.reference_option(weighter_sections(config)),
+        dataclasses.replace(How.of(config), lora=None, trainable=None),
+    )
+
+
+def run_signals(experiment: Experiment, mesh: Mesh, sweeper: Sweeper) -> RunSignals:
+    """What the run's policies may ask of a state's model.
+
+    Raises:
+        InputError: a target set that is needed and cannot be read.
+    """
     config, inputs, policies, learner, _ = experiment
     targets, fixed = asked_for(config, policies, inputs, sweeper)
-    candidates = source(inputs.pool, place.mesh)
+    candidates = source(inputs.pool, mesh)
     read = functools.partial(row_texts, tokenizer=inputs.tokenizer)
     return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets, fixed, read)
 
@@ -231,11 +252,15 @@ def _oversampling(
     return oversampling, TargetDraws(*signals.targets, target_rows, config.seed, place.mesh)
 
 
-def _jitted_step(
-    experiment: Experiment, reference: Model | None, oversampling: Oversampling | None, mesh: Mesh
-) -> Callable:
+def train_step(experiment: Experiment, oversampling: Oversampling | None = None) -> TrainStep:
+    """The step, not jitted.
+
+    Args:
+        experiment: whose step.
+        oversampling: which of the drawn rows it trains on; None: all.
+    """
     config, _, policies, learner, _ = experiment
-    step = TrainStep(
+    return TrainStep(
         learner.start.model,
         learner.start.optimizer,
         learner.learning_rate,
@@ -245,5 +270,11 @@ def _jitted_step(
         weigh_microbatches=config.data.weigh_over == "microbatch",
         oversampling=oversampling,
     )
+
+
+def _jitted_step(
+    experiment: Experiment, reference: Model | None, oversampling: Oversampling | None, mesh: Mesh
+) -> Callable:
+    learner, step = experiment.learner, train_step(experiment, oversampling)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(learner.abstract), replicated(mesh)))
     return functools.partial(jitted, fixed=Fixed(learner.frozen, reference))

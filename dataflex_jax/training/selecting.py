@@ -78,6 +78,7 @@ def select(
     num: int | None,
     *,
     records: bool = False,
+    by_group: bool = False,
 ) -> tuple[Pool, Chosen]:
     """The selector's choice of `num` rows of the whole pool.
 
@@ -88,6 +89,7 @@ def select(
         weights: of the checkpoints; None: their learning rates, normalised.
         num: how many; None: the share `config.selector.keep` of the pool, by default `DEFAULT_SHARE`.
         records: whether `chosen_records` will be asked for.
+        by_group: whether the scores for each target group are wanted too, which takes another pass.
 
     Raises:
         InputError: a selector that scores nothing or lacks a checkpoint, input that cannot be read, or rows without
@@ -108,6 +110,11 @@ def select(
         raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
     if config.data.tokenizer is None:
         choose_tokenizer(config)
+    selector = policies.selector.policy
+    if by_group and selector.by_group is None:
+        raise InputError(
+            f"selector {policies.selector.name!r} has one score for all target groups", option="--group_scores"
+        )
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         domains, tokenizer = open_domains(config.data)
@@ -129,12 +136,14 @@ def select(
             checkpoints = OpenedCheckpoints(sources, weights, How.of(config), sweeper, data)
         else:
             checkpoints = ModelSignals(None, sweeper, **data).checkpoints
-        selector = policies.selector.policy
         state = selector.init(checkpoints[0][1]) if selector.init else {}
         chooser = Chooser(policies.selector, pool, pool.groups(by_domain=False))
         request = Request(jnp.int32(1), jnp.int32(1), jax.random.key(config.seed))
         count = num or share_of(policies.keep or DEFAULT_SHARE, pool.num_rows)
         chosen, _ = chooser.choose(state, checkpoints[-1][1], request, [count])
+        if by_group:
+            columns = selector.by_group(checkpoints[-1][1]).T
+            chosen = chosen._replace(by_group=dict(zip(targets[0].names, columns, strict=True)))
     return pool, chosen
 
 

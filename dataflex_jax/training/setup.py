@@ -83,7 +83,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         changes.check_tokenizer(changed)
         inputs = open_inputs(config.data, run_folder, latest)
         agreement.agree({"the newest checkpoint": latest} | _found(inputs) | agreement.plugins(config))
-        experiment = _experiment(config, inputs, mesh)
+        experiment = make_experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
             state, position = fresh_state(learner, experiment.config), resume.beginning(identity)
@@ -125,9 +125,24 @@ def _finished_read_only(config: ConfigDict, run_folder: Path) -> Outcome | None:
         return Outcome(step, False, checkpoints.read_run(step)["tokens_seen"])
 
 
-def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> Experiment:
+def make_experiment(
+    config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh, *, whole_pool: bool = False
+) -> Experiment:
+    """What a run is, of its configuration and its data.
+
+    Args:
+        config: of the run.
+        inputs: its data.
+        mesh: the devices.
+        whole_pool: whether rows are drawn from the pool as a whole, whatever the policies are.
+
+    Raises:
+        InputError: proportions, a model or frozen parameters that are refused; see `make_learner`.
+    """
     config = with_weights_files(config, [domain.name for domain in inputs.domains])
     policies = active_policies(config)
+    if whole_pool:
+        policies = policies.from_whole_pool()
     sizes = np.diff(inputs.pool.offsets)
     proportions = registry.checked("data", starting_proportions, "proportions", config.data.proportions, sizes)
     policies = policies.drawing(proportions)

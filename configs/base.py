@@ -27,7 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # The run.
     config.seed = 42
-    config.train_step = 1000  # optimizer steps in all
+    config.train_step = placeholder(int)  # optimizer steps in all; None: as many as `epochs` take
+    config.train_step = 1000
+    config.epochs = placeholder(float)  # passes over the training rows, in place of train_step, which is then None
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.eval_every = 0  # steps between evaluations on the held-out split; 0: only after the last step
     config.eval_rows = 256  # at most this many held-out rows a domain in each evaluation

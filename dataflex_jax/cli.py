@@ -159,7 +159,11 @@ def chosen_config(default: str | None = None, example: str = "configs/odm.py") -
         raise InputError(f"--config={flag.config_filename}: its get_config() returns nothing")
     if flag.value is None:
         raise InputError(f"--config is missing, e.g. --config={example}")
-    for name, value in config_flags.get_override_values(flag).items():
+    overrides = config_flags.get_override_values(flag)
+    for given, other in (("train_step", "epochs"), ("epochs", "train_step")):
+        if overrides.get(given) is not None and other not in overrides:
+            flag.value[other] = None  # the recipe's, in whose place it is given
+    for name, value in overrides.items():
         kind, _, field = name.partition(".")
         if value is None and not field and flag.value.get_type(name) is types.NoneType:
             raise InputError(f"--config.{name}: cannot be None")  # it had a value, and may have been a section

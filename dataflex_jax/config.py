@@ -113,7 +113,8 @@ _LORA_MODULES = Check(
 
 CHECKS: dict[str, Check] = {
     "seed": _SEED,
-    "train_step": _integer(1),
+    "train_step": _optional(_integer(1)),
+    "epochs": _optional(_number(0, open_low=True)),
     "log_every": _integer(1),
     "eval_every": _integer(0),
     "eval_rows": _integer(1),
@@ -246,6 +247,7 @@ def validate(config: ConfigDict, *, data_is_read: bool = True) -> None:
         InputError: names the field and what is accepted.
     """
     _check_fields(config)
+    _check_duration(config)
     _settle(config)
     load_plugins(config.plugins)
     if data_is_read:
@@ -272,6 +274,14 @@ def _check_fields(config: ConfigDict) -> None:
         _check_section(kind, config[kind])
     for option, section in weighter_sections(config).items():
         _check_section(option, section)
+
+
+def _check_duration(config: ConfigDict) -> None:
+    if config.train_step is None and config.epochs is None:
+        raise InputError("must be a number of steps, or config.epochs of passes", option="train_step", value=None)
+    if config.train_step is not None and config.epochs is not None:
+        reason = f"not together with config.train_step = {config.train_step}; set one of them to None"
+        raise InputError(reason, option="epochs", value=config.epochs)
 
 
 def _check_section(option: str, section: Any) -> None:

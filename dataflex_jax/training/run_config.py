@@ -20,7 +20,7 @@ from dataflex_jax.policies.registry import KINDS
 
 # Fields that older runs may lack, by section, and what they mean there.
 _NEWER: dict[str | None, dict[str, Any]] = {
-    None: {"evaluators": ("held_out",)},
+    None: {"evaluators": ("held_out",), "epochs": None},
     "model": {"trainable": None, "resize_vocab": False},
     "data": {"verify": "sampled", "begin_of_text": False},
 }

@@ -37,4 +37,3 @@ def settle(config: ConfigDict, num_rows: int) -> None:
         rows,
         num_rows,
     )
-

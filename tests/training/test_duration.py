@@ -62,7 +62,7 @@ def test_on_the_command_line_one_takes_the_place_of_the_recipe_s_other(tmp_path)
     recipe.write_text("\n".join([*lines, "    config.update(train_step=None, epochs=2.0)", "    return config", ""]))
     config = chosen(f"--config={recipe}", "--config.train_step=9")
     assert (config.train_step, config.epochs) == (9, None)
-    with pytest.raises(InputError, match="^config.epochs = 2.0: not together with config.train_step = 9"):
+    with pytest.raises(InputError, match=r"^config.epochs = 2\.0: not together with config.train_step = 9"):
         chosen("--config=configs/odm.py", "--config.epochs=2", "--config.train_step=9")
 
 

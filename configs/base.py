@@ -99,6 +99,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Dotted record field that says which domain a record belongs to: a string or integer, also within a string of JSON.
     data.domain_field = placeholder(str)
     data.domain_values = placeholder(tuple)  # that field's value for each of data.domains; None: the names themselves
+    data.max_samples = placeholder(int)  # at most this many records of each domain, the first ones; None: all
     data.hub_config = placeholder(str)
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record

@@ -160,6 +160,7 @@ CHECKS: dict[str, Check] = {
     "data.domains": _optional(_SOME_NAMES),
     "data.domain_field": _optional(_TEXT),
     "data.domain_values": _optional(_SOME_NAMES),
+    "data.max_samples": _optional(_integer(1)),
     "data.hub_config": _optional(_TEXT),
     "data.hub_split": _TEXT,
     "data.text_field": _TEXT,

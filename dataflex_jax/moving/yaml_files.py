@@ -1,4 +1,4 @@
-"""YAML files that others wrote: one mapping, every key once and with its line, nothing that stands for something else."""
+"""YAML files that others wrote: one mapping, with every key once and the line that it stands in, and no anchors."""
 
 import os
 import re

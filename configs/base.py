@@ -117,6 +117,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # K numbers, {"name": number, ...}, "uniform", a file that a mixer left (domain_weights.json), or None: natural, by
     # number of rows
     data.proportions = placeholder(object)
+    # How often each domain's rows come at most: a number, K numbers, {"name": number, ...}, or None. The others then
+    # share what a domain would give, in proportion.
+    data.max_epochs = placeholder(object)
     data.valid_fraction = 0.02  # of the documents, held out by hash (unless a domain has its own held-out files)
     data.draw = "systematic"  # rows of a domain in a batch: within 1 of B*w ("systematic") or "multinomial"
     data.lag = 1  # weights decided after step s are drawn from at step s + 1 + lag

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dataflex_jax import preemption
+from dataflex_jax.data import epoch_limits
 from dataflex_jax.data.domains import Domain, open_domains
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
@@ -21,6 +23,7 @@ from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies, weighter_sections
+from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.policies.signals import TARGETS
 from dataflex_jax.reporting.hardware import total_peak_flops
@@ -140,7 +143,7 @@ def assemble(experiment: Experiment, place: Place) -> Job:
         how,
     )
     groups = pool.groups(by_domain=policies.by_domain)
-    sampler = Sampler(config.seed, data.batch_size, data.draw)
+    sampler = Sampler(config.seed, data.batch_size, data.draw, _most_rows(config, inputs))
     draws = Draws(pool, groups, sampler, Sequences(groups, config.seed))
     selection = None
     if policies.selector or policies.order:
@@ -163,6 +166,15 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     )
 
 
+def _most_rows(config: ConfigDict, inputs: Inputs) -> tuple[int, ...] | None:
+    rows = {domain.name: domain.train.num_rows for domain in inputs.domains}
+    sizes, data = np.array(list(rows.values())), config.data
+    proportions = np.asarray(starting_proportions("proportions", data.proportions, sizes))
+    most = epoch_limits.most_rows(data.max_epochs, rows, proportions)
+    epoch_limits.check_room(data.max_epochs, most, config.train_step * data.batch_size)
+    return most
+
+
 def _signals(experiment: Experiment, place: Place, sweeper: Sweeper) -> RunSignals:
     config, inputs, policies, learner, _ = experiment
     targets = None
@@ -179,7 +191,7 @@ def _log_settings(experiment: Experiment) -> LogSettings:
         domains={domain.name: domain.train.num_rows for domain in inputs.domains},
         mixer=policies.mixer.name if policies.mixes else None,
         mixer_log=policies.mixer.policy.log,
-        policies=any(config[kind] for kind in KINDS),
+        policies=any(config[kind] for kind in KINDS) or config.data.max_epochs is not None,
         log_every=config.log_every,
         train_step=config.train_step,
         tensorboard=config.tensorboard,

@@ -4,13 +4,11 @@ Exit codes: 0 done, or stopped on request and saved; 2 bad configuration or inpu
 """
 
 import ast
-import functools
 import logging
 import os
 import re
 import signal
 import sys
-import tempfile
 import textwrap
 import traceback
 import types
@@ -26,14 +24,11 @@ from ml_collections import ConfigDict, config_flags
 from dataflex_jax import ending
 from dataflex_jax.errors import InputError, TrainingError, is_disk_full, is_out_of_memory, one_line
 from dataflex_jax.files import expanded
-from dataflex_jax.moving.conversion import ENDINGS as YAML
-from dataflex_jax.moving.conversion import converted
+from dataflex_jax.moving.direct import ENDINGS, recipe_of
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.preemption import StopRequested
 from dataflex_jax.processes import group
 from dataflex_jax.processes.launch import find
-
-logger = logging.getLogger(__name__)
 
 _RECIPES = (Path(__file__).parent / "configs").resolve()
 _NOTHING = ("", "None", "null")
@@ -365,36 +360,8 @@ def _found_recipe(value: str) -> str:
         places.append(_RECIPES.parent / path)
     for found in places:
         if found.is_file():
-            return _as_recipe(found, variant) if found.suffix in YAML else f"{found}{colon}{variant}"
+            return recipe_of(found, variant) if found.suffix in ENDINGS else f"{found}{colon}{variant}"
     raise InputError(f"--config={path}: no such file; recipes are in {_RECIPES}")
-
-
-def _as_recipe(path: Path, variant: str) -> str:
-    """The recipe that a YAML file of LLaMA-Factory or DataFlex is made into, with its variant.
-
-    Raises:
-        InputError: the file cannot be converted.
-    """
-    parts = [part for part in variant.split(",") if part]
-    counts = [part.partition("=")[2] for part in parts if part.startswith("devices=")]
-    if not all(count.isdecimal() and int(count) > 0 for count in counts):
-        raise InputError(f"--config={path}:{variant}: devices=N is a number of devices, 1 or more")
-    recipe = converted(path, devices=int(counts[-1]) if counts else None)
-    said = [note for note in recipe.notes if note.matters]
-    for note in said:
-        logger.warning("%s", note)
-    if others := len(recipe.notes) - len(said):
-        logger.info("%s: %d fields change nothing; python -m dataflex_jax.convert lists them.", path, others)
-    target = Path(_made_recipes().name) / f"{path.stem}.py"
-    target.write_text(recipe.text, encoding="utf-8")
-    rest = ",".join(part for part in parts if not part.startswith("devices="))
-    return f"{target}:{rest}" if rest else str(target)
-
-
-@functools.cache
-def _made_recipes() -> tempfile.TemporaryDirectory[str]:
-    """Where recipes are kept that are made of other files, until the process ends."""
-    return tempfile.TemporaryDirectory(prefix="dataflex_jax-")
 
 
 def _unknown_field(argv: list[str]) -> InputError | None:

@@ -11,11 +11,9 @@ from dataflex_jax.moving.draft import Draft, Given, Note
 from dataflex_jax.moving.policies import Policies
 from dataflex_jax.moving.yaml_files import read_yaml
 
-ENDINGS = (".yaml", ".yml")
-
 
 class Converted(NamedTuple):
-    """What came of a file: the recipe, and what is to be known of its fields, in their order."""
+    """What came of a file: the recipe, and what is to be known of the fields, in their order in it and in others."""
 
     text: str
     notes: tuple[Note, ...]
@@ -47,7 +45,8 @@ def converted(path: str | os.PathLike[str], name: str | None = None, devices: in
     for field, reason in known.by_name(known.WITHOUT_EFFECT).items():
         if given.has(field) and field in given.left():
             draft.note(given.place(field), reason, matters=False)
-    return Converted(draft.text(name or f"{Path(path).stem}.py"), tuple(draft.notes))
+    notes = sorted(draft.notes, key=lambda note: (note.place.path != draft.source, note.place))
+    return Converted(draft.text(name or f"{Path(path).stem}.py"), tuple(notes))
 
 
 def _refuse_left(given: Given) -> None:

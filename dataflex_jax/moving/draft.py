@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from dataflex_jax.errors import InputError, shown
 from dataflex_jax.files import expanded
-from dataflex_jax.moving.yaml_files import Lines
+from dataflex_jax.moving.yaml_files import Lines, Place
 
 _LINE = 120
 
@@ -17,12 +17,12 @@ class Note(NamedTuple):
     """What is to be known of a field.
 
     Attributes:
-        place: file, line and name.
+        place: of the field.
         reason: what became of it.
         matters: whether results may differ by it.
     """
 
-    place: str
+    place: Place
     reason: str
     matters: bool
 
@@ -44,7 +44,7 @@ class Given:
         """Whether it says anything of a field; null says nothing."""
         return self._fields.get(name) is not None
 
-    def place(self, name: str) -> str:
+    def place(self, name: str) -> Place:
         """Where a field stands, for messages."""
         return self._fields.place(name)
 
@@ -162,7 +162,7 @@ class Draft:
         chosen = {field: value for field, value in fields.items() if value is not None}
         self.policies.setdefault(kind, {})[name] = chosen
 
-    def note(self, place: str, reason: str, *, matters: bool = True) -> None:
+    def note(self, place: Place, reason: str, *, matters: bool = True) -> None:
         """Notes what became of a field."""
         self.notes.append(Note(place, reason, matters))
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -10,6 +10,17 @@ from dataflex_jax.errors import InputError, one_line
 from dataflex_jax.foreign import read_bytes
 
 _MAX_BYTES = 1 << 20
+
+
+class Place(NamedTuple):
+    """Where a field stands: the file, the line from 1 (0 where it is not given), and its name."""
+
+    path: str
+    line: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.name}" if self.line else f"{self.path}: {self.name}"
 
 
 class Lines(dict[str, Any]):
@@ -25,9 +36,9 @@ class Lines(dict[str, Any]):
         self.path = path
         self.lines: dict[str, int] = {}
 
-    def place(self, key: str) -> str:
-        """Where a key stands, for messages; where it is not given, the file."""
-        return f"{self.path}:{self.lines[key]}: {key}" if key in self.lines else f"{self.path}: {key}"
+    def place(self, key: str) -> Place:
+        """Where a key stands, for messages."""
+        return Place(self.path, self.lines.get(key, 0), key)
 
 
 class _Loader(yaml.SafeLoader):

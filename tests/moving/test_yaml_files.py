@@ -24,8 +24,8 @@ def test_values_and_the_lines_of_their_keys(tmp_path):
         "h": -2000.0,
     }
     assert (found.lines["c"], found["c"].lines["e"]) == (5, 7)
-    assert found["c"].place("e") == f"{tmp_path / 'a.yaml'}:7: e"
-    assert found.place("nothing") == f"{tmp_path / 'a.yaml'}: nothing"
+    assert str(found["c"].place("e")) == f"{tmp_path / 'a.yaml'}:7: e"
+    assert str(found.place("nothing")) == f"{tmp_path / 'a.yaml'}: nothing"
 
 
 @pytest.mark.parametrize(

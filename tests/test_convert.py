@@ -47,7 +47,7 @@ def test_the_recipe_is_written_with_what_is_not_as_there(folder, capsys):
 
 def test_without_a_file_or_with_two_nothing_is_converted(folder):
     for files in ((), ("run.yaml", "run.yaml")):
-        with pytest.raises(InputError, match="^give one file: "):
+        with pytest.raises(InputError, match=r"^give one file: python"):
             converted(*files)
 
 

@@ -78,6 +78,9 @@ def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Ite
     if config.selector or config.order:
         kind = "selector" if config.selector else "order"
         raise InputError("models that are trained as one program draw without one; leave it None", option=kind)
+    if config.data.max_epochs is not None:
+        reason = "models that are trained as one program draw without limits; leave it None"
+        raise InputError(reason, option="data.max_epochs")
     if config.data.tokenizer is None:
         choose_tokenizer(config)
     mesh = make_mesh({"data": -1})

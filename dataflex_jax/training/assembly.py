@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dataflex_jax import preemption
+from dataflex_jax.data import epoch_limits
 from dataflex_jax.data.domains import Domain, open_domains
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
@@ -23,6 +24,7 @@ from dataflex_jax.data.texts import row_texts
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies, weighter_sections
+from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.policies.signals import TARGETS, FixedEmbeddings
 from dataflex_jax.reporting.hardware import total_peak_flops
@@ -136,7 +138,7 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     reference, cached = compared_with(experiment, signals.candidates, sweeper)
     oversampling, compared = _oversampling(experiment, place, signals)
     groups = pool.groups(by_domain=policies.by_domain)
-    sampler = Sampler(config.seed, data.batch_size, data.draw, oversampling and oversampling.drawn)
+    sampler = _sampler(config, inputs, oversampling)
     draws = Draws(pool, groups, sampler, Sequences(groups, config.seed))
     selection = None
     if policies.selector or policies.order:
@@ -221,13 +223,25 @@ def asked_for(
     return (targets, source(targets.pool, sweeper.mesh)), fixed
 
 
+def _sampler(config: ConfigDict, inputs: Inputs, oversampling: Oversampling | None) -> Sampler:
+    data, rows = config.data, {domain.name: domain.train.num_rows for domain in inputs.domains}
+    rows_of = None if oversampling is None else oversampling.drawn
+    sizes = np.array(list(rows.values()))
+    proportions = np.asarray(starting_proportions("proportions", data.proportions, sizes))
+    most = epoch_limits.most_rows(data.max_epochs, rows, proportions)
+    sampler = Sampler(config.seed, data.batch_size, data.draw, rows_of, most)
+    if most is not None:
+        epoch_limits.check_room(data.max_epochs, most, sum(map(sampler.rows, range(1, config.train_step + 1))))
+    return sampler
+
+
 def _log_settings(experiment: Experiment) -> LogSettings:
     config, inputs, policies, learner, _ = experiment
     return LogSettings(
         domains={domain.name: domain.train.num_rows for domain in inputs.domains},
         mixer=policies.mixer.name if policies.mixes else None,
         mixer_log=policies.mixer.policy.log,
-        policies=any(config[kind] for kind in KINDS),
+        policies=any(config[kind] for kind in KINDS) or config.data.max_epochs is not None,
         log_every=config.log_every,
         train_step=config.train_step,
         tensorboard=config.tensorboard,

@@ -20,7 +20,7 @@ from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.processes import group
 from dataflex_jax.reporting.trackers import import_wandb
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training import agreement, changes, fits, loop, resume, run_config
+from dataflex_jax.training import agreement, changes, duration, fits, loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
@@ -79,9 +79,10 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         before = changes.last_started_with(run_folder) if latest else None
         if before is not None:
             keep_begin_of_text(config.data, before)
-        changed = changes.changed(before, config)
-        changes.check_tokenizer(changed)
+        changes.check_tokenizer(changes.changed(before, config))
         inputs = open_inputs(config.data, run_folder, latest)
+        duration.settle(config, inputs.pool.num_rows)
+        changed = changes.changed(before, config)
         agreement.agree({"the newest checkpoint": latest} | _found(inputs) | agreement.plugins(config))
         experiment = make_experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
@@ -119,8 +120,9 @@ def _finished_read_only(config: ConfigDict, run_folder: Path) -> Outcome | None:
         return None
     with Checkpoints(run_folder, writable=False) as checkpoints:
         step = checkpoints.latest()
-        if step < config.train_step:
-            done = f"{step} of config.train_step = {config.train_step} steps are done"
+        train_step = config.train_step or run_config.read(run_folder).train_step
+        if step < train_step:
+            done = f"{step} of config.train_step = {train_step} steps are done"
             raise InputError(f"--workdir={run_folder}: cannot be written, and only {done}; go on in a copy of it")
         return Outcome(step, False, checkpoints.read_run(step)["tokens_seen"])
 

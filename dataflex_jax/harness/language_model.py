@@ -140,8 +140,9 @@ class LanguageModel(TemplateLM):
             text = self._template.render(chat_history, generation_prompt=add_generation_prompt)
         if add_generation_prompt:
             return text
-        last = chat_history[-1]["content"].strip()
-        return text[: text.rindex(last) + len(last)]
+        last = chat_history[-1]["content"]
+        start, kept = text.rindex(last.strip()), last.lstrip()
+        return text[:start] + (kept if text.startswith(kept, start) else last.strip())
 
     @functools.cached_property
     def _template(self) -> ChatTemplate:

@@ -4,40 +4,35 @@ The folder has dev/SUBJECT_dev.csv for the examples, and test/SUBJECT_test.csv o
 """
 
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from dataflex_jax.data.sources.mmlu import LETTERS, MmluPart
 from dataflex_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
 
 # The data sets on the hub that these files are.
 HUB_NAMES = ("cais/mmlu", "hails/mmlu_no_train")
 
 
-def check_root(root: str) -> None:
-    """Refuses a folder that does not have the layout.
-
-    Raises:
-        InputError: it is none, or what it lacks.
-    """
-    folder = Path(root)
+def fault_of(folder: Path) -> str | None:
+    """Why a folder is not one with the benchmark's files; None: it is."""
     if not folder.is_dir():
-        raise InputError("no such folder", option="mmlu_root", value=root)
+        return "no such folder"
     if not any(folder.glob("dev/*_dev.csv")) or _split(folder) is None:
-        raise InputError(
-            "must hold dev/SUBJECT_dev.csv, and test/SUBJECT_test.csv or val/SUBJECT_val.csv",
-            option="mmlu_root",
-            value=root,
-        )
+        return "must hold dev/SUBJECT_dev.csv, and test/SUBJECT_test.csv or val/SUBJECT_val.csv"
+    return None
 
 
-def splits(root: str, subject: str) -> datasets.DatasetDict:
-    """A subject's questions as the hub's data set has them: "dev", "validation" and "test", the last two being the same.
+def splits(root: str, subject: str) -> "datasets.DatasetDict":
+    """A subject's questions as the hub's data set has them; its splits "validation" and "test" are the same here.
 
     Raises:
         InputError: a file that is missing, or is no table of questions.
     """
+    import datasets  # takes a second
+
     folder, split = Path(root), _split(Path(root))
     questions = datasets.Dataset.from_list(_records(folder / split / f"{subject}_{split}.csv"))
     examples = datasets.Dataset.from_list(_records(folder / "dev" / f"{subject}_dev.csv"))

@@ -6,6 +6,7 @@ as the questions after the same examples, are a group whose beginning is read on
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ def groups_of(texts: Sequence[Text]) -> list[Group]:
     Of the tree that what the sorted texts share makes, a branch is one group where that saves more tokens than the
     groups that its own branches are.
     """
-    shared = [0, *(_shared(a, b) for a, b in zip(texts, texts[1:], strict=False)), -1]
+    shared = [0, *itertools.starmap(_shared, itertools.pairwise(texts)), -1]
     open_branches: list[_Branch] = []
     for stop in range(1, len(texts) + 1):
         depth, branch = shared[stop], _Branch(0, stop - 1, [Group(texts[stop - 1 : stop])])

@@ -1,58 +1,81 @@
 """What the harness found, as an evaluation here: one line of eval.jsonl a task, with its subjects and categories."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _WITHOUT_FILTER = "none"
 
 
-def evaluation(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+def with_bits(found: dict[str, Any]) -> dict[str, Any]:
+    """What the harness found, with bits_per_byte among the metrics of tasks and groups, and without its samples."""
+    samples = found.pop("samples")
+    needed = {task: [bits for sample in some if (bits := bits_of(sample))] for task, some in samples.items()}
+    for tables in (found["results"], found.get("groups", {})):
+        for name, table in tables.items():
+            some = [each for task in _tasks(name, found["group_subtasks"]) for each in needed.get(task, ())]
+            if some and any("," in key for key in table):
+                table[f"bits_per_byte,{_WITHOUT_FILTER}"] = sum(bits for bits, _ in some) / sum(
+                    size for _, size in some
+                )
+    return found
+
+
+def merged(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the harness found in several tasks as if they had been one call."""
+    whole: dict[str, Any] = {}
+    for each in found:
+        for key, value in each.items():
+            whole[key] = {**whole.get(key, {}), **value} if isinstance(value, dict) else value
+    return whole
+
+
+def evaluation(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """A task's, group's or tag's results as an evaluator gives them.
 
-    The metrics are the harness's, their standard errors NAME_stderr; samples is the number of questions. Where the right
-    answer is one of several, bits_per_byte is the bits that the model needs for it, a byte of its UTF-8 text: it moves
-    before the accuracy of a small model does.
+    The metrics are the harness's, their standard errors NAME_stderr, with the name of a filter at the end; samples is
+    the number of questions.
 
     Args:
         name: of what was asked.
-        results: as the harness gives them, with its samples.
+        found: by the harness, of this or of more.
     """
-    tables = {**results["results"], **results.get("groups", {})}
-    groups = {group: metrics for group in tables if (metrics := _metrics(group, results, tables[group]))}
+    tables = {**found["results"], **found.get("groups", {})}
+    members = found["group_subtasks"]
+    groups = {}
+    for each in (name, *_below(name, members)) if name in tables else tables:
+        if metrics := _metrics(tables.get(each, {})):
+            sizes = (found["n-samples"][task]["effective"] for task in _tasks(each, members))
+            groups[each] = {**metrics, "samples": sum(sizes)}
     overall = groups.pop(name, None)
     return {"split": name, "domains": groups, "overall": overall}
 
 
-def _metrics(name: str, results: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(table: Mapping[str, Any]) -> dict[str, float]:
     metrics = {}
     for key, value in table.items():
         metric, comma, kind = key.partition(",")
-        if comma and isinstance(value, int | float) and not isinstance(value, bool):
+        if comma and isinstance(value, int | float):
             base = metric.removesuffix("_stderr")
             shown = base if kind == _WITHOUT_FILTER else f"{base}_{kind}"
             metrics[shown + metric[len(base) :]] = float(value)
-    if not metrics:
-        return {}
-    tasks = list(_tasks(name, results["group_subtasks"]))
-    needed = [bits_of(sample) for task in tasks for sample in results["samples"].get(task, ())]
-    needed = [each for each in needed if each is not None]
-    if needed:
-        metrics["bits_per_byte"] = sum(bits for bits, _ in needed) / sum(size for _, size in needed)
-    metrics["samples"] = sum(results["n-samples"][task]["effective"] for task in tasks)
     return metrics
+
+
+def _below(name: str, members: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """The groups and tasks that a group consists of, on all levels."""
+    for member in members.get(name, ()):
+        yield member
+        yield from _below(member, members)
 
 
 def _tasks(name: str, members: Mapping[str, Iterable[str]]) -> Iterator[str]:
     """The tasks that a group consists of; a task itself."""
-    if name not in members:
-        yield name
-    for member in members.get(name, ()):
-        yield from _tasks(member, members)
+    return (each for each in (name, *_below(name, members)) if each not in members)
 
 
 def bits_of(sample: Mapping[str, Any]) -> tuple[float, int] | None:
-    """(bits that the model needs for the right answer, bytes of it); None: the question has no choices, or no right one.
+    """(bits that the model needs for the right answer, bytes of it), or None where it is not one of several.
 
     Args:
         sample: a question as the harness logs it, of any filter.

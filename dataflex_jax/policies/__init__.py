@@ -18,6 +18,7 @@ from dataflex_jax.policies.base import (
 )
 from dataflex_jax.policies.registry import register_mixer, register_order, register_selector, register_weighter
 from dataflex_jax.policies.signals import (
+    HELD_OUT,
     TARGETS,
     Alignments,
     DomainGradients,
@@ -32,6 +33,7 @@ from dataflex_jax.policies.signals import (
 )
 
 __all__ = [
+    "HELD_OUT",
     "TARGETS",
     "Alignments",
     "Choice",

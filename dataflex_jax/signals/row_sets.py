@@ -89,6 +89,7 @@ class ModelSignals:
         sweeper: runs the sweeps.
         candidates: the training rows.
         targets: the target set, and its rows for sweeps; None: none.
+        held_out: the same of the held-out rows, whose groups the domains are.
         domain_gradients: computes them; None: nobody may ask.
     """
 
@@ -99,17 +100,15 @@ class ModelSignals:
         candidates: Source,
         targets: tuple[TargetSet, Source] | None = None,
         domain_gradients: Callable[[], DomainGradients] | None = None,
+        held_out: tuple[TargetSet, Source] | None = None,
     ):
         pool = candidates.pool
         self._asked = subject, sweeper, candidates
         self._pool, self._domain_gradients = pool, domain_gradients
         self.compared: DomainGradients | None = None
         self.candidates = self._candidates(0, pool.num_rows, "candidates")
-        self.targets = None
-        if targets is not None:
-            target_set, source = targets
-            groups = (target_set.groups, target_set.names)
-            self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets")
+        self.targets = self._others(targets, "targets")
+        self.held_out = self._others(held_out, "held-out rows")
 
     def room_for_directions(self, parameters: str = "blocks") -> int:
         """See `policies.signals.Signals`."""
@@ -135,6 +134,12 @@ class ModelSignals:
         bounds = itertools.pairwise(self._pool.offsets.tolist())
         names = (domain.name for domain in self._pool.domains)
         return tuple(self._candidates(*bound, name) for bound, name in zip(bounds, names, strict=True))
+
+    def _others(self, rows: tuple[TargetSet, Source] | None, what: str) -> SweptRows | None:
+        if rows is None:
+            return None
+        (subject, sweeper, _), (chosen, source) = self._asked, rows
+        return SweptRows(subject, sweeper, source, chosen.ids, chosen.groups, chosen.names, what)
 
     def _candidates(self, start: int, stop: int, what: str) -> SweptRows:
         ids, names = np.arange(start, stop), [domain.name for domain in self._pool.domains]

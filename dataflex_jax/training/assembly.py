@@ -16,13 +16,14 @@ from dataflex_jax.data.domains import Domain, open_domains
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.sampler import Sampler
+from dataflex_jax.data.targets import held_out as open_held_out
 from dataflex_jax.data.targets import open_targets
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.data.window import Sequences
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies, weighter_sections
 from dataflex_jax.policies.registry import KINDS
-from dataflex_jax.policies.signals import TARGETS
+from dataflex_jax.policies.signals import HELD_OUT, TARGETS
 from dataflex_jax.reporting.hardware import total_peak_flops
 from dataflex_jax.reporting.run_log import LogSettings
 from dataflex_jax.selection.windows import Draws, Selection
@@ -165,12 +166,15 @@ def assemble(experiment: Experiment, place: Place) -> Job:
 
 def _signals(experiment: Experiment, place: Place, sweeper: Sweeper) -> RunSignals:
     config, inputs, policies, learner, _ = experiment
-    targets = None
+    targets = held_out = None
+    if policies.needs(HELD_OUT):
+        held_out_set = open_held_out(inputs.domains, config.eval_rows)
+        held_out = held_out_set, source(held_out_set.pool, place.mesh)
     if policies.needs(TARGETS):
         target_set = open_targets(config, inputs.domains, inputs.tokenizer_source)
         targets = target_set, source(target_set.pool, place.mesh)
     candidates = source(inputs.pool, place.mesh)
-    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets)
+    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets, held_out)
 
 
 def _log_settings(experiment: Experiment) -> LogSettings:

@@ -26,6 +26,7 @@ class RunSignals(NamedTuple):
         sweeper: runs the sweeps.
         candidates: the training rows.
         targets: the target set, and its rows; None where no policy needs it.
+        held_out: the same of the held-out rows.
     """
 
     config: ConfigDict
@@ -34,6 +35,7 @@ class RunSignals(NamedTuple):
     sweeper: Sweeper
     candidates: Source
     targets: tuple[TargetSet, Source] | None
+    held_out: tuple[TargetSet, Source] | None
 
     def of(self, state: TrainState, step: int) -> ModelSignals:
         """The signals of the model that `state` holds once `step` steps are done."""
@@ -51,4 +53,4 @@ class RunSignals(NamedTuple):
                 learning_rate=self.learning_rate(step),
             )
 
-        return ModelSignals(subject, self.sweeper, self.candidates, self.targets, gradients)
+        return ModelSignals(subject, self.sweeper, self.candidates, self.targets, gradients, self.held_out)

@@ -130,6 +130,12 @@ CHECKS: dict[str, Check] = {
     "eval_every": _integer(0),
     "eval_rows": _integer(1),
     "evaluators": _NAMES,
+    "eval_tasks": _NAMES,
+    "eval_tasks_every": _integer(0),
+    "eval_num_fewshot": _optional(_integer(0)),
+    "eval_limit": _optional(_number(0, open_low=True)),
+    "eval_include_path": _optional(_TEXT),
+    "eval_mmlu_root": _optional(_TEXT),
     "checkpoint_every": _integer(1),
     "keep": _integer(1),
     "tensorboard": _BOOL,
@@ -225,6 +231,8 @@ CHECKS: dict[str, Check] = {
 
 # Fields with paths, in which `~` and environment variables are expanded; policies' are found by their values.
 PATHS = (
+    "eval_include_path",
+    "eval_mmlu_root",
     "model.name_or_path",
     "lora.name_or_path",
     "data.root",
@@ -306,8 +314,8 @@ def _check_section(option: str, section: Any) -> None:
 def _settle(config: ConfigDict) -> None:
     """Puts paths in the place of `~` and variables, and pairs in the place of numbers by name."""
     for name in PATHS:
-        section, field = name.split(".")
-        _settle_field(config[section], field, name)
+        section, _, field = name.rpartition(".")
+        _settle_field(config[section] if section else config, field, name)
     if isinstance(config.data.max_epochs, Mapping | ConfigDict):
         _settle_field(config.data, "max_epochs", "data.max_epochs")
     for option, section in _sections(config).items():

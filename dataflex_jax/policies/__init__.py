@@ -21,6 +21,7 @@ from dataflex_jax.policies.base import (
 )
 from dataflex_jax.policies.registry import register_mixer, register_order, register_selector, register_weighter
 from dataflex_jax.policies.signals import (
+    HELD_OUT,
     TARGETS,
     TEXTS,
     Alignments,
@@ -37,6 +38,7 @@ from dataflex_jax.policies.signals import (
 )
 
 __all__ = [
+    "HELD_OUT",
     "TARGETS",
     "TEXTS",
     "Alignments",

@@ -161,6 +161,14 @@ class Texts:
 TEXTS = Texts()
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Something that a policy needs: held-out rows of every domain."""
+
+
+HELD_OUT = HeldOut()
+
+
 class DomainGradients(NamedTuple):
     """Inner products of the gradients of each domain's mean loss, on fresh training rows.
 
@@ -231,12 +239,15 @@ class Signals(Protocol):
     Attributes:
         candidates: the N training rows.
         targets: the target set, another set of rows in named groups, each with at least one; None without one.
+        held_out: held-out rows, at most `config.eval_rows` of each domain, their groups being the K domains in order;
+            None where no policy needs `HELD_OUT`.
         domains: the training rows domain by domain.
         checkpoints: (weight, signals) of each model that is asked; only this one, with weight 1, while training.
     """
 
     candidates: RowSet
     targets: RowSet | None
+    held_out: RowSet | None
     domains: Sequence[RowSet]
     checkpoints: Sequence[tuple[float, "Signals"]]
 

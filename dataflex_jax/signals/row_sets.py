@@ -137,6 +137,7 @@ class ModelSignals:
         sweeper: runs the sweeps.
         candidates: the training rows.
         targets: the target set, and its rows for sweeps; None: none.
+        held_out: the same of the held-out rows, whose groups the domains are.
         domain_gradients: computes them; None: nobody may ask.
         fixed: embeddings that do not depend on the model: those of the candidates and of the targets.
         read: the texts of rows; None: nobody may ask.
@@ -149,6 +150,7 @@ class ModelSignals:
         candidates: Source,
         targets: tuple[TargetSet, Source] | None = None,
         domain_gradients: Callable[[], DomainGradients] | None = None,
+        held_out: tuple[TargetSet, Source] | None = None,
         fixed: Mapping[FixedEmbeddings, tuple[Matrix, Matrix]] = MappingProxyType({}),
         read: ReadTexts | None = None,
     ):
@@ -158,12 +160,9 @@ class ModelSignals:
         self._pool, self._domain_gradients = pool, domain_gradients
         self.compared: DomainGradients | None = None
         self.candidates = self._candidates(0, pool.num_rows, "candidates")
-        self.targets = None
-        if targets is not None:
-            target_set, source = targets
-            groups = (target_set.groups, target_set.names)
-            of_targets = {signal: matrix for signal, (_, matrix) in fixed.items()}
-            self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets", of_targets, read)
+        of_targets = {signal: matrix for signal, (_, matrix) in fixed.items()}
+        self.targets = self._others(targets, "targets", of_targets)
+        self.held_out = self._others(held_out, "held-out rows", {})
 
     def room_for_directions(self, parameters: str = "blocks") -> int:
         """See `policies.signals.Signals`."""
@@ -189,6 +188,15 @@ class ModelSignals:
         bounds = itertools.pairwise(self._pool.offsets.tolist())
         names = (domain.name for domain in self._pool.domains)
         return tuple(self._candidates(*bound, name) for bound, name in zip(bounds, names, strict=True))
+
+    def _others(
+        self, rows: tuple[TargetSet, Source] | None, what: str, fixed: Mapping[FixedEmbeddings, Matrix]
+    ) -> SweptRows | None:
+        if rows is None:
+            return None
+        (subject, sweeper, _), (chosen, source) = self._asked, rows
+        groups = (chosen.groups, chosen.names)
+        return SweptRows(subject, sweeper, source, chosen.ids, *groups, what, fixed, self._read)
 
     def _candidates(self, start: int, stop: int, what: str) -> SweptRows:
         ids, names = np.arange(start, stop), [domain.name for domain in self._pool.domains]

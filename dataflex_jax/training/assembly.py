@@ -19,6 +19,7 @@ from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.sampler import Sampler
 from dataflex_jax.data.targets import TargetSet, open_targets
+from dataflex_jax.data.targets import held_out as open_held_out
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.data.texts import row_texts
 from dataflex_jax.data.window import Sequences
@@ -26,7 +27,7 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies, weighter_sections
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.policies.registry import KINDS
-from dataflex_jax.policies.signals import TARGETS, FixedEmbeddings
+from dataflex_jax.policies.signals import HELD_OUT, TARGETS, FixedEmbeddings
 from dataflex_jax.reporting.hardware import total_peak_flops
 from dataflex_jax.reporting.run_log import LogSettings
 from dataflex_jax.selection.windows import Draws, Selection
@@ -196,9 +197,14 @@ def run_signals(experiment: Experiment, mesh: Mesh, sweeper: Sweeper) -> RunSign
     """
     config, inputs, policies, learner, _ = experiment
     targets, fixed = asked_for(config, policies, inputs, sweeper)
+    held_out = None
+    if policies.needs(HELD_OUT):
+        held_out_set = open_held_out(inputs.domains, config.eval_rows)
+        held_out = held_out_set, source(held_out_set.pool, mesh)
     candidates = source(inputs.pool, mesh)
     read = functools.partial(row_texts, tokenizer=inputs.tokenizer)
-    return RunSignals(config, learner.model, learner.learning_rate, sweeper, candidates, targets, fixed, read)
+    data = (candidates, targets, held_out, fixed, read)
+    return RunSignals(config, learner.model, learner.learning_rate, sweeper, *data)
 
 
 def asked_for(

@@ -28,6 +28,7 @@ class RunSignals(NamedTuple):
         sweeper: runs the sweeps.
         candidates: the training rows.
         targets: the target set, and its rows; None where no policy needs it.
+        held_out: the same of the held-out rows.
         fixed: embeddings that stay as they are, of candidates and targets.
         read: the texts of rows.
     """
@@ -38,6 +39,7 @@ class RunSignals(NamedTuple):
     sweeper: Sweeper
     candidates: Source
     targets: tuple[TargetSet, Source] | None
+    held_out: tuple[TargetSet, Source] | None
     fixed: Mapping[FixedEmbeddings, tuple[np.ndarray, np.ndarray]]
     read: ReadTexts
 
@@ -57,4 +59,5 @@ class RunSignals(NamedTuple):
                 learning_rate=self.learning_rate(step),
             )
 
-        return ModelSignals(subject, self.sweeper, self.candidates, self.targets, gradients, self.fixed, self.read)
+        data = (self.candidates, self.targets, gradients, self.held_out, self.fixed, self.read)
+        return ModelSignals(subject, self.sweeper, *data)

@@ -203,7 +203,7 @@ def run_signals(experiment: Experiment, mesh: Mesh, sweeper: Sweeper) -> RunSign
         held_out = held_out_set, source(held_out_set.pool, mesh)
     candidates = source(inputs.pool, mesh)
     read = functools.partial(row_texts, tokenizer=inputs.tokenizer)
-    data = (candidates, targets, held_out, fixed, read)
+    data = (candidates, targets, held_out, fixed, read, inputs.tokenizer)
     return RunSignals(config, learner.model, learner.learning_rate, sweeper, *data)
 
 

@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dataflex_jax.data.targets import TargetSet
+from dataflex_jax.models.generation.generate import Codec
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import FixedEmbeddings
 from dataflex_jax.signals.domain_gradients import domain_gradients
@@ -31,6 +32,7 @@ class RunSignals(NamedTuple):
         held_out: the same of the held-out rows.
         fixed: embeddings that stay as they are, of candidates and targets.
         read: the texts of rows.
+        codec: text to tokens and back.
     """
 
     config: ConfigDict
@@ -42,6 +44,7 @@ class RunSignals(NamedTuple):
     held_out: tuple[TargetSet, Source] | None
     fixed: Mapping[FixedEmbeddings, tuple[np.ndarray, np.ndarray]]
     read: ReadTexts
+    codec: Codec
 
     def of(self, state: TrainState, step: int) -> ModelSignals:
         """The signals of the model that `state` holds once `step` steps are done."""
@@ -59,5 +62,5 @@ class RunSignals(NamedTuple):
                 learning_rate=self.learning_rate(step),
             )
 
-        data = (self.candidates, self.targets, gradients, self.held_out, self.fixed, self.read)
+        data = (self.candidates, self.targets, gradients, self.held_out, self.fixed, self.read, self.codec)
         return ModelSignals(subject, self.sweeper, *data)

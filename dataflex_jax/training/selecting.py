@@ -1,5 +1,6 @@
 """Scoring and selecting training examples with checkpoints, without training."""
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +12,11 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
+from dataflex_jax.data.texts import row_texts
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
+from dataflex_jax.policies.signals import TEXTS
 from dataflex_jax.selection.choosing import Chooser, Chosen, share_of
 from dataflex_jax.selection.records import check_records
 from dataflex_jax.sharding import make_mesh
@@ -106,7 +109,7 @@ def select(
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
     if num is not None and policies.keep is not None:
         raise InputError(f"not together with --num={num}; leave one out", option="selector.keep", value=policies.keep)
-    if not sources and not policies.fixed_embeddings():
+    if not sources and not policies.fixed_embeddings() and not policies.needs(TEXTS):
         raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
     if config.data.tokenizer is None:
         choose_tokenizer(config)
@@ -131,6 +134,7 @@ def select(
         inputs = Inputs(domains, tokenizer, spec, pool)
         targets, fixed = asked_for(config, policies, inputs, sweeper)
         data = {"candidates": source(pool, mesh), "targets": targets, "fixed": fixed}
+        data |= {"read": functools.partial(row_texts, tokenizer=tokenizer), "codec": tokenizer}
         if sources:
             weights = weights or learning_rates(sources)
             checkpoints = OpenedCheckpoints(sources, weights, How.of(config), sweeper, data)

@@ -21,7 +21,19 @@ EVERY_STEP = Schedule(0, 1, -1)
         (
             "selector",
             {
-                *("random", "full", "loss", "delta_loss", "less", "icons", "cluster_less", "near", "tsds", "rds"),
+                *(
+                    "random",
+                    "full",
+                    "loss",
+                    "delta_loss",
+                    "less",
+                    "icons",
+                    "nice",
+                    "cluster_less",
+                    "near",
+                    "tsds",
+                    "rds",
+                ),
                 *("greats", "rho_loss"),
             },
         ),

@@ -18,6 +18,7 @@ FIELDS = {
     "cluster_less": {"selector__cluster_size": 8, "selector__samples_per_cluster": 2},
     "icons": {"targets__group_field": "kind"},
     "delta_loss": {"selector__baseline": "warmup"},
+    "nice": {"selector__reward": "tests.helpers.rewards:letters", "selector__max_new_tokens": 8},
 }
 
 
@@ -87,6 +88,8 @@ def stopping_at_poll(number):
         *[pytest.param({"selector": "less"}, poll, 1, marks=pytest.mark.slow) for poll in (1, 3, 6)],
         ({"selector": "loss", "order": "sorting", "order__dynamic": True}, 6, 1),  # the choice is made, not its order
         ({"order": "sorting", "order__dynamic": True, "sweep__batch_rows": 8}, 4, 3),
+        # Of two targets four responses each are one batch: stopped right before it.
+        pytest.param({"selector": "nice", "targets__group_rows": 1} | FIELDS["nice"], 1, 1, marks=pytest.mark.slow),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )

@@ -73,7 +73,20 @@ def test_other_selectors_take_the_last_checkpoint_and_the_first_as_baseline(root
     np.testing.assert_array_equal(chosen.all_scores == chosen.all_scores.max(), inside)
 
 
-def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch):
+NICE = {"selector": "nice", "selector__reward": "tests.helpers.rewards:letters", "selector__max_new_tokens": 6}
+
+
+@pytest.mark.slow
+def test_checkpoints_answer_one_after_the_other(root, run):
+    config = tiny_chat.config(root, **NICE, selector__group_agg="mean")
+    weights = [0.25, 2.0]
+    apart = [select(config, at(run, step), None, 5)[1].all_scores for step in (2, 4)]
+    _, chosen = select(config, at(run, 2, 4), weights, 5)
+    np.testing.assert_allclose(chosen.all_scores, 0.25 * apart[0] + 2.0 * apart[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [SELECTOR, pytest.param(NICE, marks=pytest.mark.slow)], ids=["less", "nice"])
+def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch, fields):
     reads = []
     original = selecting.open_model
 
@@ -85,7 +98,7 @@ def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch):
         return model
 
     monkeypatch.setattr(selecting, "open_model", opened)
-    select(tiny_chat.config(root, **SELECTOR), at(run, 2, 4), None, 5)
+    select(tiny_chat.config(root, **fields), at(run, 2, 4), None, 5)
     second, fourth = at(run, 2, 4)
     assert [source for source, _ in reads] in ([second, fourth], [fourth, second, fourth])
 

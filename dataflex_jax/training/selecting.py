@@ -1,5 +1,6 @@
 """Scoring and selecting training examples with checkpoints, without training."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
+from dataflex_jax.data.texts import row_texts
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.active import ActivePolicies, active_policies
 from dataflex_jax.policies.base import Request
+from dataflex_jax.policies.signals import TEXTS
 from dataflex_jax.selection.choosing import Chooser, Chosen
 from dataflex_jax.selection.records import check_records
 from dataflex_jax.sharding import make_mesh
@@ -83,7 +86,7 @@ def select(
     Args:
         config: whose selector, data, targets and mesh to use; in the first checkpoint's tokens, or without one in those
             of `data.tokenizer`, by default an embedding model's, or bytes.
-        sources: the checkpoints, as for `open_model`; none for a selector that asks for fixed embeddings alone.
+        sources: the checkpoints, as for `open_model`; none for a selector that asks for fixed embeddings or texts.
         weights: of the checkpoints; None: their learning rates, normalised.
         num: how many; None: `DEFAULT_SHARE` of the pool.
         records: whether `chosen_records` will be asked for.
@@ -111,7 +114,8 @@ def select(
         sweeper = Sweeper(mesh, rows=config.sweep.batch_rows)
         inputs = Inputs(domains, tokenizer, config.data.tokenizer, pool)
         targets, fixed = asked_for(config, policies, inputs, sweeper)
-        data = {"candidates": source(pool, mesh), "targets": targets, "fixed": fixed}
+        read = functools.partial(row_texts, tokenizer=tokenizer)
+        data = {"candidates": source(pool, mesh), "targets": targets, "fixed": fixed, "read": read}
         if sources:
             weights = weights or learning_rates(sources)
             checkpoints = OpenedCheckpoints(sources, weights, How.of(config), sweeper, data)
@@ -133,7 +137,7 @@ def _do_without_checkpoint(config: ConfigDict, policies: ActivePolicies) -> None
         InputError: the selector asks a model, or the tokenizer is one to be trained.
     """
     wanted = policies.fixed_embeddings()
-    if not wanted:
+    if not wanted and not policies.needs(TEXTS):
         raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
     if config.data.tokenizer is None:
         model = next((each.model for each in wanted if each.model is not None), None)

@@ -6,10 +6,10 @@
 The configuration says the selector, the candidates (data) and the target set (targets);
 --checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or
 hub id. Several, with commas between, are LESS's sum over checkpoints, weighted by
---checkpoint_weights or else by their learning rates; other selectors take the last one. near, tsds
-and rds need none with selector.embedding_model or embeddings of your own. The file has ids and
-scores (the best first), their domains, the numbers of their records, and all_scores; with
---group_scores also those for each target group (less, icons), for dataflex_jax.validate.
+--checkpoint_weights or else by their learning rates; other selectors take the last one. dsir needs
+none, nor do near, tsds and rds with selector.embedding_model or embeddings of your own. The file
+has ids and scores (the best first), their domains, the numbers of their records, and all_scores;
+with --group_scores also those for each target group (less, icons), for dataflex_jax.validate.
 --records writes the chosen records themselves, JSONL or Parquet, for configs/sft.py to train on:
 as they are, or, of datasets in several formats, as messages (data.formatting=openai).
 """

@@ -88,7 +88,7 @@ def select(
     Args:
         config: whose selector, data, targets and mesh to use; in the first checkpoint's tokens, or without one in those
             that a run with this configuration would have.
-        sources: the checkpoints, as for `open_model`; none for a selector that asks for fixed embeddings alone.
+        sources: the checkpoints, as for `open_model`; none for a selector that asks for fixed embeddings or texts.
         weights: of the checkpoints; None: their learning rates, normalised.
         num: how many; None: the share `config.selector.keep` of the pool, by default `DEFAULT_SHARE`.
         records: whether `chosen_records` will be asked for.

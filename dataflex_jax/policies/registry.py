@@ -39,7 +39,7 @@ _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KIN
 _SCHEDULE_FIELDS = Schedule._fields
 _ENTRY_POINTS = "dataflex_jax.policies"
 # Fields of all policies of a kind that are the run's business, not the policy's.
-_RUN_FIELDS = {"selector": {"save_all_scores": True}}
+_RUN_FIELDS = {"selector": {"save_all_scores": True, "save_examples": True}}
 
 
 def _register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

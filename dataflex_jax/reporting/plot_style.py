@@ -179,6 +179,28 @@ def draw_areas(
     ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
 
 
+def draw_grid(ax: Axes, theme: Theme, steps: np.ndarray, shares: np.ndarray) -> None:
+    """Draws shares of 1 as squares with their percentages, rows and columns by step.
+
+    Args:
+        ax: where.
+        theme: of the picture.
+        steps: int64 [S].
+        shares: float64 [S, S].
+    """
+    image = ax.imshow(shares, cmap="viridis", vmin=0.0, vmax=1.0)
+    for row, (step, values) in enumerate(zip(steps.tolist(), shares, strict=True)):
+        ax.figure.remember(ax, f"after step {step}", Band(steps, values, values, values))
+        for column, value in enumerate(values):
+            color = "black" if value > 0.6 else "white"
+            ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=color)
+    ax.grid(False)
+    ax.set_xticks(range(len(steps)), steps.tolist(), rotation=90)
+    ax.set_yticks(range(len(steps)), steps.tolist())
+    bar = ax.figure.colorbar(image, ax=ax, format=PercentFormatter(xmax=1.0))
+    bar.ax.tick_params(colors=theme.text, labelsize=8.5)
+
+
 def new_figure(theme: Theme, width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Chart, list[Axes]]:
     """A figure of `width` x `height` inches in the theme's colours, and its axes row by row, with steps along x."""
     figure = Chart(figsize=(width, height), dpi=_DPI, facecolor=theme.background, layout="constrained")

@@ -41,6 +41,7 @@ from dataflex_jax.reporting.policy_plots import (
     selector_scores_figure,
 )
 from dataflex_jax.reporting.run_folder import RunRecords, series
+from dataflex_jax.reporting.selection_plots import length_histogram_figure, overlaps_figure, score_histograms_figure
 
 _LINE = "#1f77b4"
 _HELD_OUT = "#ff7f0e"
@@ -225,7 +226,10 @@ def run_figures(
         "domain_epochs": lambda theme: domain_epochs_figure(run, domains, theme),
         "example_weights": lambda theme: example_weights_figure(run, theme),
         "selection": lambda theme: selection_figure(run, domains, theme),
+        "overlaps": lambda theme: overlaps_figure(run, theme),
         "selector_scores": lambda theme: selector_scores_figure(run, theme),
+        "score_histograms": lambda theme: score_histograms_figure(run, theme),
+        "lengths": lambda theme: length_histogram_figure(run, theme),
         "optimizer": lambda theme: optimizer_figure(run, theme),
         "throughput": lambda theme: throughput_figure(run, theme),
         **{

@@ -20,6 +20,7 @@ _LATEX = {
     "→": r"$\to$",
 }
 _MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Rules as in booktabs, and plain lines where the paper does not use that package.
 _RULES = tuple(rf"\providecommand{{\{name}rule}}{{\hline}}" for name in ("top", "mid", "bottom"))
 
@@ -93,7 +94,9 @@ def text_of(value: Any, number: str = "{:.6g}") -> str:
 def to_latex(table: Table) -> str:
     """A `tabular`, with the notes as comments before it; without `booktabs` the rules are plain lines."""
     lines = [f"% {_line(note)}" for note in (table.title, *table.notes)]
-    lines += [*_RULES, rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
+    wrapped = rf"p{{{0.9 / (len(table.columns) + 1):.2f}\linewidth}}"
+    columns = (wrapped if table.words else "r") * len(table.columns)
+    lines += [*_RULES, rf"\begin{{tabular}}{{l{columns}}}", r"\toprule"]
     if table.spans:
         spans = [rf"\multicolumn{{{width}}}{{c}}{{{_latex(head)}}}" for head, width in table.spans]
         lines.append(_row(["", *spans]))
@@ -119,7 +122,7 @@ def to_markdown(table: Table) -> str:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    return _CONTROLS.sub("", " ".join(text.split()))
 
 
 def _latex(text: str) -> str:

@@ -4,6 +4,7 @@ Every figure is a function of `RunRecords`, returns None where the run has nothi
 """
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
@@ -41,6 +42,7 @@ def score_histograms_figure(run: RunRecords, theme: Theme = LIGHT) -> Chart | No
         of = {"candidates": finite} if chosen.all_scores is not None else {}
         for name, scores in {**of, "chosen": chosen.scores}.items():
             _draw_histogram(ax, name, np.histogram(scores, edges)[0], edges, styles[name].color)
+        ax.set_ylim(bottom=0)
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
         label(ax, theme, x="score", title=f"after step {chosen.step}")
@@ -64,6 +66,7 @@ def length_histogram_figure(run: RunRecords, theme: Theme = LIGHT) -> Chart | No
     styles = line_styles(list(shares))
     for name, counts in shares.items():
         _draw_histogram(ax, name, counts, edges, styles[name].color, filled=name == "candidates")
+    ax.set_ylim(bottom=0)
     label(ax, theme, x="length [tokens]", y="share of the rows")
     legend(ax, theme, [(Line2D([], [], color=style.color, linewidth=1.5), name) for name, style in styles.items()])
     return figure
@@ -83,11 +86,12 @@ def overlaps_figure(run: RunRecords, theme: Theme = LIGHT) -> Chart | None:
     return figure
 
 
-def _draw_histogram(ax, name: str, counts: np.ndarray, edges: np.ndarray, color: str, *, filled: bool = True) -> None:
+def _draw_histogram(
+    ax: Axes, name: str, counts: np.ndarray, edges: np.ndarray, color: str, *, filled: bool = True
+) -> None:
     """A histogram's shares, drawn over the middles of its bins."""
     middles, shares = (edges[:-1] + edges[1:]) / 2, counts / counts.sum()
     draw(ax, name, middles, shares, color=color, linewidth=1.4, drawstyle="steps-mid")
     if filled:
         ax.fill_between(middles, shares, step="mid", color=color, alpha=0.25, linewidth=0)
-    ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))

@@ -54,7 +54,11 @@ def _check_keep(name: str, value: float | None) -> None:
 
 
 _RUN_FIELDS = {
-    "selector": {"keep": _RunField(float | None, None, _check_keep), "save_all_scores": _RunField(bool, True)},
+    "selector": {
+        "keep": _RunField(float | None, None, _check_keep),
+        "save_all_scores": _RunField(bool, True),
+        "save_examples": _RunField(bool, True),
+    },
 }
 
 

@@ -157,9 +157,13 @@ def described(chosen: Chosen, pool: Pool, before: Int64[np.ndarray, " m"] | None
 
 
 def write_selection(path: Path, pool: Pool, chosen: Chosen, *, all_scores: bool) -> None:
-    """Writes ids and scores (of the chosen, in rank order), their domains, the numbers of their records in the sources
-    (of examples), on request all scores, and those by target group where there are any."""
+    """Writes ids and scores (of the chosen, in rank order), their domains and lengths, the numbers of their records in
+    the sources (of examples), how many candidates there are of each length, on request all scores, and those by target
+    group where there are any."""
     arrays = {"ids": chosen.ids, "scores": chosen.scores, "domains": pool.domain_of(chosen.ids)}
+    lengths = pool.lengths()
+    arrays["lengths"] = lengths[chosen.ids]
+    arrays["pool_lengths"], arrays["pool_rows"] = np.unique(lengths, return_counts=True)
     if (records := pool.records()) is not None:
         arrays["records"] = records[chosen.ids]
     if all_scores:

@@ -24,6 +24,7 @@ from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.policies.signals import Signals
 from dataflex_jax.selection.choosing import Chooser, Chosen, described, share_of, write_selection
+from dataflex_jax.selection.extremes import Decode, write_extremes
 from dataflex_jax.selection.order_scores import order_scores
 
 FOLDER = "selections"
@@ -56,12 +57,16 @@ class Selection:
         draws: where rows come from.
         train_step: of the run.
         run_folder: selections are written into its subfolder.
+        decode: the text of token ids, to write what was scored highest and lowest; None: it is not written.
     """
 
-    def __init__(self, policies: ActivePolicies, draws: Draws, train_step: int, run_folder: Path):
+    def __init__(
+        self, policies: ActivePolicies, draws: Draws, train_step: int, run_folder: Path, decode: Decode | None = None
+    ):
         self._selector, self._order = policies.selector, policies.order
         self._keep, self._save_all_scores = policies.keep, policies.save_all_scores
         self._draws, self._train_step, self._folder = draws, train_step, run_folder / FOLDER
+        self._decode = decode
         self._chooser = Chooser(self._selector, draws.pool, draws.groups) if self._selector else None
         self._begun = False
         self._window: Window | None = None
@@ -89,7 +94,7 @@ class Selection:
 
     def forget_after(self, step: int) -> None:
         """Deletes the selections that a restart at `step` makes again."""
-        for path in self._folder.glob("step_*.npz"):
+        for path in (*self._folder.glob("step_*.npz"), *self._folder.glob("step_*.jsonl")):
             if (number := path.stem.removeprefix("step_")).isdecimal() and int(number) >= step:
                 path.unlink()
 
@@ -230,7 +235,10 @@ class Selection:
         name = f"step_{step:08d}.npz"
         if jax.process_index() == 0:
             self._folder.mkdir(exist_ok=True)
-            write_selection(self._folder / name, self._draws.pool, chosen, all_scores=self._save_all_scores)
+            path = self._folder / name
+            if self._decode is not None:
+                write_extremes(path.with_suffix(".jsonl"), self._draws.pool, chosen, self._decode)
+            write_selection(path, self._draws.pool, chosen, all_scores=self._save_all_scores)
         return f"{FOLDER}/{name}"
 
 

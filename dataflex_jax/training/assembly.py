@@ -143,7 +143,8 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     draws = Draws(pool, groups, sampler, Sequences(groups, config.seed))
     selection = None
     if policies.selector or policies.order:
-        selection = Selection(policies, draws, config.train_step, place.folder)
+        decode = inputs.tokenizer.decode if config.selector and config.selector.save_examples else None
+        selection = Selection(policies, draws, config.train_step, place.folder, decode)
     context = EvaluationContext(config, inputs.domains, inputs.tokenizer, place.mesh)
     return Job(
         policies=policies,

@@ -36,10 +36,11 @@ class Pool:
         offsets: id of each domain's first row, and N, int64 [K + 1].
         buckets: the lengths that batches are padded to.
         packed: whether the rows have segment ids and positions.
+        split: "train" or "valid".
     """
 
     def __init__(self, domains: Sequence[Domain], split: str = "train"):
-        self.domains, self._split = domains, split
+        self.domains, self.split = domains, split
         self._rows = [getattr(domain, split) for domain in domains]
         self.offsets = np.cumsum([0, *(rows.num_rows for rows in self._rows)], dtype=np.int64)
         self.num_rows = int(self.offsets[-1])

@@ -5,12 +5,15 @@ What a policy is written with is here and in `options`; docs/writing_a_policy.md
 
 from dataflex_jax.policies.base import (
     Choice,
+    DrawnRows,
     Evidence,
     Mixer,
     Observation,
+    Online,
     Order,
     Reference,
     Request,
+    RowGradients,
     RowObservation,
     ScoreSource,
     Selector,
@@ -18,11 +21,14 @@ from dataflex_jax.policies.base import (
 )
 from dataflex_jax.policies.registry import register_mixer, register_order, register_selector, register_weighter
 from dataflex_jax.policies.signals import (
+    HELD_OUT,
     TARGETS,
+    TEXTS,
     Alignments,
     DomainGradients,
     Embeddings,
     Exchange,
+    FixedEmbeddings,
     Generations,
     GradientNorms,
     Gradients,
@@ -36,13 +42,17 @@ from dataflex_jax.policies.signals import (
 )
 
 __all__ = [
+    "HELD_OUT",
     "TARGETS",
+    "TEXTS",
     "Alignments",
     "Choice",
     "DomainGradients",
+    "DrawnRows",
     "Embeddings",
     "Evidence",
     "Exchange",
+    "FixedEmbeddings",
     "Generations",
     "GradientNorms",
     "Gradients",
@@ -50,12 +60,14 @@ __all__ = [
     "Losses",
     "Mixer",
     "Observation",
+    "Online",
     "Order",
     "Preconditioner",
     "Projection",
     "Reference",
     "Request",
     "Responses",
+    "RowGradients",
     "RowObservation",
     "ScoreSource",
     "Selector",

@@ -8,7 +8,7 @@ dataflex_jax/signals knows how each kind is computed, and a plugin registers kin
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -62,11 +62,37 @@ class Embeddings:
         embed: hidden states and where inputs are no padding -> [B, E].
         whole: whether a row's last token, which is only predicted otherwise, is an input too.
         then: keeps only what is wanted of the E numbers [B, E] -> [B, ...]; traced into the sweep.
+        layers: after which layers the hidden states are taken, each by itself: [n, M, E], and as much for `then`.
+            Numbers from 1, or from -1 at the end, where they are the last hidden states; or how many evenly spaced
+            layers (of L, the i-th of M is `i (L + 1) // (M + 1)`), all where there are fewer. None: the last hidden
+            states alone, without that axis.
     """
 
     embed: Embed
     whole: bool = False
-    then: Callable[[Float[Array, "B E"], PyTree], Float[Array, "B *F"]] | None = None  # noqa: F821 - a shape
+    then: Callable[[Float[Array, "B *M E"], PyTree], Float[Array, "B *F"]] | None = None  # noqa: F821 - a shape
+    layers: tuple[int, ...] | int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedEmbeddings:
+    """Embeddings of length 1 [n, E] that stay as they are while the model learns: another model's, or the user's own.
+
+    They are made ready before the first step, so a policy that asks for them has them among its `needs`.
+
+    Attributes:
+        of: what the embedding model is asked; its hidden states are of all tokens of a row's text.
+        model: the embedding model, a checkpoint with a tokenizer of its own; None: both files are given.
+        target_prefix: text that the embedding model reads before each target.
+        candidates: a file with the candidates' embeddings; None: they are the model's.
+        targets: a file with the targets'.
+    """
+
+    of: Embeddings
+    model: str | None = None
+    target_prefix: str = ""
+    candidates: str | None = None
+    targets: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +216,22 @@ class Targets:
 TARGETS = Targets()
 
 
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Something that a policy needs: the texts of rows, and no model."""
+
+
+TEXTS = Texts()
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Something that a policy needs: held-out rows of every domain."""
+
+
+HELD_OUT = HeldOut()
+
+
 class DomainGradients(NamedTuple):
     """Inner products of the gradients of each domain's mean loss, on fresh training rows.
 
@@ -226,7 +268,15 @@ class RowSet(Protocol):
             operand: arrays that the signal takes, such as directions.
 
         Raises:
-            InputError: something is asked that this model does not have, such as Adam's moments of imported weights.
+            InputError: something is asked that this model does not have, such as Adam's moments of imported weights,
+                or gradients of packed rows, which have several examples each.
+        """
+
+    def texts(self) -> Iterator[str]:
+        """The text of each row, in order, read as it is asked for; no model is.
+
+        Raises:
+            InputError: packed rows.
         """
 
     def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:
@@ -238,6 +288,9 @@ class RowSet(Protocol):
         Args:
             weights: of the rows.
             parameters: see `Gradients`.
+
+        Raises:
+            InputError: the rows are packed.
         """
 
 
@@ -249,12 +302,15 @@ class Signals(Protocol):
     Attributes:
         candidates: the N training rows.
         targets: the target set, another set of rows in named groups, each with at least one; None without one.
+        held_out: held-out rows, at most `config.eval_rows` of each domain, their groups being the K domains in order;
+            None where no policy needs `HELD_OUT`.
         domains: the training rows domain by domain.
         checkpoints: (weight, signals) of each model that is asked; only this one, with weight 1, while training.
     """
 
     candidates: RowSet
     targets: RowSet | None
+    held_out: RowSet | None
     domains: Sequence[RowSet]
     checkpoints: Sequence[tuple[float, "Signals"]]
 

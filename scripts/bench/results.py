@@ -24,6 +24,7 @@ KINDS = (
     "cross_entropy",
     "per_example_gradients",
     "less",
+    "lds",
     "nice",
     "resume",
     "mixing",

@@ -108,6 +108,14 @@ def test_by_default_a_twentieth_is_chosen(root, run):
     assert len(chosen.ids) == round(0.05 * pool.num_rows) == 3
 
 
+def test_the_share_that_a_selector_keeps_is_chosen(root, run):
+    config = tiny_chat.config(root, selector="random", selector__keep=0.4)
+    pool, chosen = select(config, at(run, 5), None, None)
+    assert len(chosen.ids) == round(0.4 * pool.num_rows)
+    with pytest.raises(InputError, match=r"^config.selector.keep = 0.4: not together with --num=5; leave one out"):
+        select(config, at(run, 5), None, 5)
+
+
 def test_more_than_there_are_repeats_every_candidate_equally(root, run):
     pool, chosen = select(tiny_chat.config(root, selector="random"), at(run, 5), None, 150)
     assert set(np.bincount(chosen.ids, minlength=pool.num_rows)) == {2, 3}
@@ -117,6 +125,9 @@ def test_a_selector_that_scores_is_needed(root, run):
     for options in ({}, {"selector": "full"}):
         with pytest.raises(InputError, match="--config: needs a selector that scores"):
             select(tiny_chat.config(root, **options), at(run, 5), None, 5)
+    options = {"selector": "rho_loss", "selector__reference": str(run)}
+    with pytest.raises(InputError, match=r"^config.selector.name = 'rho_loss': chooses inside training steps"):
+        select(tiny_chat.config(root, **options), at(run, 5), None, 5)
 
 
 def test_rows_of_documents_have_no_records(tmp_path, run):

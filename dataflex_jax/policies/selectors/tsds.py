@@ -6,11 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
+from dataflex_jax.policies import Choice, Evidence, Request, Selector, Signals, options, register_selector
 from dataflex_jax.policies.common import ranking
-from dataflex_jax.policies.common.embedded import embedded, saying
+from dataflex_jax.policies.common.embedded import EmbeddingOptions, embedded, needs, saying
 from dataflex_jax.policies.common.neighbours import kernel_densities, nearest, usable
-from dataflex_jax.policies.common.pooling import POOLINGS
 
 # Neighbours are looked for among many more candidates than are taken.
 _LARGEST_PART = 10
@@ -43,14 +42,15 @@ class Plan(NamedTuple):
 
 
 @register_selector("tsds")
+@options.including(EmbeddingOptions)
 def tsds(
+    shared: EmbeddingOptions,
     *,
     alpha: float = 0.6,
     C: float = 5.0,
     sigma: float = 0.75,
     max_k: int = 5000,
     kde_k: int = 1000,
-    pooling: str = "mean",
     replacement: bool = False,
 ) -> Selector:
     """Draws candidates by the mass that an optimal transport of the targets gives them (arXiv 2410.11303).
@@ -65,13 +65,13 @@ def tsds(
     scores are p.
 
     Args:
+        shared: whose embeddings; see `EmbeddingOptions`. By default the mean of the current model's hidden states.
         alpha: in [0, 1]; 1: the nearest neighbour of each target alone, 0: as even as `max_k` allows.
         C: scale of distances, > 0.
         sigma: width of the density's kernel `max(0, 1 - d^2 / sigma^2)`, >= 0; 0: all densities are 1.
         max_k: neighbours of each target; at most a tenth of the candidates.
         kde_k: candidates that a density is summed over, of those that are a target's neighbours; at most a tenth of the
             candidates.
-        pooling: of a row's hidden states: their "mean", the "last" one, or the "position_weighted" mean.
         replacement: whether a candidate may be drawn several times.
 
     Raises:
@@ -82,8 +82,7 @@ def tsds(
     options.at_least("sigma", sigma, 0)
     options.at_least("max_k", max_k, 1)
     options.at_least("kde_k", kde_k, 1)
-    options.one_of("pooling", pooling, tuple(POOLINGS))
-    say = saying("tsds")
+    signal, say = shared.signal("mean"), saying("tsds")
 
     def at_most(name: str, value: int, available: int) -> int:
         most = max(1, available // _LARGEST_PART)
@@ -92,7 +91,7 @@ def tsds(
         return min(value, most)
 
     def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
-        targets, candidates = embedded("tsds", pooling, signals)
+        targets, candidates = embedded("tsds", signal, signals)
         available = int(usable(candidates).sum())
         found = nearest(targets, candidates, at_most("max_k", max_k, available))
         ids, places = np.unique(found.ids, return_inverse=True)
@@ -107,7 +106,7 @@ def tsds(
         rows: Transported = evidence.rows
         return ranking.sample(rows.probability, request.key, num, then=rows.distance, replacement=replacement)
 
-    return Selector(score=score, choose=choose, replacement=replacement, needs=frozenset({TARGETS}))
+    return Selector(score=score, choose=choose, replacement=replacement, needs=needs(signal))
 
 
 def transport(distances: Float[np.ndarray, "M k"], densities: Float[np.ndarray, "M k"], alpha: float, C: float) -> Plan:

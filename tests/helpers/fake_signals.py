@@ -32,17 +32,27 @@ class FakeRows:
         preconditioned: float [n, size], what Adam makes of them.
         hidden: last hidden states [n, T, D]; or those of all layers [n, L, T, D], of which the signal takes some.
         mask: of `hidden`, [n, T].
+        written: their texts.
         asked: the signals, in order.
     """
 
     def __init__(
-        self, *, losses=None, gradients=None, preconditioned=None, hidden=None, mask=None, groups=None, names=None
+        self,
+        *,
+        losses=None,
+        gradients=None,
+        preconditioned=None,
+        hidden=None,
+        mask=None,
+        written=None,
+        groups=None,
+        names=None,
     ):
-        self.losses, self.hidden, self.mask = losses, hidden, mask
+        self.losses, self.hidden, self.mask, self.written = losses, hidden, mask, written
         self.gradients, self.preconditioned = (
             None if rows is None else np.asarray(rows, np.float32) for rows in (gradients, preconditioned)
         )
-        given = (losses, gradients, preconditioned, hidden)
+        given = (losses, gradients, preconditioned, hidden, written)
         self.num_rows = next(len(rows) for rows in given if rows is not None)
         self.groups = np.zeros(self.num_rows, np.int32) if groups is None else np.asarray(groups, np.int32)
         self.group_names = tuple(names or (f"group{i}" for i in range(self.groups.max() + 1)))
@@ -83,6 +93,9 @@ class FakeRows:
                 return found if then is None else _in_batches(jax.jit(then), found)
         raise AssertionError(f"nothing to answer {signal} with")
 
+    def texts(self):
+        return iter(self.written)
+
     def gradient_sums(self, weights, parameters="blocks"):
         used = weights.any(axis=1)
         return {"all": jnp.asarray(weights[used].T.astype(np.float64) @ self.gradients[used], jnp.float32)}
@@ -94,12 +107,13 @@ class FakeSignals:
     Attributes:
         candidates: the training rows; None where nobody may ask for them.
         targets: the target set, or None.
+        held_out: the held-out rows, or None.
         checkpoints: this model alone, unless a test says otherwise.
         room: how many directions fit into the memory.
     """
 
-    def __init__(self, candidates=None, targets=None, domain_gradients=None):
-        self.candidates, self.targets, self.room = candidates, targets, 100
+    def __init__(self, candidates=None, targets=None, domain_gradients=None, held_out=None):
+        self.candidates, self.targets, self.held_out, self.room = candidates, targets, held_out, 100
         self.checkpoints = ((1.0, self),)
         self._domain_gradients = domain_gradients
 

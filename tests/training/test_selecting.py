@@ -73,7 +73,20 @@ def test_other_selectors_take_the_last_checkpoint_and_the_first_as_baseline(root
     np.testing.assert_array_equal(chosen.all_scores == chosen.all_scores.max(), inside)
 
 
-def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch):
+NICE = {"selector": "nice", "selector__reward": "tests.helpers.rewards:letters", "selector__max_new_tokens": 6}
+
+
+@pytest.mark.slow
+def test_checkpoints_answer_one_after_the_other(root, run):
+    config = tiny_chat.config(root, **NICE, selector__group_agg="mean")
+    weights = [0.25, 2.0]
+    apart = [select(config, at(run, step), None, 5)[1].all_scores for step in (2, 4)]
+    _, chosen = select(config, at(run, 2, 4), weights, 5)
+    np.testing.assert_allclose(chosen.all_scores, 0.25 * apart[0] + 2.0 * apart[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [SELECTOR, pytest.param(NICE, marks=pytest.mark.slow)], ids=["less", "nice"])
+def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch, fields):
     reads = []
     original = selecting.open_model
 
@@ -85,7 +98,7 @@ def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch):
         return model
 
     monkeypatch.setattr(selecting, "open_model", opened)
-    select(tiny_chat.config(root, **SELECTOR), at(run, 2, 4), None, 5)
+    select(tiny_chat.config(root, **fields), at(run, 2, 4), None, 5)
     second, fourth = at(run, 2, 4)
     assert [source for source, _ in reads] in ([second, fourth], [fourth, second, fourth])
 
@@ -93,6 +106,14 @@ def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch):
 def test_by_default_a_twentieth_is_chosen(root, run):
     pool, chosen = select(tiny_chat.config(root, **SELECTOR), at(run, 5), None, None)
     assert len(chosen.ids) == round(0.05 * pool.num_rows) == 3
+
+
+def test_the_share_that_a_selector_keeps_is_chosen(root, run):
+    config = tiny_chat.config(root, selector="random", selector__keep=0.4)
+    pool, chosen = select(config, at(run, 5), None, None)
+    assert len(chosen.ids) == round(0.4 * pool.num_rows)
+    with pytest.raises(InputError, match=r"^config.selector.keep = 0.4: not together with --num=5; leave one out"):
+        select(config, at(run, 5), None, 5)
 
 
 def test_more_than_there_are_repeats_every_candidate_equally(root, run):
@@ -104,6 +125,9 @@ def test_a_selector_that_scores_is_needed(root, run):
     for options in ({}, {"selector": "full"}):
         with pytest.raises(InputError, match="--config: needs a selector that scores"):
             select(tiny_chat.config(root, **options), at(run, 5), None, 5)
+    options = {"selector": "rho_loss", "selector__reference": str(run)}
+    with pytest.raises(InputError, match=r"^config.selector.name = 'rho_loss': chooses inside training steps"):
+        select(tiny_chat.config(root, **options), at(run, 5), None, 5)
 
 
 def test_rows_of_documents_have_no_records(tmp_path, run):

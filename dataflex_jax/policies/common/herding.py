@@ -1,6 +1,7 @@
 """Inside clusters: how dense each one is, and its points in the order in which the first ones stand for all of it."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -62,14 +63,16 @@ def _inside(
     """Of b clusters; `whole`: all kernels of one are in memory, otherwise those of a point are computed anew."""
 
     def one(points: Float[Array, "m d"], real: Bool[Array, " m"]) -> tuple[Float[Array, ""], Int[Array, " m"]]:
-        count = jnp.sum(real)
+        count, ids = jnp.sum(real), jnp.arange(points.shape[0])
 
-        def kernels(some: Float[Array, "*s d"]) -> Float[Array, "*s m"]:
-            inner = jnp.matmul(some, points.T, precision=jax.lax.Precision.HIGHEST)
-            return jnp.where(real, jnp.exp(-jnp.maximum(2 - 2 * inner, 0.0)), 0.0)
+        def kernels(some: Int[Array, "*s"]) -> Float[Array, "*s m"]:
+            inner = jnp.matmul(points[some], points.T, precision=jax.lax.Precision.HIGHEST)
+            # Of a point with itself without rounding, so that neither of two comes before the other by that.
+            kernel = jnp.where(some[..., None] == ids, 1.0, jnp.exp(-jnp.maximum(2 - 2 * inner, 0.0)))
+            return jnp.where(real, kernel, 0.0)
 
-        kept = kernels(points) if whole else None
-        sums = jnp.sum(kept, axis=1) if whole else _sums(kernels, points)
+        kept = kernels(ids) if whole else None
+        sums = jnp.sum(kept, axis=1) if whole else _sums(kernels, ids)
         pairs = jnp.maximum(count * (count - 1), 1)
         density = jnp.where(count > 1, (jnp.sum(jnp.where(real, sums, 0.0)) - count) / pairs, 1.0)
 
@@ -79,7 +82,7 @@ def _inside(
             excess = to_taken / (number + 1) - sums / count
             pick = jnp.argmin(jnp.where(real & (place < 0), excess, jnp.inf))
             place = jnp.where(number < count, place.at[pick].set(number), place)
-            return to_taken + (kept[pick] if whole else kernels(points[pick])), place
+            return to_taken + (kept[pick] if whole else kernels(pick)), place
 
         start = jnp.zeros_like(sums), jnp.full(real.shape, -1, jnp.int32)
         return density, jax.lax.fori_loop(0, real.shape[0], take, start)[1]
@@ -87,5 +90,5 @@ def _inside(
     return jax.vmap(one)(points, real)
 
 
-def _sums(kernels, points: Float[Array, "m d"]) -> Float[Array, " m"]:
-    return jax.lax.map(lambda point: jnp.sum(kernels(point)), points, batch_size=_TILE)
+def _sums(kernels: Callable, ids: Int[Array, " m"]) -> Float[Array, " m"]:
+    return jax.lax.map(lambda number: jnp.sum(kernels(number)), ids, batch_size=_TILE)

@@ -38,8 +38,8 @@ def draw(
 ) -> Choice:
     """Draws `num` candidates, each with a probability proportional to the weight of its stratum.
 
-    Without replacement as `drawn`. With replacement a stratum is drawn by its mass and then one of its members, which is exact for pools
-    of any size, where float32 cumulative sums over candidates would not be.
+    Without replacement as `drawn`. With replacement a stratum is drawn by its mass and then one of its members, which
+    is exact for pools of any size, where float32 cumulative sums over candidates would not be.
 
     Args:
         stratum: of each candidate, in [0, S).

@@ -4,7 +4,6 @@ Lee et al. 2024, "Concept-skill Transferability-based Data Selection for Large V
 2406.10995.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -30,6 +29,9 @@ from dataflex_jax.policies.common.kmeans import spherical_kmeans
 from dataflex_jax.policies.common.neighbours import usable
 from dataflex_jax.policies.common.pooling import mean, side_by_side
 
+# A weight that leaves room for sizes to be divided by it.
+_LEAST = 1e-200
+
 
 class Clustered(NamedTuple):
     """What the choice depends on, of each candidate.
@@ -50,17 +52,17 @@ def coincide(
     """Divides the choice among clusters of candidates, and takes of each the members that stand for it.
 
     A candidate's features are the means over its tokens of tanh(h) for the hidden states h after some layers of the
-    current model, each of length 1, side by side and of length 1 again. Spherical k-means makes clusters of them. Cluster
-    i has a share of the choice in proportion to `exp(S_i / (tau D_i))`: its transferability S_i is the mean cosine of its
-    centroid with the others, its density D_i the mean of `exp(-|u - v|^2)` over pairs of its members. No cluster has a
-    share beyond its size; the others have what is left in the same proportions, and of fractions the largest are rounded
-    up. Inside a cluster, members are taken one after the other so that those taken are as like the whole cluster as can
-    be, by the maximum mean discrepancy with the kernel `exp(-|u - v|^2)`.
+    current model, each of length 1, side by side and of length 1 again. Spherical k-means makes clusters of them.
+    Cluster i has a share of the choice in proportion to `exp(S_i / (tau D_i))`: its transferability S_i is the mean
+    cosine of its centroid with the others, its density D_i the mean of `exp(-|u - v|^2)` over pairs of its members. No
+    cluster has a share beyond its size; the others have what is left in the same proportions, and of fractions the
+    largest are rounded up. Inside a cluster, members are taken one after the other so that those taken are as like the
+    whole cluster as can be, by the maximum mean discrepancy with the kernel `exp(-|u - v|^2)`.
 
     There is no target set. All features are kept while a choice is made, 4 bytes a number, and a cluster of m members
     takes time m^2. With a mixer, clusters and orders are of the whole pool, shares of a domain's part of it. A choice's
-    scores are what part of its cluster's share was left when a candidate was taken, in (0, 1]; those of others are <= 0.
-    Candidates whose features are not finite are never chosen.
+    scores are what part of its cluster's share was left when a candidate was taken, in (0, 1]; those of others are at
+    most 0. Candidates whose features are not finite are never chosen.
 
     Args:
         num_clusters: K; at most all candidates.
@@ -136,20 +138,22 @@ def shared_out(exponents: Float[Array, " K"], sizes: Int[Array, " K"], num: int)
         sizes: of the clusters, together at least `num`.
         num: how many in all.
     """
+    filled = sizes > 0
+    # Clusters fill up in this order as `num` grows.
+    order = jnp.argsort(jnp.where(filled, jnp.log(sizes) - exponents, -jnp.inf), stable=True)
+    relative = jnp.where(filled, exponents - jnp.max(jnp.where(filled, exponents, -jnp.inf)), 0.0)
+    # In float32 the shares of a large choice would not add up to it.
     with jax.enable_x64(True):
-        sizes = sizes.astype(jnp.float64)
-        weights = jnp.exp(exponents - jnp.max(jnp.where(sizes > 0, exponents, -jnp.inf))).astype(jnp.float64)
-        weights = jnp.where(sizes > 0, jnp.maximum(weights, math.ulp(0.0)), 0.0)
-        # Clusters fill up in this order as `num` grows; the first that does not says how many an open one has.
-        fills_at = jnp.where(sizes > 0, sizes / weights, 0.0)
-        order = jnp.argsort(fills_at, stable=True)
-        full = jnp.cumsum(sizes[order]) - sizes[order]
+        weights = jnp.where(filled, jnp.maximum(jnp.exp(relative.astype(jnp.float64)), _LEAST), 0.0)
+        room = sizes.astype(jnp.float64)
+        full = jnp.cumsum(room[order]) - room[order]
         left = jnp.cumsum(weights[order][::-1])[::-1]
-        scale = (num - full) / left
-        is_open = scale <= fills_at[order]
-        level = jnp.where(jnp.any(is_open), scale[jnp.argmax(is_open)], jnp.inf)
-        shares = jnp.minimum(sizes, jnp.where(jnp.isinf(level), sizes, level * weights))
+        # Whichever clusters are thought to be full, the others need at least this level to hold the rest.
+        level = jnp.max((num - full) / left)
+        shares = jnp.minimum(room, level * weights)
         whole = jnp.floor(shares)
-        remainders = jnp.where(whole < sizes, shares - whole, -1.0)
-        places = jnp.argsort(jnp.argsort(-remainders, stable=True), stable=True)
-        return (whole + (places < num - jnp.sum(whole))).astype(jnp.int32)
+        remainders = jnp.where(whole < room, shares - whole, -1.0).astype(jnp.float32)
+        missing = (num - jnp.sum(whole)).astype(jnp.int32)
+        whole = whole.astype(jnp.int32)
+    places = jnp.argsort(jnp.argsort(-remainders, stable=True), stable=True)
+    return whole + (places < missing)

@@ -34,11 +34,11 @@ class Weighed(NamedTuple):
 def dsir(*, ngrams: int = 2, buckets: int = 10000) -> Selector:
     """Draws candidates with probabilities in proportion to p(text) / q(text), p of the targets and q of the pool.
 
-    Both are bags of n-grams of words, in lower case, that are hashed into buckets: a text's probability is the product of
-    those of its n-grams' buckets, which are how often they occur in the targets' texts, or in the candidates', with 1
-    added to each. The weights are computed once, before the first step, without a model; each update is another draw
-    without replacement. They are sums over a text, so they favour long texts that are like the targets', and short ones
-    among those that are not.
+    Both are bags of n-grams of words, in lower case, that are hashed into buckets: a text's probability is the product
+    of those of its n-grams' buckets, which are how often they occur in the targets' texts, or in the candidates', with
+    1 added to each. The weights are computed once, before the first step, without a model; each update is another draw
+    without replacement. Their logarithms are sums over a text, so they favour long texts that are like the targets',
+    and short ones among those that are not.
 
     A choice's scores are the logarithms of the weights. Candidates without a word are never chosen.
 

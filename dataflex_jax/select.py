@@ -44,7 +44,7 @@ def define_flags() -> None:
     cli.define_paths("checkpoint", f"The model: {CHECKPOINTS}; several with commas between.")
     flags.DEFINE_list("checkpoint_weights", [], "Their weights; by default their learning rates.")
     cli.define_path("output", None, "An .npz file.")
-    flags.DEFINE_integer("num", None, "How many examples; by default 5 % of the pool.", lower_bound=1)
+    flags.DEFINE_integer("num", None, "How many examples; by default config.selector.keep of the pool, or 5 %.", lower_bound=1)
     cli.define_path("records", None, "A .jsonl or .parquet file for the chosen records.")
 
 

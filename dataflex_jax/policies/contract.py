@@ -179,11 +179,17 @@ def checked_selector(scheduled: Scheduled[Selector]) -> Scheduled[Selector]:
         )
         return None if right else f"a Choice of {num} ids, their {num} scores and the scores of all {n} candidates"
 
+    def matrix(result: Any, signals: Any) -> str | None:
+        shape = signals.candidates.num_rows, len(signals.targets.group_names)
+        wanted = f"a number for each of {shape[0]} candidates and {shape[1]} target groups"
+        return None if _is_real(result, shape) else wanted
+
     return scheduled._replace(
         policy=selector._replace(
             init=of("init", selector.init, state_of),
             score=of("score", selector.score, pair),
             choose=of("choose", selector.choose, choice_of),
+            by_group=of("by_group", selector.by_group, matrix),
         )
     )
 

@@ -99,7 +99,7 @@ def select(
     if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
     selector = policies.selector.policy
-    if by_group and selector.by_group is None:
+    if by_group and (selector.by_group is None or not policies.needs(TARGETS)):
         raise InputError(
             f"selector {policies.selector.name!r} has one score for all target groups", option="--group_scores"
         )

@@ -114,7 +114,7 @@ def select(
     if config.data.tokenizer is None:
         choose_tokenizer(config)
     selector = policies.selector.policy
-    if by_group and selector.by_group is None:
+    if by_group and (selector.by_group is None or not policies.needs(TARGETS)):
         raise InputError(
             f"selector {policies.selector.name!r} has one score for all target groups", option="--group_scores"
         )

@@ -22,7 +22,7 @@ from dataflex_jax.policies.registry import KINDS
 _NEWER: dict[str | None, dict[str, Any]] = {
     None: {"evaluators": ("held_out",), "epochs": None},
     "model": {"trainable": None, "resize_vocab": False},
-    "data": {"verify": "sampled", "begin_of_text": False, "max_samples": None, "max_epochs": None},
+    "data": {"verify": "sampled", "begin_of_text": False, "max_samples": None, "max_epochs": None, "weight_key": None},
 }
 # Beside config.json: what it said in earlier starts of the run, a line each.
 HISTORY = "config_history.jsonl"

@@ -50,9 +50,10 @@ def resumable(root: Path, reference: Path, kind: str, name: str, **fields) -> Co
     return made
 
 
-def some_of(kind: str, *quick: str) -> list:
-    """The names of all policies of a kind, for a parameter: those not in `quick` are slow tests."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in registry.names(kind)]
+def some_of(kind: str, *quick: str, without: tuple[str, ...] = ()) -> list:
+    """The names of all policies of a kind but some, for a parameter: those not in `quick` are slow tests."""
+    names = [name for name in registry.names(kind) if name not in without]
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def assert_goes_on(made: ConfigDict, folder: Path) -> tuple[list[dict], list[dict]]:

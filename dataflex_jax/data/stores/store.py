@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt
 
+from dataflex_jax.data.sources.files import Record
 from dataflex_jax.data.sources.instruct import Conversation
+from dataflex_jax.data.sources.parts import Part
 from dataflex_jax.data.sources.streams import Stream
 from dataflex_jax.data.stores import checksums
 from dataflex_jax.data.stores.writer import RECORD_COUNTS, SPLIT_COUNTS, SPLITS, Column
@@ -159,15 +161,21 @@ class Store:
             split: which split.
             columns: the fields wanted; of a table only they are read.
         """
+        return (record.fields for _, record in self.located_records(split, columns))
+
+    def located_records(
+        self, split: str, columns: Sequence[str] = (), optional: Sequence[str] = ()
+    ) -> Iterator[tuple[Part, Record]]:
+        """`records` with the parts that they lie in; of a table, `optional` are fields that are read where they are."""
         examples = self.train if split == "train" else self.valid
         parts = self.stream.valid if split == "valid" and self.stream.valid else self.stream.train
         owners, wanted = np.divmod(examples.ids, 1 << PART_BITS)
         for number, part in enumerate(parts):
             indices = iter(wanted[owners == number].tolist())
             index = next(indices, None)
-            for record in part.records(columns, index) if index is not None else ():
+            for record in part.records(columns, index, optional) if index is not None else ():
                 if record.index == index:
-                    yield record.fields
+                    yield part, record
                     index = next(indices, None)
                     if index is None:
                         break

@@ -94,7 +94,8 @@ def _is_target(keys: Mapping[str, Any], role: str, place: str) -> bool:
         if key in MARKS:
             if not isinstance(value, int | float) or value not in (0, 1):
                 value = one_line(repr(value), 80)
-                raise BadRecord(f"{place}: {key!r} is {value}; must be 0 or false (context only) or 1 or true (learnt)")
+                accepted = "must be 0 or false (context only) or 1 or true (learnt)"
+                raise BadRecord(f"{place}: {key!r} is {value}; {accepted}, unless the weighter 'field' goes by turns")
             if value and role != "assistant":
                 raise BadRecord(
                     f"{place}: {key!r} is {value}; only the assistant's messages are learnt, not a {role}'s"

@@ -6,7 +6,7 @@ from dataflex_jax.configs import base, sft
 from dataflex_jax.errors import InputError
 
 BY_INFLUENCE = ("less", "cluster_less", "icons")
-WITH_TARGETS = (*BY_INFLUENCE, "near", "tsds", "rds")
+WITH_TARGETS = (*BY_INFLUENCE, "near", "tsds", "rds", "dsir")
 
 
 def get_config(selector: str, variant: str) -> ConfigDict:
@@ -19,6 +19,8 @@ def get_config(selector: str, variant: str) -> ConfigDict:
     variants[name](config)
     if config.selector.name in BY_INFLUENCE:
         config.selector.proj_dim = 1024 if name == "quickstart" else 8192
+    if config.selector.name == "coincide" and name == "quickstart":
+        config.selector.num_clusters = 32
     if config.selector.name in WITH_TARGETS and name == "lora":
         config.targets.update(source="local", formatting="mmlu")
     return config

@@ -219,6 +219,7 @@ PATHS = (
     "data.proportions",
     "targets.root",
 )
+_NO_PATHS = ("target_prefix",)  # hyperparameters that are texts, whatever is in them
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -286,6 +287,8 @@ def _settle(config: ConfigDict) -> None:
         _settle_field(config[section], field, name)
     for option, section in _sections(config).items():
         for field, value in section.items():
+            if field in _NO_PATHS:
+                continue
             if isinstance(value, ConfigDict) or (isinstance(value, str) and re.search("/|^[~$]", value)):
                 _settle_field(section, field, f"{option}.{field}")
 

@@ -9,8 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,24 +21,26 @@ from dataflex_jax.data.rows import ExampleRows
 from dataflex_jax.data.stores.hashes import FileHashes
 from dataflex_jax.data.stores.lock import cache_lock
 from dataflex_jax.data.stores.row_results import RowResults
+from dataflex_jax.data.text.pretrained import READ
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.data.texts import row_texts
 from dataflex_jax.data.vectors import Vectors, open_vectors
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import digest, expanded, keyed_path
 from dataflex_jax.models import parts
-from dataflex_jax.models.hf.resolve import describe
+from dataflex_jax.models.hf import folders, peft
+from dataflex_jax.models.hf.weights import WEIGHT_FILES
 from dataflex_jax.policies.signals import Embeddings, FixedEmbeddings
+from dataflex_jax.signals.model_signals import layer_numbers
 from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.row_sets import Matrix
 from dataflex_jax.signals.sweep import Sweeper
 from dataflex_jax.signals.texts import OfBatch, TextModel
 from dataflex_jax.training import agreement
 from dataflex_jax.training.fits import check_vocabulary
+from dataflex_jax.training.locate import run_at
 from dataflex_jax.training.reference import Cache
-from dataflex_jax.training.weights import How, open_model
-
-logger = logging.getLogger(__name__)
+from dataflex_jax.training.weights import How, open_model, shape_of
 
 _CHUNK = 16384  # rows between two marks of progress
 _FILE = "embeddings.float32"
@@ -112,7 +113,7 @@ def _of_both(
         _Side(targets, "selector.target_embeddings", wanted.targets, wanted.target_prefix),
     )
     files = [None if side.file is None else _opened(side) for side in sides]
-    model = None if all(files) else _open_embedding_model(wanted, sweeper, how)
+    model = None if all(files) else _EmbeddingModel(wanted, sweeper, cache, how)
     widths = [model.width if vectors is None else vectors.width for vectors in files]
     if widths[0] != widths[1]:
         culprit = 0 if files[1] is None else 1
@@ -162,37 +163,50 @@ def _opened(side: _Side) -> Vectors:
 
 
 def _of_file(vectors: Vectors, cache: Cache) -> _Source:
-    folder = Path(expanded(cache.folder))
-    with cache_lock(folder, "the embeddings") as lock:
-        hashes = FileHashes(folder / "fingerprints.json", lock, again=cache.verify == "content", progress=True)
-        content = hashes(vectors.path)
-        hashes.save()
     check = functools.cache(vectors.check)
 
     def make(first: int, stop: int) -> Matrix:
         check()
         return vectors.units(first, stop)
 
-    return _Source(["file", content], make)
+    return _Source(["file", *_contents([vectors.path], cache)], make)
+
+
+def _contents(files: Sequence[Path], cache: Cache) -> list[str]:
+    """The digests of files, remembered in the cache by their sizes and times."""
+    folder = Path(expanded(cache.folder))
+    with cache_lock(folder, "the embeddings") as lock:
+        hashes = FileHashes(folder / "fingerprints.json", lock, again=cache.verify == "content", progress=True)
+        found = [hashes(file) for file in files]
+        hashes.save()
+    return found
 
 
 # Those of a model.
 
 
-class _EmbeddingModel(NamedTuple):
-    """An embedding model.
+class _EmbeddingModel:
+    """An embedding model, which is read where embeddings are missing.
 
     Attributes:
-        texts: runs it.
-        signal: what it is asked.
-        identity: what tells its embeddings from others.
-        width: of these.
+        width: of its embeddings.
+        identity: what tells them from others.
+
+    Args:
+        wanted: names it, and what it is asked.
+        sweeper: runs it.
+        cache: remembers the digests of its files.
+        how: how a Hugging Face checkpoint is run.
     """
 
-    texts: TextModel
-    signal: Embeddings
-    identity: Any
-    width: int
+    def __init__(self, wanted: FixedEmbeddings, sweeper: Sweeper, cache: Cache, how: How):
+        self._name, self._signal, self._sweeper = wanted.model, wanted.of, sweeper
+        self._how = dataclasses.replace(how, lora=None, trainable=None, param_dtype=how.dtype, remat="none", head=False)
+        shape = shape_of(wanted.model, _OPTION)
+        layers = 1 if wanted.of.layers is None else len(layer_numbers(wanted.of.layers, shape.num_hidden_layers))
+        self.width = shape.hidden_size * layers
+        weights = self._files(cache) or self._parameters()
+        self.identity = [weights, self._how.dtype, wanted.of.embed.__name__, wanted.of.layers]
 
     def of(self, side: _Side) -> _Source:
         """What embeds the rows, a chunk after the other."""
@@ -203,33 +217,36 @@ class _EmbeddingModel(NamedTuple):
             if texts is None:
                 texts = row_texts(rows.pool, rows.ids[first:], rows.tokenizer)
             some = [side.prefix + text for text in itertools.islice(texts, stop - first)]
-            found = self.texts.of_texts(_of_batch(self.signal), some, f"embeddings of {rows.what}")
+            found = self._texts.of_texts(_of_batch(self._signal), some, f"embeddings of {rows.what}")
             return np.asarray(found, np.float32)
 
         return _Source([self.identity, rows.identity, side.prefix], make)
 
+    @functools.cached_property
+    def _texts(self) -> TextModel:
+        opened = open_model(self._name, self._sweeper.mesh, option=_OPTION, how=self._how)
+        try:
+            tokenizer = opened.tokenizer
+        except InputError as error:
+            reason = error.reason if error.option == "data.tokenizer" else error
+            raise InputError(reason, option=_OPTION, value=self._name) from error
+        check_vocabulary(self._name, tokenizer, _OPTION)
+        model = opened.model.without_adapters()
+        return TextModel(model.having(model.whole()), tokenizer, self._sweeper)
 
-def _open_embedding_model(wanted: FixedEmbeddings, sweeper: Sweeper, how: How) -> _EmbeddingModel:
-    how = dataclasses.replace(how, lora=None, trainable=None, param_dtype=how.dtype, remat="none", head=False)
-    opened = open_model(wanted.model, sweeper.mesh, option=_OPTION, how=how)
-    try:
-        tokenizer = opened.tokenizer
-    except InputError as error:
-        reason = error.reason if error.option == "data.tokenizer" else error
-        raise InputError(reason, option=_OPTION, value=wanted.model) from error
-    check_vocabulary(wanted.model, tokenizer, _OPTION)
-    model = opened.model.without_adapters()
-    model = model.having(model.whole())
-    identity = {
-        "weights": parts.fingerprint(model.params),
-        "model": {**describe(model.config), "dtype": model.config.dtype},
-        "tokenizer": [tokenizer.fingerprint, *tokenizer.encode_whole([""], model.config.max_position_embeddings)],
-        "pooling": wanted.of.embed.__name__,
-        "layers": wanted.of.layers,
-    }
-    logger.info("Embeddings are those of %s.", wanted.model)
-    width = model.config.hidden_size * len(wanted.of.layers or (-1,))
-    return _EmbeddingModel(TextModel(model, tokenizer, sweeper), wanted.of, identity, width)
+    def _files(self, cache: Cache) -> list[str] | None:
+        """The digests of a Hugging Face checkpoint's files; None: it is a run or an adapter, and others count too."""
+        if run_at(self._name, _OPTION) is not None:
+            return None
+        folder = folders.local_folder(self._name, [*WEIGHT_FILES, peft.CONFIG, *READ], _OPTION)
+        if (folder / peft.CONFIG).is_file():
+            return None
+        return _contents(sorted({path for name in (*WEIGHT_FILES, *READ) for path in folder.glob(name)}), cache)
+
+    def _parameters(self) -> list[str]:
+        model, tokenizer, _ = self._texts
+        frame = map(str, tokenizer.encode_whole([""], self._texts.longest)[0])
+        return [parts.fingerprint(model.params), tokenizer.fingerprint, *frame]
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """What the name of a checkpoint stands for: a step of a run, or a checkpoint in Hugging Face's format."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from dataflex_jax.data.text.tokenizer import DEFAULT
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import expanded
 from dataflex_jax.models.config import LoraConfig
 from dataflex_jax.models.hf import folders, peft
 from dataflex_jax.training import run_config
 from dataflex_jax.training.checkpoint import FOLDER, Checkpoints
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
 
@@ -114,6 +118,15 @@ def use_tokenizer_of(data: ConfigDict, source: str | Path, option: str = "--chec
     run = run_at(source, option)
     if run is not None:
         keep_begin_of_text(data, run_config.read(run.folder))
+
+
+def choose_tokenizer(config: ConfigDict) -> None:
+    """Sets a `config.data.tokenizer` that is None to that of the weights, or without weights to the usual one."""
+    if config.model.from_scratch:
+        config.data.tokenizer = DEFAULT
+        return
+    use_tokenizer_of(config.data, config.model.name_or_path, "model.name_or_path")
+    logger.info("config.data.tokenizer is that of the weights, %s.", config.data.tokenizer)
 
 
 def keep_begin_of_text(data: ConfigDict, of_run: ConfigDict) -> None:

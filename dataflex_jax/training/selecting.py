@@ -1,6 +1,7 @@
 """Scoring and selecting training examples with checkpoints, without training."""
 
 import functools
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.texts import row_texts
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.active import ActivePolicies, active_policies
+from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.signals import TEXTS
 from dataflex_jax.selection.choosing import Chooser, Chosen
@@ -25,7 +26,7 @@ from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import optim, run_config
 from dataflex_jax.training.assembly import Inputs, asked_for
 from dataflex_jax.training.fits import check_vocabulary
-from dataflex_jax.training.locate import CHECKPOINTS, locate, tokenizer_of, use_tokenizer_of
+from dataflex_jax.training.locate import CHECKPOINTS, choose_tokenizer, locate, use_tokenizer_of
 from dataflex_jax.training.weights import How, open_model
 
 DEFAULT_SHARE = 0.05  # of the pool, as in LESS
@@ -85,7 +86,7 @@ def select(
 
     Args:
         config: whose selector, data, targets and mesh to use; in the first checkpoint's tokens, or without one in those
-            of `data.tokenizer`, by default an embedding model's, or bytes.
+            that a run with this configuration would have.
         sources: the checkpoints, as for `open_model`; none for a selector that asks for fixed embeddings or texts.
         weights: of the checkpoints; None: their learning rates, normalised.
         num: how many; None: `DEFAULT_SHARE` of the pool.
@@ -101,10 +102,12 @@ def select(
     policies = active_policies(config)
     if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
-    if not sources:
-        _do_without_checkpoint(config, policies)
+    if not (sources or policies.fixed_embeddings() or policies.needs(TEXTS)):
+        raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
+    if config.data.tokenizer is None:
+        choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         domains, tokenizer = open_domains(config.data)
         for each in sources:
             check_vocabulary(each, tokenizer)
@@ -112,7 +115,11 @@ def select(
         if records:
             check_records(pool)
         sweeper = Sweeper(mesh, rows=config.sweep.batch_rows)
-        inputs = Inputs(domains, tokenizer, config.data.tokenizer, pool)
+        spec = config.data.tokenizer
+        if spec.startswith("train:"):  # on the candidates, which the targets must not change
+            tokenizer.save(folder)
+            spec = folder
+        inputs = Inputs(domains, tokenizer, spec, pool)
         targets, fixed = asked_for(config, policies, inputs, sweeper)
         read = functools.partial(row_texts, tokenizer=tokenizer)
         data = {"candidates": source(pool, mesh), "targets": targets, "fixed": fixed, "read": read}
@@ -128,23 +135,6 @@ def select(
         count = num or max(1, round(DEFAULT_SHARE * pool.num_rows))
         chosen, _ = chooser.choose(state, checkpoints[-1][1], request, [count])
     return pool, chosen
-
-
-def _do_without_checkpoint(config: ConfigDict, policies: ActivePolicies) -> None:
-    """Chooses the tokenizer where no checkpoint says it.
-
-    Raises:
-        InputError: the selector asks a model, or the tokenizer is one to be trained.
-    """
-    wanted = policies.fixed_embeddings()
-    if not wanted and not policies.needs(TEXTS):
-        raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
-    if config.data.tokenizer is None:
-        model = next((each.model for each in wanted if each.model is not None), None)
-        config.data.tokenizer = "bytes" if model is None else tokenizer_of(model, "selector.embedding_model")
-    if config.data.tokenizer.startswith("train:"):
-        reason = "without --checkpoint a tokenizer is expected that is there already, such as 'bytes'"
-        raise InputError(reason, option="data.tokenizer", value=config.data.tokenizer)
 
 
 def learning_rates(sources: Sequence[str]) -> list[float]:

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax import preemption
 from dataflex_jax.data.loader import check_rows
-from dataflex_jax.data.text.tokenizer import DEFAULT
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
@@ -30,7 +29,7 @@ from dataflex_jax.training.evaluation import check_evaluators
 from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.learner import fresh_state, make_learner
 from dataflex_jax.training.ledger import Position
-from dataflex_jax.training.locate import keep_begin_of_text, run_at, use_tokenizer_of
+from dataflex_jax.training.locate import choose_tokenizer, keep_begin_of_text, run_at
 from dataflex_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     agreement.agree_on_configuration(config)
     configuration.validate(config)
     if config.data.tokenizer is None:
-        _choose_tokenizer(config)
+        choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
     active_policies(config)  # refuses what it can before any data is read
@@ -108,14 +107,6 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
 def _found(inputs: Inputs) -> dict[str, str]:
     contents = {f"the data of domain {domain.name!r}": domain.key for domain in inputs.domains}
     return {"the tokenizer": inputs.tokenizer.fingerprint} | contents
-
-
-def _choose_tokenizer(config: ConfigDict) -> None:
-    if config.model.from_scratch:
-        config.data.tokenizer = DEFAULT
-        return
-    use_tokenizer_of(config.data, config.model.name_or_path, "model.name_or_path")
-    logger.info("config.data.tokenizer is that of the weights, %s.", config.data.tokenizer)
 
 
 def _finished_read_only(config: ConfigDict, run_folder: Path) -> Outcome | None:

@@ -203,15 +203,20 @@ def _hf_config(source: str, option: str) -> dict[str, Any]:
     return hf_config.to_hf(dataclasses.replace(model, lora=None))
 
 
-def vocab_size_of(source: str, option: str = "--checkpoint") -> int:
-    """How many tokens a model has, of any kind that `open_model` takes; its parameters are not read.
+def shape_of(source: str, option: str = "--checkpoint") -> ModelConfig:
+    """The shape of a model, of any kind that `open_model` takes; its parameters are not read.
 
     Raises:
         InputError: no such model.
     """
     if run_at(source, option) is None:
         _, source = adapter_and_base(source, option, "float32")
-    return hf_config.from_hf(_hf_config(source, option)).vocab_size
+    return hf_config.from_hf(_hf_config(source, option))
+
+
+def vocab_size_of(source: str, option: str = "--checkpoint") -> int:
+    """How many tokens a model has; see `shape_of`."""
+    return shape_of(source, option).vocab_size
 
 
 def trained_of(config: ModelConfig, patterns: Sequence[str] | None) -> Trained:

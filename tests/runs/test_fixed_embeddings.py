@@ -52,6 +52,9 @@ def test_every_update_and_every_run_takes_the_same_embeddings(root, model, tmp_p
     train_and_evaluate(config, run)
     assert_same_run(run, tmp_path / "whole")
     assert embedded == [67, 11]
+    _, by_itself = select(near(root, run), [], None, 67)
+    assert embedded == [67, 11, 67, 11]
+    assert set(by_itself.ids) == set(range(67))
 
 
 def test_with_a_mixer_each_domain_has_its_nearest(root, tmp_path):

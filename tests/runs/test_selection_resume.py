@@ -83,6 +83,8 @@ def stopping_at_poll(number):
         ({"selector": "delta_loss"}, 3, 0),  # inside init
         pytest.param({"selector": "delta_loss"}, 8, 1, marks=pytest.mark.slow),
         ({"selector": "delta_loss", "selector__baseline": "warmup"}, 8, 3),
+        # Inside the norms of the targets, the sum of their gradients, and the candidates' influence.
+        *[pytest.param({"selector": "less"}, poll, 1, marks=pytest.mark.slow) for poll in (1, 3, 6)],
         ({"selector": "loss", "order": "sorting", "order__dynamic": True}, 6, 1),  # the choice is made, not its order
         ({"order": "sorting", "order__dynamic": True, "sweep__batch_rows": 8}, 4, 3),
     ],

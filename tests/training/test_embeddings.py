@@ -177,6 +177,7 @@ def test_a_stopped_pass_goes_on_and_ends_the_same(root, model, expected, tmp_pat
             fixed(root, model, tmp_path / "stopped")
         again = fixed(root, model, tmp_path / "stopped")
         assert asked == [20, 20, 20, 20, 7, 11]
+        patch.delattr(embeddings, "open_model")  # what is kept needs no model
         fixed(root, model, tmp_path / "stopped")
         assert len(asked) == 6
     for found, wanted in zip(again, whole, strict=True):

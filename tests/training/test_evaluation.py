@@ -1,6 +1,7 @@
 """Evaluators: the held-out loss against sums by hand, and one that a plugin brings."""
 
 import math
+import sys
 
 import jax
 import numpy as np
@@ -45,10 +46,13 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
+    """What it registers is gone afterwards."""
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "evaluators_of_a_test.py").write_text(_PLUGIN)
     monkeypatch.syspath_prepend(tmp_path / "plugins")
-    return {"plugins": ("evaluators_of_a_test",)}
+    monkeypatch.setattr(evaluation, "_EVALUATORS", dict(evaluation._EVALUATORS))
+    yield {"plugins": ("evaluators_of_a_test",)}
+    sys.modules.pop("evaluators_of_a_test", None)
 
 
 @jax.jit

@@ -57,12 +57,14 @@ class EmbeddingOptions:
         if len(given) == 1 and self.embedding_model is None:
             other = next(name for name in files if name not in given)
             options.refuse(given[0], files[given[0]], f"needs {other} too, or the embedding_model that made it")
-        asked = ("embedding_model", "pooling", "layers") if len(given) == 2 else ()
+        unused = (
+            dict.fromkeys(("embedding_model", "pooling", "layers"), "both sides have files") if len(given) == 2 else {}
+        )
         if self.embedding_model is None or self.target_embeddings is not None:
-            asked += ("target_prefix",)
-        for name in asked:
+            unused["target_prefix"] = "no embedding model reads the targets"
+        for name, why in unused.items():
             if value := getattr(self, name):
-                options.refuse(name, value, "not used, there is no embedding model to ask; leave it out")
+                options.refuse(name, value, f"not used, {why}; leave it out")
 
     @property
     def fixed(self) -> bool:

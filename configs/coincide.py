@@ -2,7 +2,7 @@
 
 python -m dataflex_jax.train --config=configs/coincide.py                           # quickstart: a CPU, minutes
 python -m dataflex_jax.train --config=configs/coincide.py:lora --config.data.root=DIR
-python -m dataflex_jax.select --config=configs/coincide.py:lora --checkpoint=RUN --output=selected.npz ...  # no training
+python -m dataflex_jax.select --config=configs/coincide.py:lora --checkpoint=RUN --output=selected.npz ... # no training
 """
 
 from dataflex_jax.configs import selection

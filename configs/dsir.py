@@ -2,7 +2,7 @@
 
 python -m dataflex_jax.train --config=configs/dsir.py                               # quickstart: a CPU, minutes
 python -m dataflex_jax.train --config=configs/dsir.py:lora --config.data.root=DIR --config.targets.root=MMLU/dev
-python -m dataflex_jax.select --config=configs/dsir.py --output=selected.npz --records=selected.jsonl ...   # no training
+python -m dataflex_jax.select --config=configs/dsir.py --output=selected.npz --records=selected.jsonl ...  # no training
 """
 
 from dataflex_jax.configs import selection

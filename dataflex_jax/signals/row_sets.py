@@ -5,20 +5,38 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
+from dataflex_jax.models.generation.generate import Codec
 from dataflex_jax.policies import options
-from dataflex_jax.policies.signals import PARAMETERS, DomainGradients, FixedEmbeddings, Gradients, Influences
-from dataflex_jax.signals import model_signals  # noqa: F401 - registers the signals
+from dataflex_jax.policies.signals import (
+    PARAMETERS,
+    Alignments,
+    DomainGradients,
+    Exchange,
+    FixedEmbeddings,
+    Generations,
+    GradientNorms,
+    Gradients,
+    Influences,
+    Responses,
+    Task,
+)
+from dataflex_jax.signals import (
+    generation,
+    model_signals,  # noqa: F401 - registers the signals
+)
 from dataflex_jax.signals.directions import add_gradient, direction_bytes, no_directions
+from dataflex_jax.signals.judges import judged
 from dataflex_jax.signals.moments import say_if_fresh
 from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.rows import select_of, selected_paths
-from dataflex_jax.signals.sweep import Source, Sweeper
+from dataflex_jax.signals.sweep import Source, Sweeper, source
 
+_OF_GRADIENTS = (Alignments, GradientNorms, Gradients, Influences)
 # (where the rows are, which of them) -> their texts
 ReadTexts = Callable[[Pool, Int[np.ndarray, " n"]], Iterator[str]]
 Matrix = Float[np.ndarray, "n E"]
@@ -67,6 +85,8 @@ class SweptRows:
         if isinstance(signal, FixedEmbeddings):
             found = self._of_fixed(signal)
             return found if ids is None else found[ids]
+        if isinstance(signal, _OF_GRADIENTS):
+            self._refuse_packed()
         subject = _asked(self._subject)
         if isinstance(signal, Gradients | Influences) and signal.adam is not None and subject.adam is not None:
             say_if_fresh(subject.adam)
@@ -87,6 +107,7 @@ class SweptRows:
     def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:
         """See `policies.signals.RowSet`."""
         options.one_of("parameters", parameters, PARAMETERS)
+        self._refuse_packed()
         model, mesh = _asked(self._subject).model, self._sweeper.mesh
         paths = selected_paths(model.params, select_of(parameters))
         total = no_directions(mesh, model.params, paths, weights.shape[1])
@@ -96,6 +117,11 @@ class SweptRows:
             operands, ids = (model, np.int32(number)), self._ids[of_it]
             total = self._sweeper.fold(_add_gradient, total, operands, self._source, ids, column[of_it], description)
         return total
+
+    def _refuse_packed(self) -> None:
+        if self._source.pool.packed:
+            reason = f"a row of the {self._what} has several examples, whose gradients are not apart; set it to False"
+            raise InputError(reason, option="data.packing", value=True)
 
 
 def _asked(subject: Subject | None) -> Subject:
@@ -120,9 +146,11 @@ class ModelSignals:
         sweeper: runs the sweeps.
         candidates: the training rows.
         targets: the target set, and its rows for sweeps; None: none.
+        held_out: the same of the held-out rows, whose groups the domains are.
         domain_gradients: computes them; None: nobody may ask.
         fixed: embeddings that do not depend on the model: those of the candidates and of the targets.
         read: the texts of rows; None: nobody may ask.
+        codec: text to tokens and back; None: nobody may ask for responses.
     """
 
     def __init__(
@@ -132,21 +160,21 @@ class ModelSignals:
         candidates: Source,
         targets: tuple[TargetSet, Source] | None = None,
         domain_gradients: Callable[[], DomainGradients] | None = None,
+        held_out: tuple[TargetSet, Source] | None = None,
         fixed: Mapping[FixedEmbeddings, tuple[Matrix, Matrix]] = MappingProxyType({}),
         read: ReadTexts | None = None,
+        codec: Codec | None = None,
     ):
         self._fixed, self._read = fixed, read
         pool = candidates.pool
         self._asked = subject, sweeper, candidates
+        self._target_rows, self._codec = targets, codec
         self._pool, self._domain_gradients = pool, domain_gradients
         self.compared: DomainGradients | None = None
         self.candidates = self._candidates(0, pool.num_rows, "candidates")
-        self.targets = None
-        if targets is not None:
-            target_set, source = targets
-            groups = (target_set.groups, target_set.names)
-            of_targets = {signal: matrix for signal, (_, matrix) in fixed.items()}
-            self.targets = SweptRows(subject, sweeper, source, target_set.ids, *groups, "targets", of_targets, read)
+        of_targets = {signal: matrix for signal, (_, matrix) in fixed.items()}
+        self.targets = self._others(targets, "targets", of_targets)
+        self.held_out = self._others(held_out, "held-out rows", {})
 
     def room_for_directions(self, parameters: str = "blocks") -> int:
         """See `policies.signals.Signals`."""
@@ -155,6 +183,51 @@ class ModelSignals:
         params = _asked(subject).model.params
         one = direction_bytes(sweeper.mesh, params, selected_paths(params, select_of(parameters)))
         return int(_SHARE_OF_DIRECTIONS * sweeper.device_memory / one)
+
+    def tasks(self) -> Sequence[Task]:
+        """See `policies.signals.Signals`."""
+        target_set, _ = self._target_rows
+        return generation.tasks(target_set.pool, target_set.ids, self._codec)
+
+    def respond(self, generations: Generations, key: PRNGKeyArray) -> Responses:
+        """See `policies.signals.Signals`."""
+        target_set, rows = self._target_rows
+        subject, sweeper, _ = self._asked
+        asked, samples = len(target_set.ids), generations.samples
+        each = np.repeat(np.arange(asked), samples)
+        prompts = [generation.parts_of(target_set.pool, i).prompt for i in target_set.ids.tolist()]
+        seeds = generation.seeds(key, asked, samples).ravel()
+        tokens, lengths = sweeper.run(
+            generation.sampler(generations),
+            (subject.model, np.array(self._codec.stop_ids, np.int32)),
+            rows,
+            target_set.ids[each],
+            "responses to targets",
+            np.stack([np.array([len(prompt) for prompt in prompts], np.uint32)[each], seeds], axis=1),
+        )
+        listed = generation.answered([prompts[i] for i in each], tokens, lengths)
+        tasks = self.tasks()
+        exchanges = [
+            generation.exchange(tasks[i], listed.row(number), length, self._codec)
+            for number, (i, length) in enumerate(zip(each.tolist(), lengths.tolist(), strict=True))
+        ]
+        answers = source(listed.pool("responses"), sweeper.mesh)
+        # Those of a target are padded to one length, so that sums over them are compiled for few shapes.
+        longest = np.repeat(answers.lengths.reshape(asked, samples).max(axis=1), samples)
+        groups = target_set.groups[each], target_set.names
+        whole = SweptRows(
+            subject, sweeper, answers._replace(lengths=longest), np.arange(len(each)), *groups, "responses"
+        )
+        return Responses(whole, lengths.reshape(asked, samples), exchanges)
+
+    def judge(self, judge: str, exchanges: Sequence[Exchange]) -> Float[np.ndarray, " n"]:
+        """See `policies.signals.Signals`."""
+        subject, sweeper, _ = self._asked
+        target_set, _ = self._target_rows
+        ids = target_set.ids[[exchange.task.place for exchange in exchanges]]
+        read = target_set.pool.conversations(ids)
+        conversations = None if read is None else [read[i] for i in ids.tolist()]
+        return judged(judge, exchanges, conversations, subject.model.config, sweeper)
 
     def domain_gradients(self) -> DomainGradients:
         """See `policies.signals.Signals`."""
@@ -172,6 +245,15 @@ class ModelSignals:
         bounds = itertools.pairwise(self._pool.offsets.tolist())
         names = (domain.name for domain in self._pool.domains)
         return tuple(self._candidates(*bound, name) for bound, name in zip(bounds, names, strict=True))
+
+    def _others(
+        self, rows: tuple[TargetSet, Source] | None, what: str, fixed: Mapping[FixedEmbeddings, Matrix]
+    ) -> SweptRows | None:
+        if rows is None:
+            return None
+        (subject, sweeper, _), (chosen, source) = self._asked, rows
+        groups = (chosen.groups, chosen.names)
+        return SweptRows(subject, sweeper, source, chosen.ids, *groups, what, fixed, self._read)
 
     def _candidates(self, start: int, stop: int, what: str) -> SweptRows:
         ids, names = np.arange(start, stop), [domain.name for domain in self._pool.domains]

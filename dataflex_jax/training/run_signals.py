@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dataflex_jax.data.targets import TargetSet
+from dataflex_jax.models.generation.generate import Codec
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import FixedEmbeddings
 from dataflex_jax.signals.domain_gradients import domain_gradients
@@ -28,8 +29,10 @@ class RunSignals(NamedTuple):
         sweeper: runs the sweeps.
         candidates: the training rows.
         targets: the target set, and its rows; None where no policy needs it.
+        held_out: the same of the held-out rows.
         fixed: embeddings that stay as they are, of candidates and targets.
         read: the texts of rows.
+        codec: text to tokens and back.
     """
 
     config: ConfigDict
@@ -38,8 +41,10 @@ class RunSignals(NamedTuple):
     sweeper: Sweeper
     candidates: Source
     targets: tuple[TargetSet, Source] | None
+    held_out: tuple[TargetSet, Source] | None
     fixed: Mapping[FixedEmbeddings, tuple[np.ndarray, np.ndarray]]
     read: ReadTexts
+    codec: Codec
 
     def of(self, state: TrainState, step: int) -> ModelSignals:
         """The signals of the model that `state` holds once `step` steps are done."""
@@ -57,4 +62,5 @@ class RunSignals(NamedTuple):
                 learning_rate=self.learning_rate(step),
             )
 
-        return ModelSignals(subject, self.sweeper, self.candidates, self.targets, gradients, self.fixed, self.read)
+        data = (self.candidates, self.targets, gradients, self.held_out, self.fixed, self.read, self.codec)
+        return ModelSignals(subject, self.sweeper, *data)

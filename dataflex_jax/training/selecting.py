@@ -17,7 +17,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.signals import TEXTS
-from dataflex_jax.selection.choosing import Chooser, Chosen
+from dataflex_jax.selection.choosing import Chooser, Chosen, share_of
 from dataflex_jax.selection.records import check_records
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.registry import Subject
@@ -81,6 +81,7 @@ def select(
     num: int | None,
     *,
     records: bool = False,
+    by_group: bool = False,
 ) -> tuple[Pool, Chosen]:
     """The selector's choice of `num` rows of the whole pool.
 
@@ -89,8 +90,9 @@ def select(
             that a run with this configuration would have.
         sources: the checkpoints, as for `open_model`; none for a selector that asks for fixed embeddings or texts.
         weights: of the checkpoints; None: their learning rates, normalised.
-        num: how many; None: `DEFAULT_SHARE` of the pool.
+        num: how many; None: the share `config.selector.keep` of the pool, by default `DEFAULT_SHARE`.
         records: whether `chosen_records` will be asked for.
+        by_group: whether the scores for each target group are wanted too, which takes another pass.
 
     Raises:
         InputError: a selector that scores nothing or lacks a checkpoint, input that cannot be read, or rows without
@@ -100,12 +102,22 @@ def select(
         use_tokenizer_of(config.data, sources[0])
     configuration.validate(config)
     policies = active_policies(config)
+    if policies.online is not None:
+        reason = "chooses inside training steps; a selector that scores the pool is needed here, such as less"
+        raise InputError(reason, option="selector.name", value=policies.online.name)
     if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
+    if num is not None and policies.keep is not None:
+        raise InputError(f"not together with --num={num}; leave one out", option="selector.keep", value=policies.keep)
     if not (sources or policies.fixed_embeddings() or policies.needs(TEXTS)):
         raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
     if config.data.tokenizer is None:
         choose_tokenizer(config)
+    selector = policies.selector.policy
+    if by_group and selector.by_group is None:
+        raise InputError(
+            f"selector {policies.selector.name!r} has one score for all target groups", option="--group_scores"
+        )
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         domains, tokenizer = open_domains(config.data)
@@ -121,19 +133,21 @@ def select(
             spec = folder
         inputs = Inputs(domains, tokenizer, spec, pool)
         targets, fixed = asked_for(config, policies, inputs, sweeper)
-        read = functools.partial(row_texts, tokenizer=tokenizer)
-        data = {"candidates": source(pool, mesh), "targets": targets, "fixed": fixed, "read": read}
+        data = {"candidates": source(pool, mesh), "targets": targets, "fixed": fixed}
+        data |= {"read": functools.partial(row_texts, tokenizer=tokenizer), "codec": tokenizer}
         if sources:
             weights = weights or learning_rates(sources)
             checkpoints = OpenedCheckpoints(sources, weights, How.of(config), sweeper, data)
         else:
             checkpoints = ModelSignals(None, sweeper, **data).checkpoints
-        selector = policies.selector.policy
         state = selector.init(checkpoints[0][1]) if selector.init else {}
         chooser = Chooser(policies.selector, pool, pool.groups(by_domain=False))
         request = Request(jnp.int32(1), jnp.int32(1), jax.random.key(config.seed))
-        count = num or max(1, round(DEFAULT_SHARE * pool.num_rows))
+        count = num or share_of(policies.keep or DEFAULT_SHARE, pool.num_rows)
         chosen, _ = chooser.choose(state, checkpoints[-1][1], request, [count])
+        if by_group:
+            columns = selector.by_group(checkpoints[-1][1]).T
+            chosen = chosen._replace(by_group=dict(zip(targets[0].names, columns, strict=True)))
     return pool, chosen
 
 

@@ -20,7 +20,7 @@ from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.processes import group
 from dataflex_jax.reporting.trackers import import_wandb
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training import agreement, changes, fits, loop, resume, run_config
+from dataflex_jax.training import agreement, changes, duration, fits, loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
@@ -79,11 +79,12 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         before = changes.last_started_with(run_folder) if latest else None
         if before is not None:
             keep_begin_of_text(config.data, before)
-        changed = changes.changed(before, config)
-        changes.check_tokenizer(changed)
+        changes.check_tokenizer(changes.changed(before, config))
         inputs = open_inputs(config.data, run_folder, latest)
+        duration.settle(config, inputs.pool.num_rows)
+        changed = changes.changed(before, config)
         agreement.agree({"the newest checkpoint": latest} | _found(inputs) | agreement.plugins(config))
-        experiment = _experiment(config, inputs, mesh)
+        experiment = make_experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
             state, position = fresh_state(learner, experiment.config), resume.beginning(identity)
@@ -119,15 +120,31 @@ def _finished_read_only(config: ConfigDict, run_folder: Path) -> Outcome | None:
         return None
     with Checkpoints(run_folder, writable=False) as checkpoints:
         step = checkpoints.latest()
-        if step < config.train_step:
-            done = f"{step} of config.train_step = {config.train_step} steps are done"
+        train_step = config.train_step or run_config.read(run_folder).train_step
+        if step < train_step:
+            done = f"{step} of config.train_step = {train_step} steps are done"
             raise InputError(f"--workdir={run_folder}: cannot be written, and only {done}; go on in a copy of it")
         return Outcome(step, False, checkpoints.read_run(step)["tokens_seen"])
 
 
-def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> Experiment:
+def make_experiment(
+    config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh, *, whole_pool: bool = False
+) -> Experiment:
+    """What a run is, of its configuration and its data.
+
+    Args:
+        config: of the run.
+        inputs: its data.
+        mesh: the devices.
+        whole_pool: whether rows are drawn from the pool as a whole, whatever the policies are.
+
+    Raises:
+        InputError: proportions, a model or frozen parameters that are refused; see `make_learner`.
+    """
     config = with_weights_files(config, [domain.name for domain in inputs.domains])
     policies = active_policies(config)
+    if whole_pool:
+        policies = policies.from_whole_pool()
     sizes = np.diff(inputs.pool.offsets)
     proportions = registry.checked("data", starting_proportions, "proportions", config.data.proportions, sizes)
     policies = policies.drawing(proportions)

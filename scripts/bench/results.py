@@ -18,8 +18,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = "docs/benchmarks"
 # The benchmarks, whose results are files that begin with their names.
 KINDS = (
-    *("step", "policies", "train_speed", "cross_entropy", "per_example_gradients", "less", "neighbours", "tsds"),
-    *("resume", "mixing"),
+    "step",
+    "policies",
+    "train_speed",
+    "cross_entropy",
+    "per_example_gradients",
+    "less",
+    "lds",
+    "neighbours",
+    "tsds",
+    "nice",
+    "resume",
+    "mixing",
 )
 
 

@@ -107,12 +107,13 @@ class FakeSignals:
     Attributes:
         candidates: the training rows; None where nobody may ask for them.
         targets: the target set, or None.
+        held_out: the held-out rows, or None.
         checkpoints: this model alone, unless a test says otherwise.
         room: how many directions fit into the memory.
     """
 
-    def __init__(self, candidates=None, targets=None, domain_gradients=None):
-        self.candidates, self.targets, self.room = candidates, targets, 100
+    def __init__(self, candidates=None, targets=None, domain_gradients=None, held_out=None):
+        self.candidates, self.targets, self.held_out, self.room = candidates, targets, held_out, 100
         self.checkpoints = ((1.0, self),)
         self._domain_gradients = domain_gradients
 

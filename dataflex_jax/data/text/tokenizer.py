@@ -116,6 +116,17 @@ class Tokenizer:
         """Token ids of whole documents, with the end of the text."""
         return [[*self.begin_ids, *ids, self.eos_id] for ids in self.encode_batch(texts)]
 
+    def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that a chat template, maybe another model's, has made.
+
+        Control tokens that stand in them are control tokens where there are such here; a text begins as documents do.
+        """
+        backend = self.copy_of_backend()
+        backend.encode_special_tokens = False
+        encoded = (encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False))
+        begin = list(self.begin_ids)
+        return [ids if ids[: len(begin)] == begin else begin + ids for ids in encoded]
+
     def encode_whole(self, texts: Sequence[str], longest: int) -> list[list[int]]:
         """Token ids of each text between the tokens that the tokenizer itself puts around one.
 

@@ -215,15 +215,15 @@ def _load(stored: dict[str, Stored], tensors: list[HFTensor]) -> Array:
     axes = (*param.sharding.spec, *(None,) * (param.ndim - len(param.sharding.spec)))
     sharding = NamedSharding(param.sharding.mesh, P(*axes[len(index) :][:: -1 if transposed else 1]))
     if not index:
-        return _as_param(_read(stored[tensors[0].name], sharding), transposed, param.dtype, param.sharding)
+        return _as_param(read_tensor(stored[tensors[0].name], sharding), transposed, param.dtype, param.sharding)
     stacked = jnp.zeros(param.shape, param.dtype, device=param.sharding)
     for tensor in tensors:
-        stacked = _with(stacked, _read(stored[tensor.name], sharding), tensor.index, transposed, param.sharding)
+        stacked = _with(stacked, read_tensor(stored[tensor.name], sharding), tensor.index, transposed, param.sharding)
         jax.block_until_ready(stacked)  # or the host would run ahead and hold the tensors of many layers
     return stacked
 
 
-def _read(stored: Stored, sharding: Sharding) -> Array:
+def read_tensor(stored: Stored, sharding: Sharding) -> Array:
     """The tensor as it is in the file. The file is not kept open: pages that were read would stay in memory with it."""
     parts = {}
 
@@ -241,7 +241,7 @@ def _read(stored: Stored, sharding: Sharding) -> Array:
 def _check_tied(head: Stored, embedding: Array) -> None:
     check_dtype(head)
     same = head.shape == embedding.shape and jnp.array_equal(
-        _read(head, embedding.sharding).astype(embedding.dtype), embedding
+        read_tensor(head, embedding.sharding).astype(embedding.dtype), embedding
     )
     if not same:
         raise InputError(

@@ -16,6 +16,7 @@ def config(**fields):
             "domains": None,
             "domain_field": None,
             "domain_values": None,
+            "max_samples": None,
             "hub_config": None,
             "hub_split": "train",
             "text_field": "text",

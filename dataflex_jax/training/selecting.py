@@ -109,7 +109,7 @@ def select(
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
     if num is not None and policies.keep is not None:
         raise InputError(f"not together with --num={num}; leave one out", option="selector.keep", value=policies.keep)
-    if not sources and not policies.fixed_embeddings() and not policies.needs(TEXTS):
+    if not (sources or policies.fixed_embeddings() or policies.needs(TEXTS)):
         raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
     if config.data.tokenizer is None:
         choose_tokenizer(config)

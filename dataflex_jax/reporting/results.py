@@ -102,9 +102,8 @@ def winner(samples: Samples, metric: Metric) -> str | None:
     means = {name: float(np.mean(list(values.values()))) for name, values in known.items()}
     best = metric.best(means.values())
     name = next(name for name, mean in means.items() if mean == best)
-    sign = 1 if metric.best is max else -1
-    others = (difference(known[name], values).sign for other, values in known.items() if other != name)
-    return name if all(other == sign for other in others) else None
+    others = (difference(known[name], values) for other, values in known.items() if other != name)
+    return name if all(_better(found, metric) == 1 for found in others) else None
 
 
 def results_table(groups: Groups) -> Table | None:
@@ -196,5 +195,12 @@ def _difference_cell(found: Difference, metric: Metric) -> Cell:
     text = text_of(found.mean, number)
     if found.low is not None:
         text += f" [{text_of(found.low, number)}, {text_of(found.high, number)}]"
-    wanted = {max: 1, min: -1}.get(metric.best, 0)
-    return Cell(text, best=found.sign == wanted != 0, worse=found.sign == -wanted != 0)
+    better = _better(found, metric)
+    return Cell(text, best=better == 1, worse=better == -1)
+
+
+def _better(found: Difference, metric: Metric) -> int:
+    """1 or -1 where a difference is for the better or the worse beyond chance, and is not shown as 0; otherwise 0."""
+    if float(metric.number.format(found.mean)) == 0:
+        return 0
+    return found.sign * {max: 1, min: -1}.get(metric.best, 0)

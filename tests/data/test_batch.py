@@ -32,7 +32,7 @@ def test_rows_are_padded_on_the_right():
     dtypes = {name: getattr(batch, name).dtype for name in ("tokens", "mask", "lengths", "domain")}
     assert dtypes == {"tokens": np.int32, "mask": np.float32, "lengths": np.int32, "domain": np.int32}
     assert [name for name in FIELDS if getattr(batch, name) is None] == [
-        *("drawn_with", "segment_ids", "positions", "reference_losses")
+        *("drawn_with", "segment_ids", "positions", "reference_losses", "record_numbers", "targets")
     ]
 
 

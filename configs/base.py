@@ -27,7 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # The run.
     config.seed = 42
-    config.train_step = 1000  # optimizer steps in all
+    config.train_step = placeholder(int)  # optimizer steps in all; None: as many as `epochs` take
+    config.train_step = 1000
+    config.epochs = placeholder(float)  # passes over the training rows, in place of train_step, which is then None
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.eval_every = 0  # steps between evaluations on the held-out split; 0: only after the last step
     config.eval_rows = 256  # at most this many held-out rows a domain in each evaluation
@@ -104,6 +106,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Dotted record field that says which domain a record belongs to: a string or integer, also within a string of JSON.
     data.domain_field = placeholder(str)
     data.domain_values = placeholder(tuple)  # that field's value for each of data.domains; None: the names themselves
+    data.max_samples = placeholder(int)  # at most this many records of each domain, the first ones; None: all
     data.hub_config = placeholder(str)
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record
@@ -121,6 +124,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # K numbers, {"name": number, ...}, "uniform", a file that a mixer left (domain_weights.json), or None: natural, by
     # number of rows
     data.proportions = placeholder(object)
+    # How often each domain's rows come at most: a number, K numbers, {"name": number, ...}, or None. The others then
+    # share what a domain would give, in proportion.
+    data.max_epochs = placeholder(object)
     data.valid_fraction = 0.02  # of the documents, held out by hash (unless a domain has its own held-out files)
     data.draw = "systematic"  # rows of a domain in a batch: within 1 of B*w ("systematic") or "multinomial"
     data.lag = 1  # weights decided after step s are drawn from at step s + 1 + lag
@@ -136,6 +142,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.cutoff_len = 2048  # further tokens of an example are cut off; without a response in the rest it is dropped
     data.train_on_prompt = False  # the loss is on all tokens, not on the responses only
     data.mask_history = False  # the loss is on the last response only
+    # Key of a message with its weight, any number >= 0; the weighter `field` of turns sets this to its field.
+    data.weight_key = placeholder(str)
     data.packing = False  # several examples a row of cutoff_len tokens, which do not see each other
     data.buckets = placeholder(tuple)  # row lengths that a batch is padded to; None: cutoff_len / 8, / 4, / 2, / 1
 

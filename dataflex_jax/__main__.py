@@ -4,10 +4,12 @@
 
     train       trains a model, or goes on with a run
     select      scores and selects training examples with checkpoints, without training
+    validate    how good scores of training examples are, by models trained on subsets
     evaluate    held-out loss of a checkpoint, per domain
     generate    what a checkpoint writes when it is prompted
     export      checkpoints to and from Hugging Face's format
     report      one HTML page that shows one run, or compares several
+    convert     a YAML file of LLaMA-Factory or DataFlex as a recipe
 
 `dataflex-jax COMMAND --help` explains one of them; `dataflex-jax --version` says the version.
 """
@@ -17,7 +19,7 @@ import sys
 
 from dataflex_jax import __version__, ending
 
-COMMANDS = ("train", "select", "evaluate", "generate", "export", "report")
+COMMANDS = ("train", "select", "validate", "evaluate", "generate", "export", "report", "convert")
 
 
 def main() -> int:

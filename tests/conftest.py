@@ -2,6 +2,7 @@
 session."""
 
 import os
+from pathlib import Path
 
 # The tests compile thousands of programs and run each for a moment. What XLA_FLAGS says already comes last and wins.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
@@ -10,6 +11,22 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+
+_SLOW = Path(__file__).with_name("slow.txt")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(config, items):
+    """Marks what slow.txt lists; an id of a collected file that is no test's is an error."""
+    listed = {line for line in _SLOW.read_text().splitlines() if not line.startswith("#")}
+    names = [{item.nodeid, item.nodeid.split("[")[0]} for item in items]
+    for item, of_item in zip(items, names, strict=True):
+        if of_item & listed:
+            item.add_marker(pytest.mark.slow)
+    files = {item.nodeid.split("::")[0] for item in items}
+    unknown = {name for name in listed.difference(*names) if name.split("::")[0] in files}
+    if unknown and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"{_SLOW}: no test has the id {min(unknown)}")
 
 
 @pytest.fixture(scope="session", autouse=True)

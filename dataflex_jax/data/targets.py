@@ -97,7 +97,7 @@ def _open(config: ConfigDict, tokenizer: str | Path) -> Sequence[Domain]:
     names = [name for name in config.targets if name not in ("group_field", "group_rows")]
     for name in names:
         data[name] = config.targets[name]
-    data.update(tokenizer=str(tokenizer), valid_fraction=0.0, packing=False)
+    data.update(tokenizer=str(tokenizer), valid_fraction=0.0, packing=False, max_samples=None)
     try:
         return open_domains(data)[0]
     except InputError as error:

@@ -28,9 +28,10 @@ _NEWER: dict[str | None, dict[str, Any]] = {
         "eval_limit": None,
         "eval_include_path": None,
         "eval_mmlu_root": None,
+        "epochs": None,
     },
     "model": {"trainable": None, "resize_vocab": False},
-    "data": {"verify": "sampled", "begin_of_text": False},
+    "data": {"verify": "sampled", "begin_of_text": False, "max_samples": None, "max_epochs": None, "weight_key": None},
 }
 # Beside config.json: what it said in earlier starts of the run, a line each.
 HISTORY = "config_history.jsonl"

@@ -25,6 +25,8 @@ KINDS = (
     "per_example_gradients",
     "less",
     "lds",
+    "neighbours",
+    "tsds",
     "nice",
     "resume",
     "mixing",

@@ -71,8 +71,11 @@ def conversation(*turns):
 def test_conversations_are_written_by_the_judges_template(tmp_path):
     judge = written(tmp_path / "judge", template=True)
     chat, said = conversation("hi", "yes"), exchange("[INST] hi [/INST] no", "no", "yes")
+    chat.messages.insert(0, {"role": "system", "content": "be short"})
     tokenizer = load_tokenizer(judge, texts=iter, cache_dir=tmp_path)
-    rendered = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
+    rendered = (
+        "<|im_start|>system\nbe short<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
+    )
     with jax.set_mesh(MESH):
         found = judges.judged(judge, [said], [chat], LIKE, Sweeper(MESH, rows=4))
         np.testing.assert_allclose(found, by_hand(judge, tokenizer.encode_rendered([rendered])), rtol=1e-5)

@@ -7,7 +7,7 @@ from dataflex_jax.errors import InputError
 
 BY_INFLUENCE = ("less", "cluster_less", "icons", "nice")
 MMLU_REWARD = {"reward": "multiple_choice", "max_new_tokens": 8}
-WITH_TARGETS = (*BY_INFLUENCE, "near", "tsds", "rds")
+WITH_TARGETS = (*BY_INFLUENCE, "near", "tsds", "rds", "dsir")
 
 
 def get_config(selector: str, variant: str) -> ConfigDict:
@@ -20,6 +20,8 @@ def get_config(selector: str, variant: str) -> ConfigDict:
     variants[name](config)
     if config.selector.name in BY_INFLUENCE:
         config.selector.proj_dim = 1024 if name == "quickstart" else 8192
+    if config.selector.name == "coincide" and name == "quickstart":
+        config.selector.num_clusters = 32
     if config.selector.name == "nice":
         rewarded = {"reward": "token_f1", "max_new_tokens": 32} if name == "quickstart" else MMLU_REWARD
         config.selector.update(**rewarded)

@@ -50,7 +50,10 @@ class Settings:
 
     def refused(self, field: str, reason: str) -> InputError:
         """What to raise where a field cannot be what it is."""
-        return InputError(reason, option=f"{self.prefix}{field}", value=getattr(self, field))
+        value = getattr(self, field)
+        if self.prefix == "--" and isinstance(value, tuple):
+            value = ",".join(value)
+        return InputError(reason, option=f"{self.prefix}{field}", value=value)
 
 
 def check(settings: Settings) -> None:
@@ -157,7 +160,7 @@ def _over_local_files(index: dict[str, Any], mmlu_root: str | None) -> Iterator[
     kept = {} if mmlu_root is None else {name: entry for name, entry in index.items() if _is_mmlu(entry.cfg)}
     for name, entry in kept.items():
         config = load_yaml(entry.yaml_path)
-        config["custom_dataset"] = functools.partial(_splits, mmlu_root, config["dataset_name"])
+        config["custom_dataset"] = mmlu.LocalQuestions(mmlu_root, config["dataset_name"])
         index[name] = dataclasses.replace(entry, yaml_path=None, cfg=config)
     try:
         yield
@@ -169,11 +172,6 @@ def _is_mmlu(config: Mapping[str, Any] | None) -> bool:
     return (
         bool(config) and config.get("dataset_path") in mmlu.HUB_NAMES and "dataset_name" in config and "task" in config
     )
-
-
-def _splits(root: str, subject: str, **about_the_task: Any) -> Any:
-    del about_the_task
-    return mmlu.splits(root, subject)
 
 
 @contextlib.contextmanager

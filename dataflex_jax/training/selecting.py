@@ -16,7 +16,7 @@ from dataflex_jax.data.texts import row_texts
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
-from dataflex_jax.policies.signals import TEXTS
+from dataflex_jax.policies.signals import TARGETS, TEXTS
 from dataflex_jax.selection.choosing import Chooser, Chosen, share_of
 from dataflex_jax.selection.records import check_records
 from dataflex_jax.sharding import make_mesh
@@ -109,12 +109,12 @@ def select(
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
     if num is not None and policies.keep is not None:
         raise InputError(f"not together with --num={num}; leave one out", option="selector.keep", value=policies.keep)
-    if not sources and not policies.fixed_embeddings() and not policies.needs(TEXTS):
+    if not (sources or policies.fixed_embeddings() or policies.needs(TEXTS)):
         raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
     if config.data.tokenizer is None:
         choose_tokenizer(config)
     selector = policies.selector.policy
-    if by_group and selector.by_group is None:
+    if by_group and (selector.by_group is None or not policies.needs(TARGETS)):
         raise InputError(
             f"selector {policies.selector.name!r} has one score for all target groups", option="--group_scores"
         )

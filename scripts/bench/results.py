@@ -25,9 +25,12 @@ KINDS = (
     "per_example_gradients",
     "less",
     "lds",
+    "neighbours",
+    "tsds",
     "nice",
     "resume",
     "mixing",
+    "evaluate",
 )
 
 

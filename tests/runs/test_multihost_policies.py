@@ -20,6 +20,7 @@ def get_config():
 _POLICIES = {
     "doge,selector=delta_loss,weighter=adapt": "weighter__refresh_interval=2",
     "odm,selector=greats,weighter=loss": "selector__target_rows=3",
+    "odm,selector=several": "plugins=('tests.helpers.several',)",
     "odm,selector=less,order=sorting,weighter=joint_update_aware": "selector__proj_dim=16, order__scores='selector'",
     "odm,selector=near": "selector__embedding_model=MODEL",
 }

@@ -16,6 +16,7 @@ from tests.runs.test_resume import interrupted_at
 # What a policy must be given beside its defaults, by name.
 FIELDS = {
     "cluster_less": {"selector__cluster_size": 8, "selector__samples_per_cluster": 2},
+    "coincide": {"selector__num_clusters": 8},
     "icons": {"targets__group_field": "kind"},
     "delta_loss": {"selector__baseline": "warmup"},
     "nice": {"selector__reward": "tests.helpers.rewards:letters", "selector__max_new_tokens": 8},

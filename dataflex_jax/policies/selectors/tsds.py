@@ -13,6 +13,8 @@ from dataflex_jax.policies.common.neighbours import kernel_densities, nearest, u
 
 # Neighbours are looked for among many more candidates than are taken.
 _LARGEST_PART = 10
+# So many neighbours of each target are looked at first.
+_NEIGHBOURS = 64
 
 
 class Transported(NamedTuple):
@@ -31,12 +33,12 @@ class Plan(NamedTuple):
     """The optimal transport of the targets' mass to their neighbours.
 
     Attributes:
-        mass: float64, from each target to each of its neighbours; 1/M in all from each target.
+        mass: float64, from each target to its first w neighbours, the others have none; 1/M in all from each target.
         cap: the largest product of a density and a mass.
         bound: whether it would be lower if there were more neighbours.
     """
 
-    mass: Float[np.ndarray, "M k"]
+    mass: Float[np.ndarray, "M w"]
     cap: float
     bound: bool
 
@@ -99,7 +101,8 @@ def tsds(
         plan = transport(found.distances, densities[places].reshape(found.ids.shape), alpha, C)
         if plan.bound and found.ids.shape[1] < available:
             say("max_k binds: the mass of a target would be spread over more neighbours than it has.")
-        p = np.bincount(found.ids.ravel(), plan.mass.ravel(), minlength=len(candidates))
+        ids = found.ids[:, : plan.mass.shape[1]]
+        p = np.bincount(ids.ravel(), plan.mass.ravel(), minlength=len(candidates))
         return Evidence(Transported(p.astype(np.float32), found.closest)), state
 
     def choose(evidence: Evidence, request: Request, num: int) -> Choice:
@@ -114,19 +117,46 @@ def transport(distances: Float[np.ndarray, "M k"], densities: Float[np.ndarray, 
 
     For a given t each target fills its neighbours, the nearest first, up to t / rho until its 1/M is used up. The
     objective is then convex and piecewise linear in t: where t falls below `1 / (M sum_{l <= m} 1 / rho_l)`, a target
-    needs its (m+1)-th neighbour too, and the slope falls by `(alpha / C) (d_{m+1} - d_m) sum_{l <= m} 1 / rho_l`. One
-    sort of these places finds where it reaches 0. Below the least t at which every target's neighbours hold its mass
+    needs its (m+1)-th neighbour too, and the slope falls by `(alpha / C) (d_{m+1} - d_m) sum_{l <= m} 1 / rho_l`. The
+    optimum is where it reaches 0. Few neighbours of a target are as a rule enough to find it: more are looked at until
+    no corner of those left out can be above it. Below the least t at which every target's neighbours hold its mass
     there is no plan.
     """
-    distances, densities = np.asarray(distances, np.float64), np.asarray(densities, np.float64)
-    share = 1 / len(distances)
-    room = np.cumsum(1 / densities, axis=1)
-    corners = share / room
-    falls = (alpha / C) * room[:, :-1] * np.diff(distances, axis=1)
-    descending = np.argsort(-corners[:, :-1], axis=None, kind="stable")
-    optimal = np.searchsorted(np.cumsum(falls.ravel()[descending]), (1 - alpha) * len(distances))
-    wanted = corners[:, :-1].ravel()[descending[optimal]] if optimal < len(descending) else 0.0
-    least = corners[:, -1].max()
+    share, width = 1 / len(distances), 0
+    while width < distances.shape[1]:
+        width = min(max(2 * width, _NEIGHBOURS), distances.shape[1])
+        near, around = (np.asarray(part[:, :width], np.float64) for part in (distances, densities))
+        room = np.cumsum(1 / around, axis=1)
+        corners = share / room
+        falls = (alpha / C) * room[:, :-1] * np.diff(near, axis=1)
+        wanted = _reaching((1 - alpha) * len(distances), corners[:, :-1].ravel(), falls.ravel())
+        least = corners[:, -1].max()
+        if wanted >= least:
+            break
     cap = max(wanted, least)
     mass = np.diff(np.minimum(cap * room, share), axis=1, prepend=0)
     return Plan(mass, float(cap), bool(wanted < least and alpha < 1))
+
+
+def _reaching(limit: float, corners: Float[np.ndarray, " n"], falls: Float[np.ndarray, " n"]) -> float:
+    """The highest corner such that its fall and those of all corners above it sum to `limit`; 0: there is none.
+
+    In time n: half of what is left is put aside again and again.
+    """
+    if falls.sum() < limit:
+        return 0.0
+    pivot = 0.0
+    while len(corners):
+        middle = len(corners) // 2
+        pivot = np.partition(corners, middle)[middle]
+        above = corners > pivot
+        before = falls[above].sum()
+        if above.any() and before >= limit:
+            corners, falls = corners[above], falls[above]
+            continue
+        below = corners < pivot
+        here = before + falls[corners == pivot].sum()
+        if here >= limit:
+            break
+        limit, corners, falls = limit - here, corners[below], falls[below]
+    return float(pivot)

@@ -91,7 +91,8 @@ def selections_table(run: RunRecords) -> Table | None:
 
 
 def examples_table(run: RunRecords) -> Table | None:
-    """What was scored highest and lowest at the last choice, as text; None where the run did not write it.
+    """What was scored highest and lowest at the last choice, as text; None where the run did not write it, or where all
+    scores are alike, as those of the random selector.
 
     Raises:
         InputError: the file is malformed.
@@ -110,9 +111,11 @@ def examples_table(run: RunRecords) -> Table | None:
         length, domain = text_of(record.get("length")), text_of(record.get("domain"))
         cells = (f"{score:.4g}", domain, length, chosen, _CONTROLS.sub("�", text))
         rows.append((f"{end} {ranks[end]}", list(map(Cell, cells))))
+    if len({record["score"] for record in records}) < 2:
+        return None
     step = int(paths[-1].stem.removeprefix("step_"))
     title = f"Highest and lowest scored after step {step}"
-    return Table(title, ["score", "domain", "length", "chosen", "text"], rows, words=True) if rows else None
+    return Table(title, ["score", "domain", "length", "chosen", "text"], rows, words=True)
 
 
 def _percent(share: Any) -> str:

@@ -130,7 +130,18 @@ def test_a_damaged_file_is_named(chosen, contents):
         selections_table(RunRecords.load(folder))
 
 
-@pytest.mark.parametrize("arrays", [{"ids": [1, 2]}, {"ids": [1, 2], "scores": [1.0]}, {"ids": [], "scores": []}])
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"ids": [1, 2]},
+        {"ids": [1, 2], "scores": [1.0]},
+        {"ids": [], "scores": []},
+        {"ids": ["a"], "scores": ["b"]},
+        {"ids": [1], "scores": [1.0], "lengths": [3]},
+        {"ids": [1], "scores": [1.0], "lengths": [3], "pool_lengths": [3, 4], "pool_rows": [5]},
+        {"ids": [1], "scores": [1.0], "all_scores": [[1.0]]},
+    ],
+)
 def test_a_file_of_something_else_is_named(chosen, arrays):
     folder, _ = chosen
     np.savez(folder / "selections" / "step_00000010.npz", **arrays)

@@ -178,7 +178,7 @@ class Sweeper:
         if self._memory is not None:
             return self._memory
         statistics = jax.local_devices()[0].memory_stats() or {}
-        return int(multihost_utils.broadcast_one_to_all(np.int64(statistics.get("bytes_limit", 4 * _HOST_MEMORY))))
+        return _first_hosts(statistics.get("bytes_limit", 4 * _HOST_MEMORY))
 
     def _batches(self, call: "_Call", rows: Source, ids, load) -> Iterator[tuple[np.ndarray, PyTree]]:
         """(places in `ids`, what `load` makes of them), the next ones being loaded meanwhile."""
@@ -214,7 +214,7 @@ class Sweeper:
             used = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
             fitting = max(1, int(self._free() / max(used / few, 1) * length))
             # Every host must run the same batches.
-            self._tokens[key] = int(multihost_utils.broadcast_one_to_all(np.int64(fitting)))
+            self._tokens[key] = _first_hosts(fitting)
         fit = max(1, min(self._tokens[key] // length, _MOST_ROWS, most))
         return self._shards * (most if fit >= most else 2 ** (fit.bit_length() - 1))
 
@@ -241,6 +241,13 @@ class Sweeper:
         if "bytes_limit" not in statistics:
             return _HOST_MEMORY
         return int(_SHARE * (statistics["bytes_limit"] - statistics["bytes_in_use"]))
+
+
+def _first_hosts(number: int) -> int:
+    """The first host's number, on every host."""
+    # In two parts, because of 64 bits JAX would send 32.
+    high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(number, 1 << 31), np.int32)).tolist()
+    return (high << 31) + low
 
 
 class _Call(NamedTuple):

@@ -61,6 +61,8 @@ def _requests(task: dict[str, Any], opened: Any) -> tuple[Any, list]:
 @contextlib.contextmanager
 def backend_in_process(task: dict[str, Any]):
     """A block of all requests; its first answers are put into task["about"]."""
+    import jax
+
     from dataflex_jax.configs import base
     from dataflex_jax.reporting import hardware
     from dataflex_jax.training import run_config
@@ -73,7 +75,8 @@ def backend_in_process(task: dict[str, Any]):
         from lm_eval.models.huggingface import HFLM
 
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(task["checkpoint"])
-        options = {"dtype": "float32", "batch_size": task["batch_size"], "tokenizer": tokenizer}
+        device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+        options = {"dtype": "float32", "batch_size": task["batch_size"], "tokenizer": tokenizer, "device": device}
         model = HFLM(pretrained=task["checkpoint"], **options)
 
     def block() -> float:

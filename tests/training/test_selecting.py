@@ -16,7 +16,12 @@ from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.row_sets import SweptRows
 from dataflex_jax.training import optim, selecting
 from dataflex_jax.training.selecting import learning_rates, select
-from tests.helpers import select_run, several, tiny, tiny_chat
+from tests.helpers import (
+    select_run,
+    several,  # noqa: F401 - registers it
+    tiny,
+    tiny_chat,
+)
 from tests.helpers.select_run import SELECTOR
 
 
@@ -43,8 +48,9 @@ def test_the_scores_are_those_of_training(root, run):
         np.testing.assert_allclose(chosen.scores, trained["scores"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_selectors_by_embeddings_and_words_choose_the_same_on_one_device_and_on_eight(root, run, monkeypatch):
-    config = tiny_chat.config(root, selector=several.several.__name__)
+    config = tiny_chat.config(root, selector="several")
     _, on_eight = select(config.copy_and_resolve_references(), at(run, 4), None, 16)
     monkeypatch.setattr(selecting, "make_mesh", lambda sizes: make_mesh({}, jax.devices()[:1]))
     _, on_one = select(config, at(run, 4), None, 16)

@@ -32,7 +32,7 @@ def test_rows_are_padded_on_the_right():
     dtypes = {name: getattr(batch, name).dtype for name in ("tokens", "mask", "lengths", "domain")}
     assert dtypes == {"tokens": np.int32, "mask": np.float32, "lengths": np.int32, "domain": np.int32}
     assert [name for name in FIELDS if getattr(batch, name) is None] == [
-        *("drawn_with", "segment_ids", "positions", "reference_losses")
+        *("drawn_with", "segment_ids", "positions", "reference_losses", "record_numbers")
     ]
 
 
@@ -75,7 +75,8 @@ def whole_batch(rows=8):
     """With every field there is."""
     batch = collated([row(10 * b, 1 + b % 4, packed=True) for b in range(rows)], 4, np.arange(rows) % 3, packed=True)
     losses = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
-    return dataclasses.replace(batch, drawn_with=np.array([0.5, 0.3, 0.2], np.float32), reference_losses=losses)
+    shares = np.array([0.5, 0.3, 0.2], np.float32)
+    return dataclasses.replace(batch, drawn_with=shares, reference_losses=losses, record_numbers=losses + 1)
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])

@@ -142,6 +142,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.cutoff_len = 2048  # further tokens of an example are cut off; without a response in the rest it is dropped
     data.train_on_prompt = False  # the loss is on all tokens, not on the responses only
     data.mask_history = False  # the loss is on the last response only
+    # Key of a message with its weight, any number >= 0; the weighter `field` of turns sets this to its field.
+    data.weight_key = placeholder(str)
     data.packing = False  # several examples a row of cutoff_len tokens, which do not see each other
     data.buckets = placeholder(tuple)  # row lengths that a batch is padded to; None: cutoff_len / 8, / 4, / 2, / 1
 

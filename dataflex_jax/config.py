@@ -201,6 +201,7 @@ CHECKS: dict[str, Check] = {
     "data.cutoff_len": _LENGTH,
     "data.train_on_prompt": _BOOL,
     "data.mask_history": _BOOL,
+    "data.weight_key": _optional(_TEXT),
     "data.packing": _BOOL,
     "data.buckets": _optional(_LENGTHS),
     "targets.source": _optional(_TEXT),

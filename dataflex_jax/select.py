@@ -46,7 +46,8 @@ def define_flags() -> None:
     cli.define_paths("checkpoint", f"The model: {CHECKPOINTS}; several with commas between.")
     flags.DEFINE_list("checkpoint_weights", [], "Their weights; by default their learning rates.")
     cli.define_path("output", None, "An .npz file.")
-    flags.DEFINE_integer("num", None, "How many examples; by default 5 % of the pool.", lower_bound=1)
+    help_of_num = "How many examples; by default config.selector.keep of the pool, or 5 %."
+    flags.DEFINE_integer("num", None, help_of_num, lower_bound=1)
     flags.DEFINE_boolean("group_scores", False, "Whether to write scores by target group too.")
     cli.define_path("records", None, "A .jsonl or .parquet file for the chosen records.")
 

@@ -27,6 +27,7 @@ class Batch:
         segment_ids: of packed rows, from 1, of the example that an input belongs to.
         positions: of packed rows, of an input in its example.
         reference_losses: token losses under a reference model, where they are known.
+        record_numbers: of the records that the predictions belong to, where a policy wants them.
         targets: rows of the target set that a selector compares these rows with; None: it compares with none.
     """
 
@@ -38,6 +39,7 @@ class Batch:
     segment_ids: Int[Array, "B T"] | None = None
     positions: Int[Array, "B T"] | None = None
     reference_losses: Float[Array, "B T"] | None = None
+    record_numbers: Float[Array, "B T"] | None = None
     targets: "Batch | None" = None
 
     @property
@@ -74,6 +76,7 @@ class Batch:
             segment_ids=continued(self.segment_ids, 0),
             positions=continued(self.positions, 1),
             reference_losses=None,
+            record_numbers=None,
         )
 
     def rows_alone(self) -> "Batch":

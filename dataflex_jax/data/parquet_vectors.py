@@ -33,15 +33,23 @@ def open_parquet(path: Path) -> tuple[int, int, Callable[[int, int], np.ndarray]
             "numbers only, are expected"
         )
     ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-    width = len(schema)
-    if in_lists:
-        first = next(file.iter_batches(batch_size=1), None)
-        width = len(first.column(0)[0].as_py() or ()) if first is not None and first.num_rows else 0
+
+    @functools.lru_cache(maxsize=1)
+    def table(number: int) -> pyarrow.Table:
+        try:
+            return file.read_row_group(number)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{path}: damaged in row group {number + 1} ({one_line(error)})") from error
 
     @functools.lru_cache(maxsize=1)
     def of_group(number: int) -> np.ndarray:
-        table, before = file.read_row_group(number), int(ends[number - 1]) if number else 0
-        return _of_lists(path, table.column(0), width, before) if in_lists else _of_columns(table)
+        before = int(ends[number - 1]) if number else 0
+        return _of_lists(path, table(number).column(0), width, before) if in_lists else _of_columns(table(number))
+
+    width = len(schema)
+    if in_lists:
+        filled = int(np.searchsorted(ends, 0, side="right"))
+        width = len(table(filled).column(0)[0].as_py() or ()) if num_rows else 0
 
     def read(first: int, stop: int) -> np.ndarray:
         parts = []

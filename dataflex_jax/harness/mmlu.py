@@ -3,6 +3,7 @@
 The folder has dev/SUBJECT_dev.csv for the examples, and test/SUBJECT_test.csv or val/SUBJECT_val.csv for the questions.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +26,26 @@ def fault_of(folder: Path) -> str | None:
     return None
 
 
-def splits(root: str, subject: str) -> "datasets.DatasetDict":
-    """A subject's questions as the hub's data set has them; its splits "validation" and "test" are the same here.
+@dataclasses.dataclass(frozen=True)
+class LocalQuestions:
+    """A subject's questions in a folder, as a harness's `custom_dataset`."""
 
-    Raises:
-        InputError: a file that is missing, or is no table of questions.
-    """
-    import datasets  # takes a second
+    folder: str
+    subject: str
 
-    folder, split = Path(root), _split(Path(root))
-    questions = datasets.Dataset.from_list(_records(folder / split / f"{subject}_{split}.csv"))
-    examples = datasets.Dataset.from_list(_records(folder / "dev" / f"{subject}_dev.csv"))
-    return datasets.DatasetDict(dev=examples, validation=questions, test=questions)
+    def __call__(self, **about_the_task: Any) -> "datasets.DatasetDict":
+        """The questions as the hub's data set has them; its splits "validation" and "test" are the same here.
+
+        Raises:
+            InputError: a file that is missing, or is no table of questions.
+        """
+        del about_the_task
+        import datasets  # takes a second
+
+        folder, split = Path(self.folder), _split(Path(self.folder))
+        questions = datasets.Dataset.from_list(_records(folder / split / f"{self.subject}_{split}.csv"))
+        examples = datasets.Dataset.from_list(_records(folder / "dev" / f"{self.subject}_dev.csv"))
+        return datasets.DatasetDict(dev=examples, validation=questions, test=questions)
 
 
 def _split(folder: Path) -> str | None:

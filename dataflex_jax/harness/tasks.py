@@ -50,7 +50,10 @@ class Settings:
 
     def refused(self, field: str, reason: str) -> InputError:
         """What to raise where a field cannot be what it is."""
-        return InputError(reason, option=f"{self.prefix}{field}", value=getattr(self, field))
+        value = getattr(self, field)
+        if self.prefix == "--" and isinstance(value, tuple):
+            value = ",".join(value)
+        return InputError(reason, option=f"{self.prefix}{field}", value=value)
 
 
 def check(settings: Settings) -> None:
@@ -145,6 +148,11 @@ def _open(manager: Any, name: str) -> Sequence[Any]:
         raise InputError(
             f"task {name!r} cannot be opened ({what}); its data come from the Hugging Face hub, or where its YAML says"
         ) from error
+    for task in loaded["tasks"].values():
+        if getattr(task, "MULTIMODAL", False):
+            raise InputError(f"task {name!r} asks about images or sounds, which no model here takes")
+        if getattr(task, "UNSAFE_CODE", False):
+            raise InputError(f"task {name!r} runs code that the model writes, which is not done here")
     group = loaded["groups"].get(name)
     return list(loaded["tasks"].values()) if group is None else [group]
 
@@ -157,7 +165,7 @@ def _over_local_files(index: dict[str, Any], mmlu_root: str | None) -> Iterator[
     kept = {} if mmlu_root is None else {name: entry for name, entry in index.items() if _is_mmlu(entry.cfg)}
     for name, entry in kept.items():
         config = load_yaml(entry.yaml_path)
-        config["custom_dataset"] = functools.partial(_splits, mmlu_root, config["dataset_name"])
+        config["custom_dataset"] = mmlu.LocalQuestions(mmlu_root, config["dataset_name"])
         index[name] = dataclasses.replace(entry, yaml_path=None, cfg=config)
     try:
         yield
@@ -169,11 +177,6 @@ def _is_mmlu(config: Mapping[str, Any] | None) -> bool:
     return (
         bool(config) and config.get("dataset_path") in mmlu.HUB_NAMES and "dataset_name" in config and "task" in config
     )
-
-
-def _splits(root: str, subject: str, **about_the_task: Any) -> Any:
-    del about_the_task
-    return mmlu.splits(root, subject)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax import preemption
 from dataflex_jax.data.loader import Loader
+from dataflex_jax.data.record_numbers import record_numbers
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
 from dataflex_jax.mapped import states as mapped_states
@@ -93,7 +94,8 @@ def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Ite
             sweeper = Sweeper(mesh, rows=config.sweep.batch_rows, poll=preemption.polling(stop_requested))
             signals = run_signals(experiment, mesh, sweeper)
             reference, cached = compared_with(experiment, signals.candidates, sweeper)
-            loader = Loader(inputs.pool, mesh, cached)
+            of_rows = cached | record_numbers(experiment.policies.records(), inputs.pool, config.data)
+            loader = Loader(inputs.pool, mesh, of_rows)
             yield Shared(experiment, mesh, folder, checkpoints, loader, reference, signals, stop_requested)
 
 

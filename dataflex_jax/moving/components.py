@@ -57,6 +57,24 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, list) else value
 
 
+def _named(**names: str) -> dict[str, str]:
+    """{a value there: the value here} of values here with their names there."""
+    return {there: here for here, several in names.items() for there in several.split()}
+
+
+_CLUSTERINGS = _named(
+    kmeans="kmeans euclidean_kmeans",
+    spherical_kmeans="spherical_kmeans cosine_kmeans",
+    farthest_first="farthest_first kcenter k_center",
+    random_projection_lsh="random_projection_lsh lsh rp_lsh",
+    random_partition="random_partition random",
+)
+_REPRESENTATIVES = _named(
+    random="random rand",
+    nearest="nearest nearest_to_centroid center centroid",
+    farthest="farthest farthest_from_centroid boundary",
+    mixed="mixed mixed_center_boundary center_boundary",
+)
 _CACHE = ("cache_dir",)
 _SCORING = (*_CACHE, "score_batch_size", "score_num_workers")
 _GRADIENTS = {"gradient_type": ("gradient_type", "adam"), "seed": ("projection_seed", 42)}
@@ -84,6 +102,7 @@ SELECTORS = {
             "representative_strategy": ("representatives", "random"),
             "seed": ("cluster_seed", 42),
         },
+        values={"clustering_method": _CLUSTERINGS, "representative_strategy": _REPRESENTATIVES},
         only={"num_clusters": None, "lsh_num_bits": None, "embedding_model_name_or_path": None, "embedding_layer": -1},
         without_effect=(*_SAVING, "clustering_batch_size", "assignment_chunk_size", "embedding_model_dtype"),
         compares=True,

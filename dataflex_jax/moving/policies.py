@@ -182,7 +182,7 @@ class Policies:
     def _fields(self, component: Component, given: Given, name: str) -> dict[str, Any]:
         warmup = given.integer("warmup_steps", 0) if name == "odm" else 0
         fields = component.hyperparameters(given, name)
-        if component.compares:
+        if component.compares and fields.get("objective") not in ("diverse_only", "uniform"):
             self.comparing.append(name)
         if component.note:
             self._draft.note(self._given.place("component_name"), f"{name}: {component.note}")

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
-from dataflex_jax.policies.base import Mixer, Order, Reference, Selector, Weighter
+from dataflex_jax.policies.base import Mixer, Order, RecordNumbers, Reference, Selector, Weighter
 from dataflex_jax.policies.contract import checked_mixer, checked_order, checked_selector, checked_weighter
 from dataflex_jax.policies.proportions import only
 from dataflex_jax.policies.schedule import Schedule, Scheduled
@@ -89,6 +89,18 @@ class ActivePolicies(NamedTuple):
         """
         schedule = self.mixer.schedule._replace(update_times=0)
         return self._replace(mixer=self.mixer._replace(schedule=schedule), by_domain=False)
+
+    def records(self) -> RecordNumbers | None:
+        """What they want of the data's records.
+
+        Raises:
+            InputError: they want different numbers.
+        """
+        wanted = {weighter.policy.records for weighter in self.weighters if weighter.policy.records is not None}
+        if len(wanted) > 1:
+            named = " and ".join(f"{numbers.field!r} of {numbers.of}" for numbers in sorted(wanted))
+            raise InputError(f"config.weighter: the weighters want different numbers, {named}; name one of them")
+        return wanted.pop() if wanted else None
 
     def reference(self) -> Reference | None:
         """The reference model that they compare with.

@@ -102,6 +102,18 @@ class Mixer(NamedTuple):
     log: Callable[[PyTree], Mapping[str, PyTree]] | None = None
 
 
+class RecordNumbers(NamedTuple):
+    """Numbers >= 0 that the data's records have for a policy; where a record has none, it is 1.
+
+    Attributes:
+        field: what they are called.
+        of: "record": one a record; "turns": one a message of the assistant's.
+    """
+
+    field: str
+    of: str
+
+
 class RowObservation(NamedTuple):
     """What a weighter sees of the batch whose loss it weights, before the gradient: constants to it.
 
@@ -115,6 +127,8 @@ class RowObservation(NamedTuple):
         domains: domain index of each row.
         embeddings: what the weighter's `embed` made of each row; None without one.
         reference_losses: `token_losses` under the weighter's `Reference`; None without one.
+        record_numbers: those of the weighter's `records`, of each token that its row or its turn has, and 0 in padding;
+            None without them.
     """
 
     step: Int[Array, ""]
@@ -126,6 +140,7 @@ class RowObservation(NamedTuple):
     domains: Int[Array, " B"]
     embeddings: Float[Array, "B E"] | None = None
     reference_losses: Float[Array, "B T"] | None = None
+    record_numbers: Float[Array, "B T"] | None = None
 
 
 class Weighter(NamedTuple):
@@ -145,6 +160,7 @@ class Weighter(NamedTuple):
         reference: the model of RowObservation.reference_losses; None: not wanted.
         embeds_whole: whether a row's last token, which is only predicted otherwise, is an input for `embed` too; then
             all rows have one more in the forward pass.
+        records: what of the data's records RowObservation.record_numbers are; None: not wanted.
     """
 
     init: Callable[[int], PyTree]
@@ -155,6 +171,7 @@ class Weighter(NamedTuple):
     needs: frozenset[Hashable] = frozenset()
     reference: Reference | None = None
     embeds_whole: bool = False
+    records: RecordNumbers | None = None
 
 
 class Request(NamedTuple):

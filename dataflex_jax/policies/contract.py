@@ -188,6 +188,11 @@ def checked_selector(scheduled: Scheduled[Selector]) -> Scheduled[Selector]:
         )
         return None if right else f"a Choice of {num} ids, their {num} scores and the scores of all {n} candidates"
 
+    def matrix(result: Any, signals: Any) -> str | None:
+        shape = signals.candidates.num_rows, len(signals.targets.group_names)
+        wanted = f"a number for each of {shape[0]} candidates and {shape[1]} target groups"
+        return None if _is_real(result, shape) else wanted
+
     def places(result: Any, seen: Any, num: int) -> str | None:
         return None if _is_array(result, jnp.integer, (num,)) else f"the places of {num} rows, int[{num}]"
 
@@ -198,6 +203,7 @@ def checked_selector(scheduled: Scheduled[Selector]) -> Scheduled[Selector]:
             init=of("init", selector.init, state_of),
             score=of("score", selector.score, pair),
             choose=of("choose", selector.choose, choice_of),
+            by_group=of("by_group", selector.by_group, matrix),
         )
     )
 

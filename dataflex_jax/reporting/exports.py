@@ -1,6 +1,5 @@
 """The page's figures and tables as files, to go into a paper."""
 
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +19,9 @@ def export(folder: Path, sections: Sequence[Section], tables: Sequence[Table]) -
     """
     figures = [picture for _, pictures in sections for picture in pictures]
     for name, picture in zip(_unique([picture.name for picture in figures]), figures, strict=True):
-        for kind in ("png", "pdf"):
-            drawn = io.BytesIO()
-            picture.chart.savefig(drawn, format=kind, facecolor=picture.chart.get_facecolor())
-            replace_file(folder / "figures" / f"{name}.{kind}", drawn.getvalue())
-        replace_file(folder / "figures" / f"{name}.csv", picture.chart.csv().encode())
+        files = {"png": picture.light, "pdf": picture.chart.drawn("pdf"), "csv": picture.chart.csv().encode()}
+        for kind, contents in files.items():
+            replace_file(folder / "figures" / f"{name}.{kind}", contents)
     titles = [re.sub(r"[^a-z0-9.]+", "_", table.title.lower()).strip("_.")[:80] or "table" for table in tables]
     for name, table in zip(_unique(titles), tables, strict=True):
         replace_file(folder / "tables" / f"{name}.tex", to_latex(table).encode())

@@ -15,16 +15,16 @@ _Curve = tuple[np.ndarray, np.ndarray]
 _Find = Callable[[RunRecords], _Curve]
 
 
-def _of_mixer(*path: str) -> Callable[[str], _Find]:
-    return lambda domain: lambda run: series(mixer_records(run), *path, domain)
+def _in_mixture(*path: str) -> _Find:
+    return lambda run: series(mixer_records(run), *path)
 
 
-def _of_metrics(*path: str) -> Callable[[str], _Find]:
-    return lambda name: lambda run: series(run.metrics, *path, name)
+def _in_metrics(*path: str) -> _Find:
+    return lambda run: series(run.metrics, *path)
 
 
-def _of_selections(*path: str) -> Callable[[str], _Find]:
-    return lambda name: lambda run: series(run.policy, *path, name)
+def _in_policy(*path: str) -> _Find:
+    return lambda run: series(run.policy, *path)
 
 
 def _excess(domain: str) -> _Find:
@@ -35,39 +35,30 @@ def _excess(domain: str) -> _Find:
     return find
 
 
-# One plot a domain: (what is along y, where it is found).
+# One plot a domain: (what is along y, where a domain's curve is found).
 _BY_DOMAIN: dict[str, tuple[str, Callable[[str], _Find]]] = {
-    "mixture": ("sampling weight", _of_mixer("sampling_weights")),
-    "loss_weights": ("domain weight in the loss", _of_mixer("state", "alpha")),
+    "mixture": ("sampling weight", lambda domain: _in_mixture("sampling_weights", domain)),
+    "loss_weights": ("domain weight in the loss", lambda domain: _in_mixture("state", "alpha", domain)),
     "excess": ("excess loss [nats/token]", _excess),
-    "domain_epochs": ("epochs of the domain's rows", _of_metrics("domain_epochs")),
-    "selection": ("share of the selection", _of_selections("domain_share")),
+    "domain_epochs": ("epochs of the domain's rows", lambda domain: _in_metrics("domain_epochs", domain)),
+    "selection": ("share of the selection", lambda domain: _in_policy("domain_share", domain)),
 }
 # One plot a number: what it is called, and where it is found.
 _NUMBERS: dict[str, dict[str, _Find]] = {
     "example_weights": {
-        "example weight, mean": _of_metrics()("example_weight_mean"),
-        "example weight, lowest": _of_metrics()("example_weight_min"),
-        "example weight, highest": _of_metrics()("example_weight_max"),
-        "effective sample size [rows]": _of_metrics()("effective_sample_size"),
+        "example weight, mean": _in_metrics("example_weight_mean"),
+        "example weight, lowest": _in_metrics("example_weight_min"),
+        "example weight, highest": _in_metrics("example_weight_max"),
+        "effective sample size [rows]": _in_metrics("effective_sample_size"),
     },
-    "reach": {
-        "coverage of the pool": _of_selections()("coverage"),
-        "chosen again": _of_selections()("overlap"),
-    },
+    "reach": {"coverage of the pool": _in_policy("coverage"), "chosen again": _in_policy("overlap")},
     "selector_scores": {
-        "score, mean": _of_selections()("score_mean"),
-        "score, lowest": _of_selections()("score_min"),
-        "score, highest": _of_selections()("score_max"),
+        "score, mean": _in_policy("score_mean"),
+        "score, lowest": _in_policy("score_min"),
+        "score, highest": _in_policy("score_max"),
     },
-    "optimizer": {
-        "learning rate": _of_metrics()("learning_rate"),
-        "gradient norm": _of_metrics()("grad_norm"),
-    },
-    "throughput": {
-        "tokens/s": _of_metrics()("tokens_per_second"),
-        "MFU": _of_metrics()("mfu"),
-    },
+    "optimizer": {"learning rate": _in_metrics("learning_rate"), "gradient norm": _in_metrics("grad_norm")},
+    "throughput": {"tokens/s": _in_metrics("tokens_per_second"), "MFU": _in_metrics("mfu")},
 }
 
 

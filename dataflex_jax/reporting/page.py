@@ -1,5 +1,6 @@
 """One self-contained HTML page that shows one run, or compares several."""
 
+import base64
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,14 +56,15 @@ def write_report(
     pictures, tables = sections(runs, groups), _tables(groups)
     selections = _selection_tables(runs, groups)
     summary = summary_table(runs)
-    template = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dataflex_jax.reporting", ""),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    ).get_template("report.html.jinja")
-    page = template.render(
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    page = environment.get_template("report.html.jinja").render(
         title=" · ".join(groups),
         several=len(runs) > 1,
         folders=[str(run.folder) for name, run in runs.items() if str(run.folder) != name],

@@ -1,8 +1,6 @@
 """The pictures of the page, section by section: those of all groups at once, and those of single runs."""
 
-import base64
 import functools
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -47,16 +45,16 @@ class Picture:
         title: above it; may be empty.
         name: of its files.
         width: at which its text has the page's size [CSS pixels].
-        light: a data URL.
-        dark: a data URL.
+        light: a PNG.
+        dark: a PNG.
         chart: the light one.
     """
 
     title: str
     name: str
     width: int
-    light: str
-    dark: str
+    light: bytes
+    dark: bytes
     chart: Chart
 
 
@@ -152,10 +150,4 @@ def _picture(title: str, name: str, draw: _Draw) -> Picture | None:
     light = draw(LIGHT)
     if light is None:
         return None
-    return Picture(title, name, round(100 * light.get_figwidth()), _data_url(light), _data_url(draw(DARK)), light)
-
-
-def _data_url(figure: Chart) -> str:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", facecolor=figure.get_facecolor())
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    return Picture(title, name, round(100 * light.get_figwidth()), light.drawn("png"), draw(DARK).drawn("png"), light)

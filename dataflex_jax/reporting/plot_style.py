@@ -115,6 +115,12 @@ class Chart(Figure):
         """Notes what is drawn under a name in one of the plots."""
         self._drawn.append(_Drawn(ax, name, band))
 
+    def drawn(self, kind: str) -> bytes:
+        """The contents of a file: "png" or "pdf"."""
+        file = io.BytesIO()
+        self.savefig(file, format=kind, facecolor=self.get_facecolor())
+        return file.getvalue()
+
     def csv(self) -> str:
         """All points, one a line: the plot, the curve, its place along x, its value, and where bands are, their ends.
 

@@ -254,6 +254,6 @@ def plot_run(run_folder: str | os.PathLike[str]) -> list[Path]:
         if figure is not None:
             folder.mkdir(exist_ok=True)
             path = folder / f"{name}.png"
-            figure.savefig(path, facecolor=figure.get_facecolor())
+            path.write_bytes(figure.drawn("png"))
             written.append(path)
     return written

@@ -16,18 +16,20 @@ SPREAD_AND_BEST = (
     "Mean ± standard deviation over a group's runs, of each run's last evaluation. Bold is what is better than every "
     "other group with a 95 % interval of the difference that leaves out 0."
 )
-OVERALL, AVERAGE, WORST = "overall", "average domain", "worst domain"
+OVERALL, AVERAGE, WORST, DOMAIN = "overall", "average domain", "worst domain", "domain"
 
 
 class Quantity(NamedTuple):
     """A figure that a run has.
 
     Attributes:
-        kind: `OVERALL`, `AVERAGE` or `WORST` of the held-out loss, "domain", or the name of an evaluator.
-        name: what people read.
+        split: whose evaluations it is of, `HELD_OUT` or the name of an evaluator.
+        kind: `OVERALL`, `AVERAGE`, `WORST` or `DOMAIN`; of other evaluators `OVERALL`.
+        name: what people read, of `DOMAIN` the domain's.
         metric: how it is shown.
     """
 
+    split: str
     kind: str
     name: str
     metric: Metric
@@ -65,12 +67,12 @@ def quantities(groups: Groups) -> dict[Quantity, Samples]:
     last = [_last(run, HELD_OUT).get("domains") or {} for run in runs]
     domains = dict.fromkeys(name for of_run in last for name in of_run)
     comparable = len({frozenset(of_run) for of_run in last if of_run}) == 1
-    wanted = [Quantity(kind, kind, metric) for kind in (OVERALL, AVERAGE, WORST) if comparable]
-    wanted += [Quantity("domain", name, metric) for name in domains]
+    wanted = [Quantity(HELD_OUT, kind, kind, metric) for kind in (OVERALL, AVERAGE, WORST) if comparable]
+    wanted += [Quantity(HELD_OUT, DOMAIN, name, metric) for name in domains]
     for split in splits(runs):
         if split != HELD_OUT:
             found = shown_metrics(_last(run, split).get("overall") for run in runs)
-            wanted += [Quantity(split, f"{split}: {each.label}", each) for each in found]
+            wanted += [Quantity(split, OVERALL, f"{split}: {each.label}", each) for each in found]
     samples = {
         quantity: {name: by_seed(runs, [figure(run, quantity) for run in runs]) for name, runs in groups.items()}
         for quantity in wanted
@@ -80,18 +82,16 @@ def quantities(groups: Groups) -> dict[Quantity, Samples]:
 
 def figure(run: RunRecords, quantity: Quantity) -> float | None:
     """What a run's last evaluation says of a quantity; None: nothing."""
-    key = quantity.metric.key
-    if quantity.kind in (OVERALL, AVERAGE, WORST, "domain"):
-        record = _last(run, HELD_OUT)
-        domains = {name: scores.get(key) for name, scores in (record.get("domains") or {}).items()}
-        if quantity.kind == "domain":
-            return domains.get(quantity.name)
-        if quantity.kind != OVERALL:
-            known = [value for value in domains.values() if value is not None]
-            return (float(np.mean(known)) if quantity.kind == AVERAGE else max(known)) if known else None
-    else:
-        record = _last(run, quantity.kind)
-    return (record.get("overall") or {}).get(key)
+    key, record = quantity.metric.key, _last(run, quantity.split)
+    if quantity.kind == OVERALL:
+        return (record.get("overall") or {}).get(key)
+    domains = {name: scores.get(key) for name, scores in (record.get("domains") or {}).items()}
+    if quantity.kind == DOMAIN:
+        return domains.get(quantity.name)
+    known = [value for value in domains.values() if value is not None]
+    if not known:
+        return None
+    return float(np.mean(known)) if quantity.kind == AVERAGE else max(known)
 
 
 def winner(samples: Samples, metric: Metric) -> str | None:
@@ -102,14 +102,13 @@ def winner(samples: Samples, metric: Metric) -> str | None:
     means = {name: float(np.mean(list(values.values()))) for name, values in known.items()}
     best = metric.best(means.values())
     name = next(name for name, mean in means.items() if mean == best)
-    sign = 1 if metric.best is max else -1
-    others = (difference(known[name], values).sign for other, values in known.items() if other != name)
-    return name if all(other == sign for other in others) else None
+    others = (difference(known[name], values) for other, values in known.items() if other != name)
+    return name if all(_better(found, metric) == 1 for found in others) else None
 
 
 def results_table(groups: Groups) -> Table | None:
     """A line a group: how many runs, and mean and spread of what they reached; None for single runs."""
-    found = {quantity: s for quantity, s in quantities(groups).items() if quantity.kind != "domain"}
+    found = {quantity: s for quantity, s in quantities(groups).items() if quantity.kind != DOMAIN}
     if are_single(groups) or not found:
         return None
     best = {quantity: winner(samples, quantity.metric) for quantity, samples in found.items()}
@@ -120,7 +119,7 @@ def results_table(groups: Groups) -> Table | None:
             for quantity, samples in found.items()
         ]
         rows.append((name, [Cell(str(len(runs))), *cells]))
-    held_out = [quantity for quantity in found if quantity.kind in (OVERALL, AVERAGE, WORST)]
+    held_out = [quantity for quantity in found if quantity.split == HELD_OUT]
     spans = [("", 1)]
     if held_out:
         spans.append((f"held-out {held_out[0].metric.label}", len(held_out)))
@@ -152,25 +151,26 @@ def difference_table(groups: Groups) -> Table | None:
     base, *others = groups
     rows: list[tuple[str, list[Cell]]] = []
     kinds: dict[str, dict[str, None]] = {name: {} for name in others}
-    for quantity, samples in quantities(groups).items():
+    found = quantities(groups)
+    for quantity, samples in found.items():
         cells = []
         for name in others:
             if samples[base] and samples[name]:
-                found = difference(samples[name], samples[base])
-                kinds[name][_kind(found, len(samples[name]), len(samples[base]))] = None
-                cells.append(_difference_cell(found, quantity.metric))
+                change = difference(samples[name], samples[base])
+                kinds[name][_kind(change, len(samples[name]), len(samples[base]))] = None
+                cells.append(_difference_cell(change, quantity.metric))
             else:
                 cells.append(Cell(MISSING))
         rows.append((quantity.name, cells))
     if not rows:
         return None
-    first = next(iter(quantities(groups)))
+    first = next(iter(found))
     intervals = [Cell("; ".join(kinds[name]) or MISSING) for name in others]
     return Table(
         f"Differences to {base}",
         others,
         [*rows, ("interval", intervals)],
-        f"held-out {first.metric.label}" if first.kind in (OVERALL, "domain") else "",
+        f"held-out {first.metric.label}" if first.split == HELD_OUT else "",
         last=1,
         notes=[
             "Difference of the means, with its 95 % interval: Student's of the differences by seed where two seeds or "
@@ -196,5 +196,12 @@ def _difference_cell(found: Difference, metric: Metric) -> Cell:
     text = text_of(found.mean, number)
     if found.low is not None:
         text += f" [{text_of(found.low, number)}, {text_of(found.high, number)}]"
-    wanted = {max: 1, min: -1}.get(metric.best, 0)
-    return Cell(text, best=found.sign == wanted != 0, worse=found.sign == -wanted != 0)
+    better = _better(found, metric)
+    return Cell(text, best=better == 1, worse=better == -1)
+
+
+def _better(found: Difference, metric: Metric) -> int:
+    """1 or -1 where a difference is for the better or the worse beyond chance, and is not shown as 0; otherwise 0."""
+    if float(metric.number.format(found.mean)) == 0:
+        return 0
+    return found.sign * {max: 1, min: -1}.get(metric.best, 0)

@@ -23,19 +23,34 @@ from dataflex_jax.models.generation.generate import Codec, generate
 from dataflex_jax.policies.signals import Exchange, Generations, Task
 
 
-class Parts(NamedTuple):
-    """A row's tokens in two parts."""
+class Question(NamedTuple):
+    """A row as something to be answered.
 
+    Attributes:
+        task: in words.
+        prompt: its tokens.
+    """
+
+    task: Task
     prompt: Int32[np.ndarray, " p"]
-    response: Int32[np.ndarray, " r"]
 
 
-def parts_of(pool: Pool, i: int) -> Parts:
-    """The prompt and the last response of row `i`.
+def questions(pool: Pool, ids: Sequence[int], codec: Codec) -> list[Question]:
+    """The rows as questions.
 
     Raises:
-        InputError: it has no response, or nothing before it.
+        InputError: one that has no response, or nothing before it; names it.
     """
+    found = []
+    for place, i in enumerate(ids):
+        prompt, response = _parts(pool, int(i))
+        reference = codec.decode(_spoken(response, codec))
+        found.append(Question(Task(place, pool.where(int(i)), codec.decode(prompt), reference), prompt))
+    return found
+
+
+def _parts(pool: Pool, i: int) -> tuple[Int32[np.ndarray, " p"], Int32[np.ndarray, " r"]]:
+    """The tokens before a row's last response, and those of it."""
     row = pool.row(i)
     counting = np.flatnonzero(row.mask)
     if not len(counting):
@@ -48,25 +63,7 @@ def parts_of(pool: Pool, i: int) -> Parts:
             f"the target {pool.where(i)} has no prompt: all of its tokens count in the loss; responses are sampled for "
             "instruction data whose prompts do not (config.data.train_on_prompt=False)"
         )
-    return Parts(row.tokens[: first + 1], row.tokens[first + 1 : last + 2])
-
-
-def tasks(pool: Pool, ids: Sequence[int], codec: Codec) -> list[Task]:
-    """The rows as tasks.
-
-    Raises:
-        InputError: see `parts_of`.
-    """
-    found = [parts_of(pool, int(i)) for i in ids]
-    return [
-        Task(place, pool.where(int(i)), codec.decode(parts.prompt), codec.decode(_spoken(parts.response, codec)))
-        for place, (i, parts) in enumerate(zip(ids, found, strict=True))
-    ]
-
-
-def exchange(task: Task, row: Row, length: int, codec: Codec) -> Exchange:
-    """A task with the response that a row ends with, of `length` tokens."""
-    return Exchange(task, codec.decode(_spoken(row.tokens[-length:], codec)), codec.decode(row.tokens))
+    return row.tokens[: first + 1], row.tokens[first + 1 : last + 2]
 
 
 def _spoken(tokens: Int32[np.ndarray, " n"], codec: Codec) -> Int32[np.ndarray, " m"]:
@@ -115,11 +112,20 @@ def sampler(generations: Generations) -> Callable[[PyTree, tuple[Batch, Array]],
 
 
 def answered(
-    prompts: Sequence[Int32[np.ndarray, " p"]], tokens: Int[np.ndarray, "n N"], lengths: Int[np.ndarray, " n"]
-) -> ListedRows:
-    """Rows of prompts with responses, whose loss is on the response."""
-    rows = []
-    for prompt, response, length in zip(prompts, tokens, lengths.tolist(), strict=True):
-        whole = np.concatenate([prompt, response[:length].astype(np.int32)])
+    asked: Sequence[Question], tokens: Int[np.ndarray, "n N"], lengths: Int[np.ndarray, " n"], codec: Codec
+) -> tuple[list[Exchange], ListedRows]:
+    """What was said, in words and as rows of prompt and response whose loss is on the response.
+
+    Args:
+        asked: the question of each response.
+        tokens: of the responses.
+        lengths: how many of them each has.
+        codec: tokens to text.
+    """
+    exchanges, rows = [], []
+    for (task, prompt), response, length in zip(asked, tokens, lengths.tolist(), strict=True):
+        said = response[:length].astype(np.int32)
+        whole = np.concatenate([prompt, said])
+        exchanges.append(Exchange(task, codec.decode(_spoken(said, codec)), codec.decode(whole)))
         rows.append(Row(whole, np.arange(1, len(whole)) >= len(prompt)))
-    return ListedRows(rows)
+    return exchanges, ListedRows(rows)

@@ -186,48 +186,43 @@ class ModelSignals:
 
     def tasks(self) -> Sequence[Task]:
         """See `policies.signals.Signals`."""
+        return [question.task for question in self._questions()]
+
+    def _questions(self) -> list[generation.Question]:
         target_set, _ = self._target_rows
-        return generation.tasks(target_set.pool, target_set.ids, self._codec)
+        return generation.questions(target_set.pool, target_set.ids, self._codec)
 
     def respond(self, generations: Generations, key: PRNGKeyArray) -> Responses:
         """See `policies.signals.Signals`."""
-        target_set, rows = self._target_rows
-        subject, sweeper, _ = self._asked
-        asked, samples = len(target_set.ids), generations.samples
-        each = np.repeat(np.arange(asked), samples)
-        prompts = [generation.parts_of(target_set.pool, i).prompt for i in target_set.ids.tolist()]
-        seeds = generation.seeds(key, asked, samples).ravel()
+        (target_set, rows), (subject, sweeper, _) = self._target_rows, self._asked
+        questions, samples = self._questions(), generations.samples
+        each = np.repeat(np.arange(len(questions)), samples)
+        asked = [questions[i] for i in each]
+        prompt_lengths = np.array([len(question.prompt) for question in asked], np.uint32)
         tokens, lengths = sweeper.run(
             generation.sampler(generations),
-            (subject.model, np.array(self._codec.stop_ids, np.int32)),
+            (_asked(subject).model, np.array(self._codec.stop_ids, np.int32)),
             rows,
             target_set.ids[each],
             "responses to targets",
-            np.stack([np.array([len(prompt) for prompt in prompts], np.uint32)[each], seeds], axis=1),
+            np.stack([prompt_lengths, generation.seeds(key, len(questions), samples).ravel()], axis=1),
         )
-        listed = generation.answered([prompts[i] for i in each], tokens, lengths)
-        tasks = self.tasks()
-        exchanges = [
-            generation.exchange(tasks[i], listed.row(number), length, self._codec)
-            for number, (i, length) in enumerate(zip(each.tolist(), lengths.tolist(), strict=True))
-        ]
-        answers = source(listed.pool("responses"), sweeper.mesh)
-        # Those of a target are padded to one length, so that sums over them are compiled for few shapes.
-        longest = np.repeat(answers.lengths.reshape(asked, samples).max(axis=1), samples)
+        exchanges, answers = generation.answered(asked, tokens, lengths, self._codec)
+        swept = source(answers.pool("responses"), sweeper.mesh)
+        # Sums over those of a target shall have few shapes.
+        longest = np.repeat(swept.lengths.reshape(-1, samples).max(axis=1), samples)
+        swept = swept._replace(lengths=longest, together=samples)
         groups = target_set.groups[each], target_set.names
-        whole = SweptRows(
-            subject, sweeper, answers._replace(lengths=longest), np.arange(len(each)), *groups, "responses"
-        )
-        return Responses(whole, lengths.reshape(asked, samples), exchanges)
+        found = SweptRows(subject, sweeper, swept, np.arange(len(each)), *groups, "responses")
+        return Responses(found, lengths.reshape(-1, samples), exchanges)
 
     def judge(self, judge: str, exchanges: Sequence[Exchange]) -> Float[np.ndarray, " n"]:
         """See `policies.signals.Signals`."""
-        subject, sweeper, _ = self._asked
-        target_set, _ = self._target_rows
+        (target_set, _), (subject, sweeper, _) = self._target_rows, self._asked
         ids = target_set.ids[[exchange.task.place for exchange in exchanges]]
         read = target_set.pool.conversations(ids)
         conversations = None if read is None else [read[i] for i in ids.tolist()]
-        return judged(judge, exchanges, conversations, subject.model.config, sweeper)
+        return judged(judge, exchanges, conversations, _asked(subject).model.config, sweeper)
 
     def domain_gradients(self) -> DomainGradients:
         """See `policies.signals.Signals`."""

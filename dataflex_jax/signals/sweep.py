@@ -36,11 +36,20 @@ _IN_FLIGHT = 2
 
 
 class Source(NamedTuple):
-    """Rows, how long they are, and what makes batches of them."""
+    """Rows, how long they are, and what makes batches of them.
+
+    Attributes:
+        pool: the rows.
+        lengths: inputs of each.
+        loader: makes batches.
+        together: rows that are asked for together; a batch of fewer is filled up to as many, so that few sizes of
+            batches are compiled.
+    """
 
     pool: Pool
     lengths: Int64[np.ndarray, " N"]
     loader: Loader
+    together: int = 1
 
 
 def source(pool: Pool, mesh: Mesh) -> Source:
@@ -178,7 +187,7 @@ class Sweeper:
         if self._memory is not None:
             return self._memory
         statistics = jax.local_devices()[0].memory_stats() or {}
-        return int(multihost_utils.broadcast_one_to_all(np.int64(statistics.get("bytes_limit", 4 * _HOST_MEMORY))))
+        return _first_hosts(statistics.get("bytes_limit", 4 * _HOST_MEMORY))
 
     def _batches(self, call: "_Call", rows: Source, ids, load) -> Iterator[tuple[np.ndarray, PyTree]]:
         """(places in `ids`, what `load` makes of them), the next ones being loaded meanwhile."""
@@ -203,7 +212,7 @@ class Sweeper:
 
     def _batch_rows(self, call: "_Call", rows: Source, places, load, length: int) -> int:
         """Rows of a batch of this length, a multiple of the number of shards."""
-        most = -(-len(places) // self._shards)
+        most = -(-rows.together * -(-len(places) // rows.together) // self._shards)
         if self._rows is not None:
             return self._shards * min(most, -(-self._rows // self._shards))
         key = (*call.kind, tuple(rows.pool.buckets))
@@ -214,7 +223,7 @@ class Sweeper:
             used = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
             fitting = max(1, int(self._free() / max(used / few, 1) * length))
             # Every host must run the same batches.
-            self._tokens[key] = int(multihost_utils.broadcast_one_to_all(np.int64(fitting)))
+            self._tokens[key] = _first_hosts(fitting)
         fit = max(1, min(self._tokens[key] // length, _MOST_ROWS, most))
         return self._shards * (most if fit >= most else 2 ** (fit.bit_length() - 1))
 
@@ -241,6 +250,13 @@ class Sweeper:
         if "bytes_limit" not in statistics:
             return _HOST_MEMORY
         return int(_SHARE * (statistics["bytes_limit"] - statistics["bytes_in_use"]))
+
+
+def _first_hosts(number: int) -> int:
+    """The first host's number, on every host."""
+    # In two parts, because of 64 bits JAX would send 32.
+    high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(number, 1 << 31), np.int32)).tolist()
+    return (high << 31) + low
 
 
 class _Call(NamedTuple):

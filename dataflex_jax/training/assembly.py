@@ -17,6 +17,7 @@ from dataflex_jax.data import epoch_limits
 from dataflex_jax.data.domains import Domain, open_domains
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
+from dataflex_jax.data.record_numbers import record_numbers
 from dataflex_jax.data.sampler import Sampler
 from dataflex_jax.data.targets import TargetSet, open_targets
 from dataflex_jax.data.targets import held_out as open_held_out
@@ -153,7 +154,7 @@ def assemble(experiment: Experiment, place: Place) -> Job:
         updates=Updates(policies, selection, signals.of),
         evaluators=evaluators(context),
         draws=draws,
-        loader=Loader(pool, place.mesh, cached),
+        loader=Loader(pool, place.mesh, cached | record_numbers(policies.records(), pool, data)),
         compared=compared,
         publishing=Publishing(policies.mixer.schedule, data.lag),
         cadence=Cadence(config.train_step, config.checkpoint_every),

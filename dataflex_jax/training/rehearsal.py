@@ -63,6 +63,7 @@ def rehearse(policies: ActivePolicies, mixer: PyTree, weighters: tuple[PyTree, .
             domains=_counts(sizes.weighed),
             embeddings=embedded,
             reference_losses=_numbers(*shape) if compared else None,
+            record_numbers=_numbers(*shape) if policy.records else None,
         )
         jax.eval_shape(policy.weigh, state, seen)
 

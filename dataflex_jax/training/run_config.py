@@ -31,7 +31,7 @@ _NEWER: dict[str | None, dict[str, Any]] = {
         "epochs": None,
     },
     "model": {"trainable": None, "resize_vocab": False},
-    "data": {"verify": "sampled", "begin_of_text": False, "max_samples": None, "max_epochs": None},
+    "data": {"verify": "sampled", "begin_of_text": False, "max_samples": None, "max_epochs": None, "weight_key": None},
 }
 # Beside config.json: what it said in earlier starts of the run, a line each.
 HISTORY = "config_history.jsonl"

@@ -16,7 +16,7 @@ from dataflex_jax.data.texts import row_texts
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
-from dataflex_jax.policies.signals import TEXTS
+from dataflex_jax.policies.signals import TARGETS, TEXTS
 from dataflex_jax.selection.choosing import Chooser, Chosen, share_of
 from dataflex_jax.selection.records import check_records
 from dataflex_jax.sharding import make_mesh
@@ -114,7 +114,7 @@ def select(
     if config.data.tokenizer is None:
         choose_tokenizer(config)
     selector = policies.selector.policy
-    if by_group and selector.by_group is None:
+    if by_group and (selector.by_group is None or not policies.needs(TARGETS)):
         raise InputError(
             f"selector {policies.selector.name!r} has one score for all target groups", option="--group_scores"
         )

@@ -65,7 +65,9 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
-    active_policies(config)  # refuses what it can before any data is read
+    records = active_policies(config).records()  # refuses what it can before any data is read
+    if records is not None and records.of == "turns":
+        config.data.weight_key = records.field
     check_evaluators(config)
     fits.check_tokenizer(config)
     if config.wandb_project is not None and jax.process_index() == 0:

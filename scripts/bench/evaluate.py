@@ -31,8 +31,8 @@ def _exported(folder: Path) -> str:
     config = base.get_config()
     config.update(train_step=1, eval_rows=1, tensorboard=False)
     config.data.update(tokenizer="train:4096", seq_len=64, batch_size=2)
-    config.model.update(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, max_position_embeddings=2048)
-    config.model.update(dtype="float32", tie_word_embeddings=True)
+    config.model.update(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2)
+    config.model.update(intermediate_size=1024, max_position_embeddings=2048, dtype="float32", tie_word_embeddings=True)
     train_and_evaluate(config, folder / "run")
     export_checkpoint(str(folder / "run"), folder / "model")
     return str(folder / "model")
@@ -61,6 +61,8 @@ def _requests(task: dict[str, Any], opened: Any) -> tuple[Any, list]:
 @contextlib.contextmanager
 def backend_in_process(task: dict[str, Any]):
     """A block of all requests; its first answers are put into task["about"]."""
+    import jax
+
     from dataflex_jax.configs import base
     from dataflex_jax.reporting import hardware
     from dataflex_jax.training import run_config
@@ -73,7 +75,8 @@ def backend_in_process(task: dict[str, Any]):
         from lm_eval.models.huggingface import HFLM
 
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(task["checkpoint"])
-        options = {"dtype": "float32", "batch_size": task["batch_size"], "tokenizer": tokenizer}
+        device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+        options = {"dtype": "float32", "batch_size": task["batch_size"], "tokenizer": tokenizer, "device": device}
         model = HFLM(pretrained=task["checkpoint"], **options)
 
     def block() -> float:

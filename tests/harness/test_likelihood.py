@@ -15,6 +15,7 @@ from dataflex_jax.sharding import make_mesh
 from tests.helpers.tiny_model import MODEL, build, created
 
 MAX_LENGTH = 40
+KINDS = {"window": {"sliding_window": 7}, "untied": {"tie_word_embeddings": False, "num_key_value_heads": 1}}
 
 
 def requests(seed: int = 0) -> list[tuple[list[int], list[int]]]:
@@ -66,17 +67,16 @@ def greedy_ones(model: Model, asked: list) -> list:
 
 
 @pytest.mark.parametrize(
-    "model",
+    "kind",
     [
-        pytest.param(created(MODEL), id="plain"),
-        pytest.param(build(), id="adapters"),
-        pytest.param(created(dataclasses.replace(MODEL, sliding_window=7)), id="window"),
-        pytest.param(
-            created(dataclasses.replace(MODEL, tie_word_embeddings=False, num_key_value_heads=1)), id="untied"
-        ),
+        "plain",
+        pytest.param("adapters", marks=pytest.mark.slow),
+        "window",
+        pytest.param("untied", marks=pytest.mark.slow),
     ],
 )
-def test_answers_are_those_of_one_text_at_a_time(model, monkeypatch):
+def test_answers_are_those_of_one_text_at_a_time(kind, monkeypatch):
+    model = build() if kind == "adapters" else created(dataclasses.replace(MODEL, **KINDS.get(kind, {})))
     monkeypatch.setattr(plan, "_WORTH", 0)
     asked = greedy_ones(model, requests())
     expected = one_by_one(model, asked)
@@ -86,7 +86,9 @@ def test_answers_are_those_of_one_text_at_a_time(model, monkeypatch):
     assert 0 < sum(a.greedy for a in answers) < len(answers)
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}])
+@pytest.mark.parametrize(
+    "axes", [pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow), {"fsdp": 8}]
+)
 def test_answers_are_the_same_on_many_devices(axes, monkeypatch):
     monkeypatch.setattr(plan, "_WORTH", 0)
     model, asked, mesh = created(MODEL), requests(), make_mesh(axes)

@@ -56,7 +56,7 @@ def resumable(root: Path, reference: Path, kind: str, name: str, **fields) -> Co
 
 
 def some_of(kind: str, *quick: str, without: Sequence[str] = ()) -> list:
-    """The names of the policies of a kind, for a parameter: those not in `quick` are slow tests."""
+    """The names of the policies of a kind but some, for a parameter: those not in `quick` are slow tests."""
     names = [name for name in registry.names(kind) if name not in without]
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 

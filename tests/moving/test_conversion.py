@@ -86,6 +86,16 @@ def test_selectors(folder, name, expected):
     assert (c.targets.domains == ("t",)) is (name not in ("loss", "delta_loss", "random"))
 
 
+def test_other_names_of_a_component_s_values(folder):
+    params = "{clustering_method: lsh, representative_strategy: center_boundary}"
+    (folder / "components.yaml").write_text(f"selectors: {{cluster_less: {{params: {params}}}}}")
+    c = configuration_of(dynamic(folder, "dynamic_select", "cluster_less", eval_dataset="t"))
+    assert (c.selector.clustering, c.selector.representatives) == ("random_projection_lsh", "mixed")
+    assert (c.selector.samples_per_cluster, c.selector.kmeans_iterations) == (3, 20)  # the component's own defaults
+    (folder / "components.yaml").write_text("weighters: {joint_update_aware: {params: {objective_mode: diverse_only}}}")
+    assert configuration_of(dynamic(folder, "dynamic_weight", "joint_update_aware")).targets.source is None
+
+
 def test_mixers(folder):
     odm = configuration_of(dynamic(folder, "dynamic_mix", "odm", init_mixture_proportions=[0.7, 0.3]))
     assert (odm.mixer.variant, odm.mixer.reward_scale, odm.mixer.warmup_step) == ("dataflex", 15.0, 2000)

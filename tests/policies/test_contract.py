@@ -166,6 +166,15 @@ def test_a_choice_has_as_many_ids_and_scores_as_were_asked_for(choice):
     assert str(caught.value).endswith("expected a Choice of 3 ids, their 3 scores and the scores of all 5 candidates")
 
 
+def test_scores_by_group_are_a_number_for_each_candidate_and_group():
+    rows = fake_signals.FakeRows(losses=np.zeros(3), groups=[0, 1, 1], names=("a", "b"))
+    signals = fake_signals.FakeSignals(candidates=rows, targets=rows)
+    assert selector(by_group=lambda signals: np.zeros((3, 2))).by_group(signals).shape == (3, 2)
+    wrong = selector(by_group=lambda signals: np.zeros(3))
+    with pytest.raises(InputError, match=r"by_group returned .* for each of 3 candidates and 2 target groups$"):
+        wrong.by_group(signals)
+
+
 def test_ids_are_distinct_places_of_candidates():
     check_ids("mine", np.array([4, 0]), 5, replacement=False)
     check_ids("mine", np.array([4, 4]), 5, replacement=True)

@@ -175,3 +175,15 @@ def test_single_runs_have_no_table_of_groups(tmp_path):
     groups, _ = groups_of(tmp_path, ("static", (0,), 0.0), ("odm", (1,), 0.1))
     assert results_table(groups) is None
     assert difference_table(groups) is None
+
+
+def test_a_difference_that_is_shown_as_zero_is_no_difference(tmp_path):
+    _, folders = groups_of(tmp_path, ("static", (0, 1), 0.0), ("odm", (0, 1), 0.0), sd=0.0, evaluator=None)
+    edit(folders["odm/seed0"], "eval", lambda record: record["overall"].update(nll=record["overall"]["nll"] - 1e-9))
+    edit(folders["odm/seed1"], "eval", lambda record: record["overall"].update(nll=record["overall"]["nll"] - 1e-9))
+    runs = {name: RunRecords.load(folder) for name, folder in folders.items()}
+    groups = grouped(runs)
+    (cell,) = difference_table(groups).rows[0][1]
+    assert not cell.best
+    assert not cell.worse
+    assert not any(cell.best for _, cells in results_table(groups).rows for cell in cells)

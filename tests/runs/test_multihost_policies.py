@@ -61,4 +61,6 @@ def test_two_processes_answer_as_one_does(tmp_path):
     for count in (1, 2):
         hosts.run_all(hosts=count, devices=2, workdir=tmp_path / f"by-{count}")
     assert_same_run(tmp_path / "by-2", tmp_path / "by-1")
-    tiny_chat.assert_same_selections(tmp_path / "by-2", tmp_path / "by-1")
+    ours, expected = (tiny_chat.selections(tmp_path / f"by-{n}")[1] for n in (2, 1))
+    np.testing.assert_array_equal(ours["ids"], expected["ids"])
+    np.testing.assert_allclose(ours["all_scores"], expected["all_scores"], atol=1e-5)

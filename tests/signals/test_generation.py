@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dataflex_jax.data import loader
 from dataflex_jax.data.batch import collated
 from dataflex_jax.data.rows import Row
 from dataflex_jax.data.targets import TargetSet
@@ -70,7 +71,9 @@ def signals_of(model, targets=TARGETS, *, mesh=None, rows=2, candidates=None):
     target_set = TargetSet(pool, np.arange(count), np.arange(count) % 2, ("even", "odd")[: max(1, min(count, 2))])
     candidates = source(pool if candidates is None else pool_of(books=candidates), mesh)
     sweeper = Sweeper(mesh, rows=rows)
-    return ModelSignals(Subject(model), sweeper, candidates, (target_set, source(pool, mesh)), codec=Letters())
+    return ModelSignals(
+        model and Subject(model), sweeper, candidates, (target_set, source(pool, mesh)), codec=Letters()
+    )
 
 
 def tokens_of(responses):
@@ -106,9 +109,15 @@ def test_a_target_without_a_prompt_or_a_response_is_named(row, fault):
         signals.respond(SAMPLED, jax.random.key(0))
 
 
-def test_a_prompt_of_one_token_is_one():
-    row = row_of([1], ([2, 3], True))
-    assert generation.parts_of(pool_of(a=ArrayRows([row._replace(mask=np.array([False, True]))])), 0).prompt.size == 2
+def test_without_a_model_there_are_no_responses():
+    signals = signals_of(None)
+    assert len(signals.tasks()) == 4
+    for ask in (
+        lambda: signals.respond(SAMPLED, jax.random.key(0)),
+        lambda: signals.judge("a/judge", [Exchange(signals.tasks()[0], "a", "a")]),
+    ):
+        with pytest.raises(InputError, match="there is no model to ask"):
+            ask()
 
 
 def test_responses_are_generates_own(responses):
@@ -238,16 +247,14 @@ def test_the_expected_estimate_is_the_gradient_of_the_expected_reward():
     model = build(TINY)
     signals = signals_of(model, ASKED, rows=8)
     log_p, rewards = map(np.asarray, listed(model))
-    answers = generation.answered(
-        [np.array(PROMPTS[0])] * len(ANSWERS),
-        np.array([[*a, 0][:2] for a in ANSWERS]),
-        np.array([*map(len, ANSWERS)]),
-    )
+    (question,) = generation.questions(pool_of(tasks=ASKED), [0], Letters())
+    padded, lengths = np.array([[*a, 0][:2] for a in ANSWERS]), np.array([*map(len, ANSWERS)])
+    _, answers = generation.answered([question] * len(ANSWERS), padded, lengths, Letters())
     mesh = make_mesh({}, jax.devices()[:1])
     places = np.arange(len(ANSWERS))
     groups = (np.zeros_like(places), ("even",))
     rows = SweptRows(Subject(model), Sweeper(mesh, rows=48), source(answers.pool(), mesh), places, *groups, "answers")
-    all_of_them = Responses(rows, np.array([[*map(len, ANSWERS)]]), [])
+    all_of_them = Responses(rows, lengths[None], [])
     estimate = gradients_of(signals, all_of_them, (np.exp(log_p) * rewards)[None])[0]
     gradient = flat(jax.grad(lambda params: expected_reward(model.with_params(params)))(model.params))
     np.testing.assert_allclose(estimate, -gradient, atol=2e-6 * np.abs(gradient).max() + 1e-7)
@@ -298,6 +305,21 @@ def test_training_on_the_best_candidate_raises_the_expected_reward_and_on_the_wo
 
 
 def test_an_exchange_ends_before_the_stop_token():
-    task = signals_of(build(MODEL)).tasks()[0]
-    row = Row(np.array([1, 2, 3, 7, STOP], np.int32), np.ones(4, bool))
-    assert generation.exchange(task, row, 2, Letters()) == Exchange(task, "g", "abcg*")
+    (question,) = generation.questions(pool_of(tasks=ASKED), [0], Letters())
+    exchanges, rows = generation.answered([question], np.array([[7, STOP, 0]]), np.array([2]), Letters())
+    assert exchanges == [Exchange(question.task, "g", "abcg*")]
+    np.testing.assert_array_equal(rows.row(0).tokens, [1, 2, 3, 7, STOP])
+    np.testing.assert_array_equal(rows.row(0).mask, [False, False, True, True])
+
+
+@pytest.mark.slow
+def test_sums_over_some_responses_of_a_target_have_batches_of_one_size(monkeypatch):
+    """However many of them have a reward; a batch of two tells how much memory a row takes."""
+    rows = signals_of(build(MODEL), rows=None).respond(SAMPLED, jax.random.key(3)).rows
+    sizes, load = [], loader.Loader.load
+    monkeypatch.setattr(loader.Loader, "load", lambda self, ids: sizes.append(len(ids)) or load(self, ids))
+    for members in ([0], [0, 2], [0, 1, 2]):
+        weights = np.zeros((rows.num_rows, 1))
+        weights[members] = 1
+        rows.gradient_sums(weights)
+    assert sizes == [2, 3, 3, 3]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dataflex_jax.data.listed import ListedRows
+from dataflex_jax.data.listed import input_rows
 from dataflex_jax.data.sources.instruct import Conversation
 from dataflex_jax.data.text.chat import template_text, tuned_with
 from dataflex_jax.data.text.tokenizer import load_tokenizer
@@ -42,7 +42,7 @@ def written(folder, template):
 def by_hand(judge, texts):
     """Its probability of texts that are tokens."""
     classifier = open_classifier(judge, MESH, LIKE, "selector.reward")
-    rows, ids = ListedRows([judges._row(tokens) for tokens in texts]), np.arange(len(texts))
+    rows, ids = input_rows(texts), np.arange(len(texts))
     swept = SweptRows(
         Subject(classifier.model), Sweeper(MESH, rows=4), source(rows.pool(), MESH), ids, ids * 0, ("a",), "texts"
     )
@@ -71,8 +71,11 @@ def conversation(*turns):
 def test_conversations_are_written_by_the_judges_template(tmp_path):
     judge = written(tmp_path / "judge", template=True)
     chat, said = conversation("hi", "yes"), exchange("[INST] hi [/INST] no", "no", "yes")
+    chat.messages.insert(0, {"role": "system", "content": "be short"})
     tokenizer = load_tokenizer(judge, texts=iter, cache_dir=tmp_path)
-    rendered = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
+    rendered = (
+        "<|im_start|>system\nbe short<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
+    )
     with jax.set_mesh(MESH):
         found = judges.judged(judge, [said], [chat], LIKE, Sweeper(MESH, rows=4))
         np.testing.assert_allclose(found, by_hand(judge, tokenizer.encode_rendered([rendered])), rtol=1e-5)

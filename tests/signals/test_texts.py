@@ -76,3 +76,8 @@ def test_other_ways_to_save_the_same_model(tmp_path, fields):
 def test_a_model_of_another_family_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"config.json: model model_type='bert' is not supported; accepted: .*qwen3"):
         opened(embedding_model.write(tmp_path / "model", model_type="bert"))
+
+
+def test_a_model_that_looks_ahead_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"config.json: model is_causal=False is not supported; accepted: True"):
+        opened(embedding_model.write(tmp_path / "model", is_causal=False))

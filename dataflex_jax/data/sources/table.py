@@ -21,6 +21,7 @@ from dataflex_jax.data.sources.builtin import builtin_streams
 from dataflex_jax.data.sources.dataset_info import dataset_info_streams
 from dataflex_jax.data.sources.formattings import formatting
 from dataflex_jax.data.sources.hub import hub_streams
+from dataflex_jax.data.sources.instruct import ConversationReader
 from dataflex_jax.data.sources.local import local_streams
 from dataflex_jax.data.sources.parts import first
 from dataflex_jax.data.sources.streams import Stream
@@ -144,10 +145,13 @@ def open_source(data: ConfigDict) -> tuple[Stream, ...]:
         InputError: nothing there, an unknown domain (the available ones are listed), or options that do not fit.
     """
     check(data)
-    streams = source(data.source).open(data)
-    if data.max_samples is None:
-        return streams
-    return tuple(
-        dataclasses.replace(stream, train=first(stream.train, stream.reader.columns, data.max_samples))
-        for stream in streams
-    )
+    return tuple(_as_asked(stream, data) for stream in source(data.source).open(data))
+
+
+def _as_asked(stream: Stream, data: ConfigDict) -> Stream:
+    """A stream with what `config.data` says of any source's."""
+    if data.max_samples is not None:
+        stream = dataclasses.replace(stream, train=first(stream.train, stream.reader.columns, data.max_samples))
+    if data.weight_key is not None and isinstance(stream.reader, ConversationReader):
+        stream = dataclasses.replace(stream, reader=dataclasses.replace(stream.reader, weight_key=data.weight_key))
+    return stream

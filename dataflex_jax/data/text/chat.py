@@ -13,7 +13,7 @@ import hashlib
 import importlib.resources
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -248,9 +248,7 @@ class ChatEncoder:
                         "a message is marked as context only, which data.train_on_prompt contradicts"
                     )
                 return text, [_Turn(0, len(text), len(text))]
-            spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            spoken = spoken[-1:] if self._mask_history else spoken
-            spoken = [i for i in spoken if i not in context_only and _says_something(messages[i])]
+            spoken = spoken_messages(messages, context_only, mask_history=self._mask_history)
             turns = (self._turn(i, messages, tools, text) for i in spoken)
             # A template may have no form for all that a message has, its thoughts for one.
             return text, [turn for turn in turns if text[turn.start : turn.content_end].strip()]
@@ -345,6 +343,19 @@ class ChatEncoder:
         if not found or not text.endswith(tail):
             raise _BadConversation(f"the chat template does not say where message {i} ends")
         return len(text) - len(tail)
+
+
+def spoken_messages(messages: Sequence[Message], context_only: Container[int], *, mask_history: bool) -> list[int]:
+    """The numbers of the messages that are trained on, if the template shows them.
+
+    Args:
+        messages: of a conversation.
+        context_only: numbers of those that are marked so.
+        mask_history: only the last turn is trained on.
+    """
+    spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    spoken = spoken[-1:] if mask_history else spoken
+    return [i for i in spoken if i not in context_only and _says_something(messages[i])]
 
 
 def _says_something(message: Message) -> bool:

@@ -125,7 +125,9 @@ def test_bad_records(reader, record, message):
 
 def config(root, **fields):
     known = {"source": "dataset_info", "root": str(root), "formatting": None, "domains": None, "domain_field": None}
-    return ConfigDict({**known, "domain_values": None, "text_field": "text", "max_samples": None, **fields})
+    return ConfigDict(
+        {**known, "domain_values": None, "text_field": "text", "max_samples": None, "weight_key": None, **fields}
+    )
 
 
 def write_info(folder, entries, **files):

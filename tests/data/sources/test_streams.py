@@ -17,6 +17,7 @@ def config(**fields):
             "domain_field": None,
             "domain_values": None,
             "max_samples": None,
+            "weight_key": None,
             "hub_config": None,
             "hub_split": "train",
             "text_field": "text",

@@ -33,6 +33,7 @@ def config(tmp_path, **fields):
             "domain_field": None,
             "domain_values": None,
             "max_samples": None,
+            "weight_key": None,
             "hub_config": None,
             "hub_split": "train",
             "text_field": "text",

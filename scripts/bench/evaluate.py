@@ -31,7 +31,7 @@ def _exported(folder: Path, mmlu_root: str) -> str:
     config = base.get_config()
     config.update(train_step=1, eval_rows=1, tensorboard=False)
     config.data.update(source="local", root=f"{mmlu_root}/dev", formatting="mmlu", template="qwen")
-    config.data.update(tokenizer="train:4096", cutoff_len=512, batch_size=1)
+    config.data.update(tokenizer="train:4096", batch_size=1)
     config.model.update(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2)
     config.model.update(intermediate_size=1024, max_position_embeddings=4096, dtype="float32", tie_word_embeddings=True)
     train_and_evaluate(config, folder / "run")

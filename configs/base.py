@@ -34,6 +34,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval_every = 0  # steps between evaluations on the held-out split; 0: only after the last step
     config.eval_rows = 256  # at most this many held-out rows a domain in each evaluation
     config.evaluators = ("held_out",)  # what is evaluated then: held-out losses, and evaluators that plugins register
+    # Tasks of lm-evaluation-harness, such as ("mmlu", "arc_easy"), that the model is asked too; need the extra `eval`.
+    config.eval_tasks = ()
+    config.eval_tasks_every = 0  # steps between two times; 0: only after the last step
+    config.eval_num_fewshot = placeholder(int)  # examples before each question; None: as each task says
+    config.eval_limit = placeholder(object)  # the first so many questions of a task, below 1 that share; None: all
+    config.eval_include_path = placeholder(str)  # folder with further tasks as YAML files
+    config.eval_mmlu_root = placeholder(str)  # folder with MMLU's csv files, in place of the hub's data set
     config.checkpoint_every = 500  # steps between checkpoints; the last step is always saved
     config.keep = 3  # newest checkpoints kept
     config.tensorboard = True

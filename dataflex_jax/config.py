@@ -130,6 +130,12 @@ CHECKS: dict[str, Check] = {
     "eval_every": _integer(0),
     "eval_rows": _integer(1),
     "evaluators": _NAMES,
+    "eval_tasks": _NAMES,
+    "eval_tasks_every": _integer(0),
+    "eval_num_fewshot": _optional(_integer(0)),
+    "eval_limit": _optional(_number(0, open_low=True)),
+    "eval_include_path": _optional(_TEXT),
+    "eval_mmlu_root": _optional(_TEXT),
     "checkpoint_every": _integer(1),
     "keep": _integer(1),
     "tensorboard": _BOOL,
@@ -226,6 +232,8 @@ CHECKS: dict[str, Check] = {
 
 # Fields with paths, in which `~` and environment variables are expanded; policies' are found by their values.
 PATHS = (
+    "eval_include_path",
+    "eval_mmlu_root",
     "model.name_or_path",
     "lora.name_or_path",
     "data.root",
@@ -234,6 +242,7 @@ PATHS = (
     "data.proportions",
     "targets.root",
 )
+_NO_PATHS = ("target_prefix",)  # hyperparameters that are texts, whatever is in them
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -306,12 +315,14 @@ def _check_section(option: str, section: Any) -> None:
 def _settle(config: ConfigDict) -> None:
     """Puts paths in the place of `~` and variables, and pairs in the place of numbers by name."""
     for name in PATHS:
-        section, field = name.split(".")
-        _settle_field(config[section], field, name)
+        section, _, field = name.rpartition(".")
+        _settle_field(config[section] if section else config, field, name)
     if isinstance(config.data.max_epochs, Mapping | ConfigDict):
         _settle_field(config.data, "max_epochs", "data.max_epochs")
     for option, section in _sections(config).items():
         for field, value in section.items():
+            if field in _NO_PATHS:
+                continue
             if isinstance(value, ConfigDict) or (isinstance(value, str) and re.search("/|^[~$]", value)):
                 _settle_field(section, field, f"{option}.{field}")
 

@@ -47,7 +47,7 @@ def test_the_command_writes_ids_scores_and_records_to_train_on(root, run, starte
     files = {suffix: folder / f"chosen{suffix}" for suffix, folder in folders.items()}
     output = tmp_path / "new" / "chosen.npz"
     checkpoint = f"--checkpoint={run / 'checkpoints' / '4'}"
-    result = starter.run(checkpoint, f"--output={output}", "--num=30", f"--records={files['.jsonl']}")
+    result = starter.run(checkpoint, f"--output={output}", "--num=30", f"--records={files['.jsonl']}", "--group_scores")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("30 of 67 examples, scores ")
     written = dict(np.load(output))
@@ -57,6 +57,8 @@ def test_the_command_writes_ids_scores_and_records_to_train_on(root, run, starte
     np.testing.assert_array_equal(written["scores"], written["all_scores"][written["ids"]])
     assert (np.diff(written["scores"]) <= 0).all()
     names = sorted(tiny_chat.SIZES)
+    assert written["groups"].tolist() == names
+    np.testing.assert_allclose(written["group_scores"].mean(axis=1), written["all_scores"], rtol=1e-4, atol=1e-6)
     lines = {name: (root / f"{name}.jsonl").read_text().splitlines() for name in names}
     records = [json.loads(lines[names[d]][r]) for d, r in zip(written["domains"], written["records"], strict=True)]
     assert [json.loads(line) for line in files[".jsonl"].read_text().splitlines()] == records

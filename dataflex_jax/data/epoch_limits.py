@@ -42,7 +42,7 @@ def most_rows(
     return tuple(most)
 
 
-def check_room(max_epochs: MaxEpochs, most: Sequence[int] | None, needed: int) -> None:
+def check_room(max_epochs: MaxEpochs, most: Sequence[int], needed: int) -> None:
     """Refuses a run of more rows than its domains may give.
 
     Args:
@@ -53,8 +53,8 @@ def check_room(max_epochs: MaxEpochs, most: Sequence[int] | None, needed: int) -
     Raises:
         InputError: says how many there are.
     """
-    if most is not None and sum(most) < needed:
-        reason = f"the domains give at most {sum(most)} rows, and the run needs {needed} (train_step x batch_size)"
+    if sum(most) < needed:
+        reason = f"the domains give at most {sum(most)} rows, and the run needs {needed} in its steps"
         raise InputError(f"{reason}; raise it, or train for fewer steps", option=_OPTION, value=max_epochs)
 
 

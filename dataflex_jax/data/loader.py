@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from dataflex_jax.data.batch import Batch, collated, on_devices, smallest_bucket
 from dataflex_jax.data.domains import Domain
@@ -53,10 +53,23 @@ class Loader:
         mine = np.zeros(ids.shape, bool)
         for index in self._sharding.addressable_devices_indices_map(ids.shape).values():
             mine[index] = True
+        batch = self.gathered(ids, mine)
+        if drawn_with is not None:
+            batch = dataclasses.replace(batch, drawn_with=drawn_with.astype(np.float32))
+        return on_devices(self._mesh, batch)
+
+    def gathered(self, ids: Int64[np.ndarray, " B"], mine: Bool[np.ndarray, " B"], length: int | None = None) -> Batch:
+        """The batch of `load` as NumPy arrays on this host.
+
+        Args:
+            ids: of the rows.
+            mine: which of them are read; the others are padding that has their lengths and domains.
+            length: T; None: the smallest bucket that holds them.
+        """
         lengths = np.array([self._pool.length(i) if i >= 0 else 0 for i in ids], np.int32)
         gathered = [self._pool.row(int(i)) if own and i >= 0 else None for i, own in zip(ids, mine, strict=True)]
         domains = self._pool.domain_of(np.maximum(ids, 0))
-        length = smallest_bucket(lengths, self._pool.buckets)
+        length = length or smallest_bucket(lengths, self._pool.buckets)
         batch = collated(gathered, length, domains, packed=self._pool.packed)
         # Of rows on other hosts too.
         batch = dataclasses.replace(batch, lengths=lengths)
@@ -66,9 +79,7 @@ class Loader:
                 if mine[row] and i >= 0:
                     values[row, : lengths[row]] = values_of(int(i))
             batch = dataclasses.replace(batch, **{name: values})
-        if drawn_with is not None:
-            batch = dataclasses.replace(batch, drawn_with=drawn_with.astype(np.float32))
-        return on_devices(self._mesh, batch)
+        return batch
 
 
 def held_out_batches(domains: Sequence[Domain], batch_size: int, max_rows: int, mesh: Mesh) -> Iterator[Batch]:

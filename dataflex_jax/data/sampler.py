@@ -9,6 +9,7 @@ Guarantees:
     * A domain with a limit never gives more rows than that; the others share what it would have given in proportion.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -62,13 +63,19 @@ class Sampler(NamedTuple):
         seed: of all draws.
         batch_size: rows of a plan.
         draw: "systematic" or "multinomial".
+        rows_of: step -> rows of its plan, where steps are drawn more of than they train on; None: `batch_size`.
         most: how many rows each domain gives in the whole run, after which the others share its part; None: no limit.
     """
 
     seed: int
     batch_size: int
     draw: str
+    rows_of: Callable[[int], int] | None = None
     most: tuple[int, ...] | None = None
+
+    def rows(self, step: int) -> int:
+        """How many rows a step's plan has."""
+        return self.batch_size if self.rows_of is None else self.rows_of(step)
 
     def plan(self, state: SamplerState) -> tuple[Plan, SamplerState]:
         """The next step's rows and the state after it.
@@ -77,6 +84,7 @@ class Sampler(NamedTuple):
             TrainingError: all domains with a weight have given the rows that they may.
         """
         step = state.step + 1
+        rows = self.rows(step)
         weights, pending = state.weights, state.pending
         while pending and pending[0][0] <= step:
             weights, pending = pending[0][1], pending[1:]
@@ -86,13 +94,15 @@ class Sampler(NamedTuple):
         through = np.argsort(random.random(len(weights)), kind="stable") if permuted else np.arange(len(weights))
         drawn_with = weights
         if self.most is None:
-            counts = self._counts(self.batch_size, weights, through, random)
+            counts = self._counts(rows, weights, through, random)
         else:
-            drawn_with, counts = self._limited(step, weights, np.array(self.most) - state.cursors, through, random)
+            drawn_with, counts = self._limited(
+                step, rows, weights, np.array(self.most) - state.cursors, through, random
+            )
         domains = np.repeat(np.arange(len(weights)), counts)
         positions = np.concatenate([c + np.arange(n) for c, n in zip(state.cursors, counts, strict=True)])
         # Every shard and microbatch gets its share of every domain.
-        order = np.argsort(random.random(self.batch_size), kind="stable")
+        order = np.argsort(random.random(rows), kind="stable")
         plan = Plan(step, domains[order], positions[order], drawn_with)
         return plan, state._replace(step=step, cursors=state.cursors + counts, weights=weights, pending=pending)
 
@@ -104,11 +114,17 @@ class Sampler(NamedTuple):
         return tuple(np.flatnonzero((before.cursors < most) & (after.cursors >= most)).tolist())
 
     def _limited(
-        self, step: int, weights: np.ndarray, left: np.ndarray, through: np.ndarray, random: np.random.Generator
+        self,
+        step: int,
+        rows: int,
+        weights: np.ndarray,
+        left: np.ndarray,
+        through: np.ndarray,
+        random: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(the proportions of the domains with rows left, rows of each), none of more rows than it has left."""
         counts, drawn_with = np.zeros(len(weights), np.int64), None
-        while (missing := self.batch_size - int(counts.sum())) > 0:
+        while (missing := rows - int(counts.sum())) > 0:
             open_weights = np.where(counts < left, weights, 0.0)
             if open_weights.sum() == 0:
                 gave = f"at step {step} all domains with a weight have given the epochs of config.data.max_epochs"

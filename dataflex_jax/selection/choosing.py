@@ -2,14 +2,14 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from dataflex_jax.data.pool import Group, Pool
 from dataflex_jax.errors import TrainingError
@@ -22,6 +22,11 @@ from dataflex_jax.policies.signals import Signals
 logger = logging.getLogger(__name__)
 
 
+def share_of(share: float, rows: int) -> int:
+    """How many rows a share of them is, at least one."""
+    return max(1, round(share * rows))
+
+
 class Chosen(NamedTuple):
     """What a selector chose in all groups.
 
@@ -32,6 +37,7 @@ class Chosen(NamedTuple):
         groups: places of each group's part in `ids`.
         once: how many of each group's part are distinct choices; of too few candidates they come again after it.
         not_finite: candidates that were left out because their losses or gradients are not finite.
+        by_group: of each target group, the scores of all candidates, where they were asked for.
     """
 
     ids: Int64[np.ndarray, " num"]
@@ -40,6 +46,7 @@ class Chosen(NamedTuple):
     groups: tuple[slice, ...]
     once: tuple[int, ...]
     not_finite: int
+    by_group: Mapping[str, Float[np.ndarray, " N"]] | None = None
 
 
 class Chooser:
@@ -58,9 +65,22 @@ class Chooser:
         self._said: set[str] = set()
 
     def choose(
-        self, state: dict[str, Any], signals: Signals, request: Request, counts: Sequence[int]
+        self,
+        state: dict[str, Any],
+        signals: Signals,
+        request: Request,
+        counts: Sequence[int],
+        *,
+        again: bool = True,
     ) -> tuple[Chosen, dict[str, Any]]:
         """The selector's choice of `counts[g]` rows of each group g, and its state after it.
+
+        Args:
+            state: of the selector.
+            signals: of the current model.
+            request: to the selector.
+            counts: of the groups.
+            again: whether of too few candidates each comes again; otherwise fewer are chosen.
 
         Raises:
             InputError: a choice that no window can be made of.
@@ -77,6 +97,7 @@ class Chooser:
         for number, (group, count) in enumerate(zip(self._groups, counts, strict=True)):
             members = group.start + np.flatnonzero(finite[group.start : group.stop])
             part = jax.tree.map(lambda leaf, rows=members: np.asarray(leaf)[rows], evidence.rows)
+            count = count if again else min(count, len(members))
             in_group = request._replace(key=jax.random.fold_in(request.key, number))
             choice = self._chosen(evidence._replace(rows=part), in_group, group, len(members), count)
             places = np.asarray(choice.ids)
@@ -136,13 +157,20 @@ def described(chosen: Chosen, pool: Pool, before: Int64[np.ndarray, " m"] | None
 
 
 def write_selection(path: Path, pool: Pool, chosen: Chosen, *, all_scores: bool) -> None:
-    """Writes ids and scores (of the chosen, in rank order), their domains, the numbers of their records in the sources
-    (of examples), and on request all scores."""
+    """Writes ids and scores (of the chosen, in rank order), their domains and lengths, the numbers of their records in
+    the sources (of examples), how many candidates there are of each length, on request all scores, and those by target
+    group where there are any."""
     arrays = {"ids": chosen.ids, "scores": chosen.scores, "domains": pool.domain_of(chosen.ids)}
+    lengths = pool.lengths()
+    arrays["lengths"] = lengths[chosen.ids]
+    arrays["pool_lengths"], arrays["pool_rows"] = np.unique(lengths, return_counts=True)
     if (records := pool.records()) is not None:
         arrays["records"] = records[chosen.ids]
     if all_scores:
         arrays["all_scores"] = chosen.all_scores
+    if chosen.by_group is not None:
+        arrays["group_scores"] = np.stack(list(chosen.by_group.values()), axis=1)
+        arrays["groups"] = np.array(list(chosen.by_group))
     file = io.BytesIO()
     np.savez(file, **arrays)
     replace_file(path, file.getvalue())

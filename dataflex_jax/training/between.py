@@ -34,6 +34,10 @@ class Updates:
         self.selection = selection
         self._policies, self._signals_of = policies, signals_of
 
+    def refreshes(self, step: int) -> bool:
+        """Whether a mixer or a weighter is refreshed once `step` steps are done."""
+        return self._mixer_is_due(step) or any(self._due_weighters(step))
+
     def between(self, step: int, state: TrainState, planned: SamplerState) -> tuple[TrainState, list[dict[str, Any]]]:
         """Once `step` steps are done and before the next one is planned.
 
@@ -46,7 +50,7 @@ class Updates:
             record = self.selection.between(step, planned, state.key, lambda: self._signals_of(state, step))
             records += [record] if record else []
         mixer = self._policies.mixer
-        if mixer.policy.refresh is not None and mixer.schedule.is_update(step + 1):
+        if self._mixer_is_due(step):
             signals = self._signals_of(state, step)
             refreshed = mixer.policy.refresh(state.mixer, signals)
             if signals.compared is not None:
@@ -58,10 +62,7 @@ class Updates:
 
     def _refreshed_weighters(self, step: int, state: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
         weighters = self._policies.weighters
-        due = [
-            weighter.policy.refresh is not None and weighter.schedule.every(weighter.policy.refresh_interval, step)
-            for weighter in weighters
-        ]
+        due = self._due_weighters(step)
         if not any(due):
             return state, []
         signals = self._signals_of(state, step)
@@ -76,6 +77,16 @@ class Updates:
             if now
         ]
         return state._replace(weighters=jax.tree.map(_from_host, refreshed, state.weighters)), records
+
+    def _mixer_is_due(self, step: int) -> bool:
+        mixer = self._policies.mixer
+        return mixer.policy.refresh is not None and mixer.schedule.is_update(step + 1)
+
+    def _due_weighters(self, step: int) -> list[bool]:
+        return [
+            weighter.policy.refresh is not None and weighter.schedule.every(weighter.policy.refresh_interval, step)
+            for weighter in self._policies.weighters
+        ]
 
 
 def _from_host(new: Any, old: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ def changed(before: ConfigDict | None, now: ConfigDict) -> Changed:
     """The fields that both have and that differ."""
     if before is None:
         return {}
-    old, new = _flat(before.to_dict()), _flat(now.to_dict())
+    old, new = flat(before.to_dict()), flat(now.to_dict())
     return {name: (old[name], value) for name, value in new.items() if name in old and old[name] != value}
 
 
@@ -95,11 +95,12 @@ def other_state(found: Mapping[str, tuple], expected: Mapping[str, tuple], chang
     return None
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of nested sections by dotted names, lists as tuples."""
+    found = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
-    return flat
+            found[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
+    return found

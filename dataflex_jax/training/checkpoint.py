@@ -143,6 +143,16 @@ class Checkpoints:
         """
         self._guarded(self._manager.wait_until_finished)
 
+    def clear(self) -> None:
+        """Deletes all of them, once the save under way is complete.
+
+        Raises:
+            TrainingError: that save failed.
+        """
+        self.wait()
+        for step in self._manager.all_steps():
+            self._manager.delete(step)
+
     def read_run(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint.
 

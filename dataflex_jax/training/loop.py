@@ -138,7 +138,7 @@ class Running:
             self._say_exhausted([job.draws.groups[number].name for number in exhausted])
         rows = job.draws.sequences.ids(plan)
         drawn_with = plan.drawn_with if job.policies.by_domain else job.draws.pool.natural
-        self._upcoming = plan, rows, self._pool.submit(job.loader.load, rows, drawn_with)
+        self._upcoming = plan, rows, self._pool.submit(job.load, plan, rows, drawn_with)
         self.position = self.position._replace(sampler=after)
 
     def _say_exhausted(self, names: list[str]) -> None:

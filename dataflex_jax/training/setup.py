@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax import preemption
 from dataflex_jax.data.loader import check_rows
-from dataflex_jax.data.text.tokenizer import DEFAULT
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
@@ -30,7 +29,7 @@ from dataflex_jax.training.evaluation import check_evaluators
 from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.learner import fresh_state, make_learner
 from dataflex_jax.training.ledger import Position
-from dataflex_jax.training.locate import keep_begin_of_text, run_at, use_tokenizer_of
+from dataflex_jax.training.locate import choose_tokenizer, keep_begin_of_text, run_at
 from dataflex_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
     agreement.agree_on_configuration(config)
     configuration.validate(config)
     if config.data.tokenizer is None:
-        _choose_tokenizer(config)
+        choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
     records = active_policies(config).records()  # refuses what it can before any data is read
@@ -87,7 +86,7 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         duration.settle(config, inputs.pool.num_rows)
         changed = changes.changed(before, config)
         agreement.agree({"the newest checkpoint": latest} | _found(inputs) | agreement.plugins(config))
-        experiment = _experiment(config, inputs, mesh)
+        experiment = make_experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
         if latest is None:
             state, position = fresh_state(learner, experiment.config), resume.beginning(identity)
@@ -113,14 +112,6 @@ def _found(inputs: Inputs) -> dict[str, str]:
     return {"the tokenizer": inputs.tokenizer.fingerprint} | contents
 
 
-def _choose_tokenizer(config: ConfigDict) -> None:
-    if config.model.from_scratch:
-        config.data.tokenizer = DEFAULT
-        return
-    use_tokenizer_of(config.data, config.model.name_or_path, "model.name_or_path")
-    logger.info("config.data.tokenizer is that of the weights, %s.", config.data.tokenizer)
-
-
 def _finished_read_only(config: ConfigDict, run_folder: Path) -> Outcome | None:
     """How a run ended in a folder that cannot be written; None: it can, or there is no run in it.
 
@@ -138,9 +129,24 @@ def _finished_read_only(config: ConfigDict, run_folder: Path) -> Outcome | None:
         return Outcome(step, False, checkpoints.read_run(step)["tokens_seen"])
 
 
-def _experiment(config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh) -> Experiment:
+def make_experiment(
+    config: ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh, *, whole_pool: bool = False
+) -> Experiment:
+    """What a run is, of its configuration and its data.
+
+    Args:
+        config: of the run.
+        inputs: its data.
+        mesh: the devices.
+        whole_pool: whether rows are drawn from the pool as a whole, whatever the policies are.
+
+    Raises:
+        InputError: proportions, a model or frozen parameters that are refused; see `make_learner`.
+    """
     config = with_weights_files(config, [domain.name for domain in inputs.domains])
     policies = active_policies(config)
+    if whole_pool:
+        policies = policies.from_whole_pool()
     sizes = np.diff(inputs.pool.offsets)
     proportions = registry.checked("data", starting_proportions, "proportions", config.data.proportions, sizes)
     policies = policies.drawing(proportions)

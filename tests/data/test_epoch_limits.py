@@ -48,7 +48,6 @@ def test_what_does_not_fit_the_domains_is_refused(epochs, message):
 def test_a_run_that_its_domains_cannot_fill_is_refused():
     most = most_rows(2, ROWS, EVEN)
     check_room(2, most, 84)
-    check_room(None, None, 10**9)
     with pytest.raises(
         InputError, match=r"^config.data.max_epochs = 2: the domains give at most 84 rows, and the run n"
     ):

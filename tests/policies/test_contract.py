@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import TARGETS, Choice, Evidence, Mixer, Order, Selector, Weighter, registry
+from dataflex_jax.policies import TARGETS, Choice, Evidence, Mixer, Online, Order, Selector, Weighter, registry
 from dataflex_jax.policies.base import ScoreSource
 from dataflex_jax.policies.contract import (
     check_evidence,
@@ -166,6 +166,15 @@ def test_a_choice_has_as_many_ids_and_scores_as_were_asked_for(choice):
     assert str(caught.value).endswith("expected a Choice of 3 ids, their 3 scores and the scores of all 5 candidates")
 
 
+def test_scores_by_group_are_a_number_for_each_candidate_and_group():
+    rows = fake_signals.FakeRows(losses=np.zeros(3), groups=[0, 1, 1], names=("a", "b"))
+    signals = fake_signals.FakeSignals(candidates=rows, targets=rows)
+    assert selector(by_group=lambda signals: np.zeros((3, 2))).by_group(signals).shape == (3, 2)
+    wrong = selector(by_group=lambda signals: np.zeros(3))
+    with pytest.raises(InputError, match=r"by_group returned .* for each of 3 candidates and 2 target groups$"):
+        wrong.by_group(signals)
+
+
 def test_ids_are_distinct_places_of_candidates():
     check_ids("mine", np.array([4, 0]), 5, replacement=False)
     check_ids("mine", np.array([4, 4]), 5, replacement=True)
@@ -176,6 +185,14 @@ def test_ids_are_distinct_places_of_candidates():
     ):
         with pytest.raises(InputError, match=f"^selector 'mine': {message}"):
             check_ids("mine", np.array(ids), 5, replacement=False)
+
+
+@pytest.mark.parametrize("result", [jnp.arange(3), jnp.arange(2) * 1.0, None])
+def test_what_is_picked_in_a_step_are_as_many_places_as_are_kept(result):
+    online = Online(lambda seen, num: result)
+    policy = checked_selector(scheduled(Selector(None, None, online=online))).policy
+    with pytest.raises(InputError, match=r"^selector 'mine': online.pick returned .*; expected the places of 2 rows"):
+        policy.online.pick(None, 2)
 
 
 @pytest.mark.parametrize("result", [[0, 1], [0, 1, 1], [1, 2, 3], [0.0, 1.0, 2.0], None])
@@ -210,6 +227,20 @@ def test_a_function_of_the_wrong_number_of_arguments_or_none_is_named():
     assert unfit(made._replace(init=None)) == "it: init is None; expected a function of 1 argument"
     assert unfit(made._replace(log=3)) == "it: log is 3; expected a function of 1 argument, or None"
     assert unfit(Selector(None, lambda evidence, request, num: 0)).startswith("it: one of score and choose is None")
+
+
+def test_what_chooses_inside_the_step_chooses_nothing_between_two():
+    made = Selector(None, None, online=Online(lambda seen, num: seen))
+    check_fields("it", made)
+    assert unfit(made._replace(online=Online(lambda seen: seen))).startswith("it: online: pick is a function of (seen)")
+    for field, value, wanted in (("oversample", 1, "an integer >= 2"), ("target_rows", -1, "an integer >= 0")):
+        message = f"it: online: {field} is {value}; expected {wanted}"
+        assert unfit(made._replace(online=made.online._replace(**{field: value}))) == message
+    comparing = made._replace(online=made.online._replace(target_rows=3))
+    assert unfit(comparing) == "it: online.target_rows is 3; needs must have TARGETS then"
+    check_fields("it", comparing._replace(needs=frozenset({TARGETS})))
+    both = made._replace(score=lambda state, signals, request: 0, choose=lambda evidence, request, num: 0)
+    assert unfit(both).startswith("it: has both score and online")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_signals_of_ones_own_that_are_equal_as_tuples_are_compiled_each(monkeypa
     [
         ("mixer", set()),
         ("weighter", {"adapt", "joint_update_aware"}),
-        ("selector", {"less", "icons", "cluster_less", "near", "tsds", "rds"}),
+        ("selector", {"less", "icons", "nice", "cluster_less", "near", "tsds", "rds", "greats"}),
     ],
 )
 def test_what_compares_with_the_target_set_needs_it(kind, comparing):

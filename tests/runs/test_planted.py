@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from dataflex_jax.selection.choosing import Chooser
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.rows import map_named, selected_paths
 from dataflex_jax.training.setup import train_and_evaluate
+from dataflex_jax.validation.study import Design, validate
 from tests.helpers import tiny_chat
 
 POOL, PLANTED, TARGETS = 100, 10, 12
@@ -74,6 +76,20 @@ def test_less_finds_what_is_of_the_targets_kind(config, planted, tmp_path):
     train_and_evaluate(config, tmp_path)
     scores = tiny_chat.selections(tmp_path)[20]["all_scores"]
     assert planted[np.argsort(-scores)[:PLANTED]].mean() >= 0.9
+
+
+@pytest.mark.slow
+def test_less_foretells_what_models_on_subsets_learn(config, tmp_path):
+    train_and_evaluate(config, tmp_path / "run")
+    scores = tmp_path / "less.npz"
+    shutil.copy(tmp_path / "run" / "selections" / "step_00000020.npz", scores)
+    longer = config.copy_and_resolve_references()
+    longer.train_step = 40
+    found = validate(longer, [scores], Design(subsets=32, alpha=0.5), tmp_path / "validate")
+    overall = found.lds["less"].overall
+    assert overall.value > 0.3
+    assert overall.low > 0
+    assert found.by_chance.low < 0 < found.by_chance.high
 
 
 def test_random_finds_a_tenth(pool, planted):

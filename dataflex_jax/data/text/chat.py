@@ -103,8 +103,12 @@ def _built_in_text(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _compiled(template: str, tokenizer: Tokenizer) -> rendering.ChatTemplate:
-    """A template to render with; others' are tried first, where they can do no harm."""
+def compiled(template: str, tokenizer: Tokenizer) -> rendering.ChatTemplate:
+    """A template to render with; others' are tried first, where they can do no harm.
+
+    Raises:
+        InputError: it is not valid, or takes too much.
+    """
     variables = {**tokenizer.template_variables, "eos_token": tokenizer.eos_token}
     if template not in map(_built_in_text, BUILT_IN):
         fault = rendering.tried(template, tuple(variables.items()))
@@ -152,7 +156,7 @@ class ChatEncoder:
     ):
         self._cutoff_len = cutoff_len
         self._train_on_prompt, self._mask_history = train_on_prompt, mask_history
-        self._template, self._source = _compiled(template, tokenizer), tokenizer.template_source
+        self._template, self._source = compiled(template, tokenizer), tokenizer.template_source
         self.identity = {  # changes when the tokens or targets do
             "version": 1,
             "template": hashlib.blake2b(template.encode(), digest_size=16).hexdigest(),

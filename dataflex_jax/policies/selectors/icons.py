@@ -3,6 +3,8 @@
 Wu et al. 2025, "ICONS: Influence Consensus for Vision-Language Data Selection", arXiv 2501.00654.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -40,7 +42,8 @@ def icons(shared: InfluenceOptions) -> Selector:
         all_scores = votes + 0.5 * (n - 1 - places) / max(n - 1, 1)
         return Choice(ids=ids, scores=all_scores[ids], all_scores=all_scores)
 
-    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}))
+    by_group = functools.partial(group_influences, settings)
+    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}), by_group=by_group)
 
 
 def count_votes(influences: Float[Array, "n G"], num: int) -> Int[Array, " n"]:

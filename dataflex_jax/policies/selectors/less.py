@@ -3,11 +3,13 @@
 Xia et al. 2024, "LESS: Selecting Influential Data for Targeted Instruction Tuning", arXiv 2402.04333.
 """
 
+import functools
+
 import jax.numpy as jnp
 
 from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
 from dataflex_jax.policies.common import ranking
-from dataflex_jax.policies.common.influence import InfluenceOptions, scores
+from dataflex_jax.policies.common.influence import InfluenceOptions, group_influences, scores
 
 
 @register_selector("less")
@@ -33,4 +35,5 @@ def less(shared: InfluenceOptions) -> Selector:
     def choose(evidence: Evidence, request: Request, num: int) -> Choice:
         return ranking.best(evidence.rows, num)
 
-    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}))
+    by_group = functools.partial(group_influences, settings)
+    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}), by_group=by_group)

@@ -38,6 +38,7 @@ def test_equals_the_transcription(projection, gradient_type, group_agg, target_a
     expected = influences.max(axis=1) if group_agg == "max" else influences.mean(axis=1)
     assert state == {}
     np.testing.assert_allclose(evidence.rows, expected, atol=2e-6)
+    np.testing.assert_allclose(selector.by_group(source), influences, atol=2e-6)
     choice = jax.jit(selector.choose, static_argnums=2)(evidence, request(), 9)
     np.testing.assert_array_equal(choice.ids, np.argsort(-expected, kind="stable")[:9])
     np.testing.assert_array_equal(choice.scores, evidence.rows[choice.ids])

@@ -1,0 +1,91 @@
+"""The mapped programs: the train step and the losses of S models, each compiled as one.
+
+The members' axis is manual over the mesh's "data" axis, so that a device works on its own members alone and no
+collective is needed; on a device their axis is mapped by `jax.vmap`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, PyTree
+
+from dataflex_jax.data.batch import Batch
+from dataflex_jax.mapped.states import over_members
+from dataflex_jax.models.model import Model
+from dataflex_jax.policies.active import drawing_only
+from dataflex_jax.reporting.hardware import total_memory_bytes
+from dataflex_jax.training.assembly import Experiment, train_step
+from dataflex_jax.training.state import Fixed, TrainState
+from dataflex_jax.training.step import domain_statistics
+
+_SHARE = 0.75  # of a device's memory
+_SPLIT, _WHOLE = P("data"), P()
+
+
+class MappedStep:
+    """The train step of S models: `(states, batch) -> (states, metrics)`, all with a leading axis S.
+
+    Args:
+        experiment: what the models share.
+        reference: of the policies, where its losses are computed in the step.
+        drawn: which domains a member draws from.
+        mesh: the devices.
+    """
+
+    def __init__(self, experiment: Experiment, reference: Model | None, drawn: Bool[np.ndarray, "S K"], mesh: Mesh):
+        self._fixed = Fixed(experiment.learner.frozen, reference)
+        self._drawn = jax.device_put(drawn, over_members(mesh))
+        step, mixer = train_step(experiment), experiment.policies.mixer
+
+        def one(state: TrainState, batch: Batch, drawn: Array, fixed: Fixed):
+            policy = drawing_only(mixer.policy, drawn)
+            return dataclasses.replace(step, mixer=mixer._replace(policy=policy))(state, batch, fixed)
+
+        def without(state: TrainState, batch: Batch, drawn: Array, fixed: Fixed):
+            return step(state, batch, fixed)
+
+        mapped = jax.vmap(without if drawn.all() else one, in_axes=(0, 0, 0, None))
+        specs = (_SPLIT, _SPLIT, _SPLIT, _WHOLE)
+        split = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=_SPLIT, check_vma=False)
+        self._jitted = jax.jit(split, donate_argnums=0)
+        self._compiled: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, states: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
+        """One optimizer step of each."""
+        return self.compiled(states, batch)(states, batch, self._drawn, self._fixed)
+
+    def compiled(self, states: TrainState, batch: Batch) -> Any:
+        """The program for a batch of this shape."""
+        shape = batch.tokens.shape
+        if shape not in self._compiled:
+            self._compiled[shape] = self._jitted.lower(states, batch, self._drawn, self._fixed).compile()
+        return self._compiled[shape]
+
+    def fits(self, states: TrainState, batch: Batch) -> bool:
+        """Whether the program fits into its share of a device's memory; True where neither is known."""
+        analysis, there = self.compiled(states, batch).memory_analysis(), total_memory_bytes()
+        if analysis is None or there is None:
+            return True
+        used = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        return used + analysis.temp_size_in_bytes <= _SHARE * there / jax.device_count()
+
+
+def mapped_losses(num_groups: int, mesh: Mesh) -> Callable[[PyTree, Model, Batch], tuple[Array, Array]]:
+    """(trained parameters with a leading axis S, the model without them, batch) -> sums of the losses, and tokens.
+
+    Both are [S, G]; the batch, the same for all models, has in `domain` the group of each row.
+    """
+
+    def one(params: PyTree, model: Model, batch: Batch) -> tuple[Float[Array, " G"], Float[Array, " G"]]:
+        losses = model.with_params(params).token_losses(batch).losses
+        statistics = domain_statistics(losses, batch, num_groups)
+        return statistics.loss * statistics.tokens, statistics.tokens
+
+    mapped = jax.vmap(one, in_axes=(0, None, None))
+    specs = (_SPLIT, _WHOLE, _WHOLE)
+    return jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=_SPLIT, check_vma=False))

@@ -1,0 +1,1 @@
+"""How good scores of training examples are: whether they foretell what models trained on subsets of them learn."""

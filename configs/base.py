@@ -27,11 +27,20 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # The run.
     config.seed = 42
-    config.train_step = 1000  # optimizer steps in all
+    config.train_step = placeholder(int)  # optimizer steps in all; None: as many as `epochs` take
+    config.train_step = 1000
+    config.epochs = placeholder(float)  # passes over the training rows, in place of train_step, which is then None
     config.log_every = 10  # steps between lines of metrics.jsonl
     config.eval_every = 0  # steps between evaluations on the held-out split; 0: only after the last step
     config.eval_rows = 256  # at most this many held-out rows a domain in each evaluation
     config.evaluators = ("held_out",)  # what is evaluated then: held-out losses, and evaluators that plugins register
+    # Tasks of lm-evaluation-harness, such as ("mmlu", "arc_easy"), that the model is asked too; need the extra `eval`.
+    config.eval_tasks = ()
+    config.eval_tasks_every = 0  # steps between two times; 0: only after the last step
+    config.eval_num_fewshot = placeholder(int)  # examples before each question; None: as each task says
+    config.eval_limit = placeholder(object)  # the first so many questions of a task, below 1 that share; None: all
+    config.eval_include_path = placeholder(str)  # folder with further tasks as YAML files
+    config.eval_mmlu_root = placeholder(str)  # folder with MMLU's csv files, in place of the hub's data set
     config.checkpoint_every = 500  # steps between checkpoints; the last step is always saved
     config.keep = 3  # newest checkpoints kept
     config.tensorboard = True
@@ -97,6 +106,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Dotted record field that says which domain a record belongs to: a string or integer, also within a string of JSON.
     data.domain_field = placeholder(str)
     data.domain_values = placeholder(tuple)  # that field's value for each of data.domains; None: the names themselves
+    data.max_samples = placeholder(int)  # at most this many records of each domain, the first ones; None: all
     data.hub_config = placeholder(str)
     data.hub_split = "train"
     data.text_field = "text"  # of a document's record
@@ -114,6 +124,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # K numbers, {"name": number, ...}, "uniform", a file that a mixer left (domain_weights.json), or None: natural, by
     # number of rows
     data.proportions = placeholder(object)
+    # How often each domain's rows come at most: a number, K numbers, {"name": number, ...}, or None. The others then
+    # share what a domain would give, in proportion.
+    data.max_epochs = placeholder(object)
     data.valid_fraction = 0.02  # of the documents, held out by hash (unless a domain has its own held-out files)
     data.draw = "systematic"  # rows of a domain in a batch: within 1 of B*w ("systematic") or "multinomial"
     data.lag = 1  # weights decided after step s are drawn from at step s + 1 + lag
@@ -129,6 +142,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.cutoff_len = 2048  # further tokens of an example are cut off; without a response in the rest it is dropped
     data.train_on_prompt = False  # the loss is on all tokens, not on the responses only
     data.mask_history = False  # the loss is on the last response only
+    # Key of a message with its weight, any number >= 0; the weighter `field` of turns sets this to its field.
+    data.weight_key = placeholder(str)
     data.packing = False  # several examples a row of cutoff_len tokens, which do not see each other
     data.buckets = placeholder(tuple)  # row lengths that a batch is padded to; None: cutoff_len / 8, / 4, / 2, / 1
 

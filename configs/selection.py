@@ -5,8 +5,9 @@ from ml_collections import ConfigDict
 from dataflex_jax.configs import base, sft
 from dataflex_jax.errors import InputError
 
-BY_INFLUENCE = ("less", "cluster_less", "icons")
-WITH_TARGETS = (*BY_INFLUENCE, "near", "tsds", "rds")
+BY_INFLUENCE = ("less", "cluster_less", "icons", "nice")
+MMLU_REWARD = {"reward": "multiple_choice", "max_new_tokens": 8}
+WITH_TARGETS = (*BY_INFLUENCE, "near", "tsds", "rds", "dsir")
 
 
 def get_config(selector: str, variant: str) -> ConfigDict:
@@ -19,6 +20,11 @@ def get_config(selector: str, variant: str) -> ConfigDict:
     variants[name](config)
     if config.selector.name in BY_INFLUENCE:
         config.selector.proj_dim = 1024 if name == "quickstart" else 8192
+    if config.selector.name == "coincide" and name == "quickstart":
+        config.selector.num_clusters = 32
+    if config.selector.name == "nice":
+        rewarded = {"reward": "token_f1", "max_new_tokens": 32} if name == "quickstart" else MMLU_REWARD
+        config.selector.update(**rewarded)
     if config.selector.name in WITH_TARGETS and name == "lora":
         config.targets.update(source="local", formatting="mmlu")
     return config

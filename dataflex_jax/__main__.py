@@ -9,6 +9,7 @@
     generate    what a checkpoint writes when it is prompted
     export      checkpoints to and from Hugging Face's format
     report      one HTML page that shows one run, or compares several
+    convert     a YAML file of LLaMA-Factory or DataFlex as a recipe
 
 `dataflex-jax COMMAND --help` explains one of them; `dataflex-jax --version` says the version.
 """
@@ -18,7 +19,7 @@ import sys
 
 from dataflex_jax import __version__, ending
 
-COMMANDS = ("train", "select", "validate", "evaluate", "generate", "export", "report")
+COMMANDS = ("train", "select", "validate", "evaluate", "generate", "export", "report", "convert")
 
 
 def main() -> int:

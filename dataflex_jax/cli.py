@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from dataflex_jax import ending
 from dataflex_jax.errors import InputError, TrainingError, is_disk_full, is_out_of_memory, one_line
 from dataflex_jax.files import expanded
+from dataflex_jax.moving.direct import ENDINGS, recipe_of
 from dataflex_jax.policies.registry import KINDS
 from dataflex_jax.preemption import StopRequested
 from dataflex_jax.processes import group
@@ -159,7 +160,11 @@ def chosen_config(default: str | None = None, example: str = "configs/odm.py") -
         raise InputError(f"--config={flag.config_filename}: its get_config() returns nothing")
     if flag.value is None:
         raise InputError(f"--config is missing, e.g. --config={example}")
-    for name, value in config_flags.get_override_values(flag).items():
+    overrides = config_flags.get_override_values(flag)
+    for given, other in (("train_step", "epochs"), ("epochs", "train_step")):
+        if overrides.get(given) is not None and other not in overrides:
+            flag.value[other] = None  # the recipe's, in whose place it is given
+    for name, value in overrides.items():
         kind, _, field = name.partition(".")
         if value is None and not field and flag.value.get_type(name) is types.NoneType:
             raise InputError(f"--config.{name}: cannot be None")  # it had a value, and may have been a section
@@ -355,7 +360,7 @@ def _found_recipe(value: str) -> str:
         places.append(_RECIPES.parent / path)
     for found in places:
         if found.is_file():
-            return f"{found}{colon}{variant}"
+            return recipe_of(found, variant) if found.suffix in ENDINGS else f"{found}{colon}{variant}"
     raise InputError(f"--config={path}: no such file; recipes are in {_RECIPES}")
 
 

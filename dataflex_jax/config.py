@@ -88,6 +88,17 @@ def _is_proportions(x: Any) -> bool:
     )
 
 
+def _is_max_epochs(x: Any) -> bool:
+    if isinstance(x, Mapping | ConfigDict):
+        x = tuple(x.items())
+    if not isinstance(x, tuple | list):
+        return x is None or _EPOCHS.test(x)
+    numbers = [each[1] if isinstance(each, tuple | list) and len(each) == 2 else each for each in x]
+    return len(x) > 0 and all(map(_EPOCHS.test, numbers)) and len({isinstance(each, tuple | list) for each in x}) == 1
+
+
+_EPOCHS = _number(0, open_low=True)
+_MAX_EPOCHS = Check("a number > 0, a tuple of one for each domain, numbers by domain, or None", _is_max_epochs)
 _TEXT = Check("a non-empty string", _is_text)
 _BOOL = Check("True or False", lambda x: isinstance(x, bool))
 _NAMES = _tuple_of("distinct non-empty strings", _is_text)
@@ -113,11 +124,18 @@ _LORA_MODULES = Check(
 
 CHECKS: dict[str, Check] = {
     "seed": _SEED,
-    "train_step": _integer(1),
+    "train_step": _optional(_integer(1)),
+    "epochs": _optional(_number(0, open_low=True)),
     "log_every": _integer(1),
     "eval_every": _integer(0),
     "eval_rows": _integer(1),
     "evaluators": _NAMES,
+    "eval_tasks": _NAMES,
+    "eval_tasks_every": _integer(0),
+    "eval_num_fewshot": _optional(_integer(0)),
+    "eval_limit": _optional(_number(0, open_low=True)),
+    "eval_include_path": _optional(_TEXT),
+    "eval_mmlu_root": _optional(_TEXT),
     "checkpoint_every": _integer(1),
     "keep": _integer(1),
     "tensorboard": _BOOL,
@@ -159,6 +177,7 @@ CHECKS: dict[str, Check] = {
     "data.domains": _optional(_SOME_NAMES),
     "data.domain_field": _optional(_TEXT),
     "data.domain_values": _optional(_SOME_NAMES),
+    "data.max_samples": _optional(_integer(1)),
     "data.hub_config": _optional(_TEXT),
     "data.hub_split": _TEXT,
     "data.text_field": _TEXT,
@@ -170,6 +189,7 @@ CHECKS: dict[str, Check] = {
     "data.grad_accumulation": _integer(1),
     "data.weigh_over": _one_of("batch", "microbatch"),
     "data.proportions": _PROPORTIONS,
+    "data.max_epochs": _MAX_EPOCHS,
     "data.valid_fraction": _number(0, 1),
     "data.draw": _one_of("systematic", "multinomial"),
     "data.lag": _integer(0),
@@ -181,6 +201,7 @@ CHECKS: dict[str, Check] = {
     "data.cutoff_len": _LENGTH,
     "data.train_on_prompt": _BOOL,
     "data.mask_history": _BOOL,
+    "data.weight_key": _optional(_TEXT),
     "data.packing": _BOOL,
     "data.buckets": _optional(_LENGTHS),
     "targets.source": _optional(_TEXT),
@@ -211,6 +232,8 @@ CHECKS: dict[str, Check] = {
 
 # Fields with paths, in which `~` and environment variables are expanded; policies' are found by their values.
 PATHS = (
+    "eval_include_path",
+    "eval_mmlu_root",
     "model.name_or_path",
     "lora.name_or_path",
     "data.root",
@@ -219,6 +242,7 @@ PATHS = (
     "data.proportions",
     "targets.root",
 )
+_NO_PATHS = ("target_prefix",)  # hyperparameters that are texts, whatever is in them
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -246,6 +270,7 @@ def validate(config: ConfigDict, *, data_is_read: bool = True) -> None:
         InputError: names the field and what is accepted.
     """
     _check_fields(config)
+    _check_duration(config)
     _settle(config)
     load_plugins(config.plugins)
     if data_is_read:
@@ -274,6 +299,14 @@ def _check_fields(config: ConfigDict) -> None:
         _check_section(option, section)
 
 
+def _check_duration(config: ConfigDict) -> None:
+    if config.train_step is None and config.epochs is None:
+        raise InputError("must be a number of steps, or config.epochs of passes", option="train_step", value=None)
+    if config.train_step is not None and config.epochs is not None:
+        reason = f"not together with config.train_step = {config.train_step}; set one of them to None"
+        raise InputError(reason, option="epochs", value=config.epochs)
+
+
 def _check_section(option: str, section: Any) -> None:
     if not isinstance(section, ConfigDict | None):
         raise InputError("must be a section with a name and its hyperparameters, or None", option=option, value=section)
@@ -282,10 +315,14 @@ def _check_section(option: str, section: Any) -> None:
 def _settle(config: ConfigDict) -> None:
     """Puts paths in the place of `~` and variables, and pairs in the place of numbers by name."""
     for name in PATHS:
-        section, field = name.split(".")
-        _settle_field(config[section], field, name)
+        section, _, field = name.rpartition(".")
+        _settle_field(config[section] if section else config, field, name)
+    if isinstance(config.data.max_epochs, Mapping | ConfigDict):
+        _settle_field(config.data, "max_epochs", "data.max_epochs")
     for option, section in _sections(config).items():
         for field, value in section.items():
+            if field in _NO_PATHS:
+                continue
             if isinstance(value, ConfigDict) or (isinstance(value, str) and re.search("/|^[~$]", value)):
                 _settle_field(section, field, f"{option}.{field}")
 
@@ -343,6 +380,9 @@ def _check_data(config: ConfigDict) -> None:
     if (config.selector or config.order) and data.packing:
         reason = "a selector or an order needs one example a row; set it to False"
         raise InputError(reason, option="data.packing", value=True)
+    if data.max_epochs is not None and (config.selector or config.order) and not config.mixer:
+        reason = "needs a mixer beside a selector or an order, such as static, so that rows are drawn by domain"
+        raise InputError(reason, option="data.max_epochs", value=data.max_epochs)
     if data.train_on_prompt and data.mask_history:
         reason = "not together with config.data.train_on_prompt; set one to False"
         raise InputError(reason, option="data.mask_history")

@@ -274,13 +274,14 @@ def gradients(
     projection: Projection = Projection(),  # noqa: B008 - a constant
     adam: AdamState | None = None,
     preconditioner: Preconditioner = Preconditioner(),  # noqa: B008 - a constant
+    parameters: str = "blocks",
     then: Callable[[Float[jax.Array, "B P"], PyTree], Any] | None = None,
     operand: PyTree = None,
 ) -> Float[np.ndarray, "n *P"]:  # noqa: F821 - a shape
     """Each row's projected gradient of its token-mean loss with respect to the model's trained parameters.
 
-    Projected where it appears in the backward pass: one layer's per-example gradients are in memory at a time. It is
-    that of the adapters where there are any, else of the kernels of the blocks' linear layers.
+    Projected where it appears in the backward pass: one layer's per-example gradients are in memory at a time. By
+    default it is that of the adapters where there are any, else of the kernels of the blocks' linear layers.
 
     Args:
         model: whose gradients.
@@ -288,6 +289,7 @@ def gradients(
         projection: the random map; `Projection("none")` keeps every number.
         adam: the optimizer's state, such as `open_model(..., optimizer=True).adam`: precondition by it, as LESS does.
         preconditioner: how.
+        parameters: "blocks", as above; or "all" that are trained, embeddings, head, norms and biases too.
         then: keeps only what is wanted of the P numbers of a batch, given `operand` too; a function that stays the
             same object is compiled once.
         operand: arrays for `then`.
@@ -296,7 +298,7 @@ def gradients(
     >>> df.gradients(model, df.rows(["Ada", "Grace"], tokenizer), projection=df.Projection("sketch", 64)).shape
     (2, 64)
     """
-    signal = Gradients(projection, None if adam is None else preconditioner, then)
+    signal = Gradients(projection, None if adam is None else preconditioner, then, parameters)
     return sweep(model, rows, signal, adam=adam, operand=operand)
 
 

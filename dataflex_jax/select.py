@@ -6,7 +6,8 @@
 The configuration says the selector, the candidates (data) and the target set (targets);
 --checkpoint is a run folder (its newest step), one step's folder, or a Hugging Face folder or
 hub id. Several, with commas between, are LESS's sum over checkpoints, weighted by
---checkpoint_weights or else by their learning rates; other selectors take the last one. The file
+--checkpoint_weights or else by their learning rates; other selectors take the last one. dsir needs
+none, nor do near, tsds and rds with selector.embedding_model or embeddings of your own. The file
 has ids and scores (the best first), their domains, the numbers of their records, and all_scores;
 with --group_scores also those for each target group (less, icons), for dataflex_jax.validate.
 --records writes the chosen records themselves, JSONL or Parquet, for configs/sft.py to train on:
@@ -45,7 +46,8 @@ def define_flags() -> None:
     cli.define_paths("checkpoint", f"The model: {CHECKPOINTS}; several with commas between.")
     flags.DEFINE_list("checkpoint_weights", [], "Their weights; by default their learning rates.")
     cli.define_path("output", None, "An .npz file.")
-    flags.DEFINE_integer("num", None, "How many examples; by default 5 % of the pool.", lower_bound=1)
+    help_of_num = "How many examples; by default config.selector.keep of the pool, or 5 %."
+    flags.DEFINE_integer("num", None, help_of_num, lower_bound=1)
     flags.DEFINE_boolean("group_scores", False, "Whether to write scores by target group too.")
     cli.define_path("records", None, "A .jsonl or .parquet file for the chosen records.")
 
@@ -54,8 +56,6 @@ def main(argv: list[str]) -> None:
     """The command."""
     cli.no_positional(argv)
     options, config = flags.FLAGS, cli.chosen_config(example="configs/less.py")
-    if not options.checkpoint:
-        raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
     if options.output is None or not options.output.endswith(".npz"):
         raise InputError(f"--output={options.output}: must be a file that ends in .npz")
     output, records = Path(options.output), options.records and Path(options.records)

@@ -264,7 +264,8 @@ def test_a_recipe_is_found_from_any_folder_and_in_either_spelling(refused, tmp_p
             ["trian", "--help"],
             2,
             "",
-            "error: unknown command 'trian'; known: train, select, validate, evaluate, generate, export, report\n",
+            "error: unknown command 'trian'; known: "
+            "train, select, validate, evaluate, generate, export, report, convert\n",
         ),
     ],
 )

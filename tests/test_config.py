@@ -106,3 +106,11 @@ def test_unknown_and_missing_fields_are_named():
     del config.data.sequence_length, config.optim.b2
     with pytest.raises(InputError, match=r"config.optim.b2: missing"):
         configuration.validate(config)
+
+
+def test_a_text_is_no_path_whatever_is_in_it():
+    config = base.get_config("selector=near")
+    config.selector.update(embedding_model="~/model", target_prefix="in/out of $nothing:")
+    configuration.validate(config)
+    assert config.selector.target_prefix == "in/out of $nothing:"
+    assert config.selector.embedding_model.startswith("/")

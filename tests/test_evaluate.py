@@ -68,6 +68,8 @@ def results(trainer, checkpoints, tmp_path_factory):
         "evaluate peft": ("evaluate", peft_folder, recipe),
         "evaluate hf without data": ("evaluate", hf),
         "evaluate nothing": ("evaluate", recipe),
+        "evaluate without tasks": ("evaluate", run, "--limit=3"),
+        "evaluate no questions": ("evaluate", run, "--tasks=mmlu", "--limit=0"),
         "evaluate no checkpoint": ("evaluate", f"--checkpoint={trainer.folder}", recipe),
         "generate run": ("generate", run, *prompt),
         "generate hf": ("generate", hf, *prompt),
@@ -148,6 +150,8 @@ def test_evaluating_a_pretrained_model_needs_a_recipe_for_the_data(checkpoints, 
     assert "Written" not in result.stdout
     assert refused(results["evaluate hf without data"]).startswith("--config is missing: a Hugging Face checkpoint has")
     assert refused(results["evaluate nothing"]).startswith("--checkpoint is missing: a run folder, the folder of one")
+    assert refused(results["evaluate without tasks"]).startswith("--limit is for --tasks, which is missing")
+    assert refused(results["evaluate no questions"]) == "--limit=0.0: must be a number > 0"
     assert "neither a run folder" in refused(results["evaluate no checkpoint"])
 
 

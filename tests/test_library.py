@@ -105,6 +105,12 @@ def test_alignments_are_inner_products_of_gradients():
     np.testing.assert_allclose(df.alignments(model, rows, gradients), expected, rtol=1e-4)
 
 
+def test_gradients_may_be_of_all_that_is_trained():
+    model, tokenizer = df.example()
+    found = df.gradients(model, df.rows(["Ada"], tokenizer), projection=df.Projection("none"), parameters="all")
+    assert found.shape == (1, sum(leaf.size for leaf in jax.tree.leaves(model.params)))
+
+
 def test_bad_rows_are_one_line():
     _, tokenizer = df.example()
     with pytest.raises(df.InputError, match="give a list of texts"):

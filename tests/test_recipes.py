@@ -10,7 +10,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.policies.active import active_policies
 from tests.helpers.command import PROJECT
 
-SHARED = {"__init__", "base", "scales", "selection"}
+SHARED = {"__init__", "base", "llamafactory", "scales", "selection"}
 RECIPES = sorted(path.stem for path in (PROJECT / "configs").glob("*.py") if path.stem not in SHARED)
 
 

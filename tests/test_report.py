@@ -12,7 +12,8 @@ def test_command(tmp_path):
     command = [sys.executable, "-m", "dataflex_jax.report"]
     done = subprocess.run([*command, str(run), f"--output={tmp_path / 'r.html'}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(tmp_path / "r.html")
+    assert done.stdout == f"{tmp_path / 'r.html'}\nFigures and tables: {tmp_path / 'r_files'}\n"
+    assert (tmp_path / "r_files" / "figures" / "loss.csv").stat().st_size > 100
     assert (tmp_path / "r.html").stat().st_size > 10_000
 
     output = tmp_path / "refused.html"

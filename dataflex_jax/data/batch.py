@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dataflex_jax.data.rows import Row, bucket_of
 from dataflex_jax.sharding import batch_sharding, replicated
@@ -26,7 +26,9 @@ class Batch:
         drawn_with: the proportions that the batch was drawn with; None where it was not drawn.
         segment_ids: of packed rows, from 1, of the example that an input belongs to.
         positions: of packed rows, of an input in its example.
-        reference_losses: token losses under a reference model, where they are cached.
+        reference_losses: token losses under a reference model, where they are known.
+        record_numbers: of the records that the predictions belong to, where a policy wants them.
+        targets: rows of the target set that a selector compares these rows with; None: it compares with none.
     """
 
     tokens: Int[Array, "B T+1"]
@@ -37,6 +39,8 @@ class Batch:
     segment_ids: Int[Array, "B T"] | None = None
     positions: Int[Array, "B T"] | None = None
     reference_losses: Float[Array, "B T"] | None = None
+    record_numbers: Float[Array, "B T"] | None = None
+    targets: "Batch | None" = None
 
     @property
     def num_rows(self) -> int:
@@ -72,11 +76,22 @@ class Batch:
             segment_ids=continued(self.segment_ids, 0),
             positions=continued(self.positions, 1),
             reference_losses=None,
+            record_numbers=None,
         )
 
     def rows_alone(self) -> "Batch":
         """The fields whose leading axis is the rows', to be split or mapped over."""
-        return dataclasses.replace(self, drawn_with=None)
+        return dataclasses.replace(self, drawn_with=None, targets=None)
+
+
+def split(rows: PyTree, parts: int) -> PyTree:
+    """Arrays of rows [B, ...] -> [parts, B / parts, ...]; row b is in part `b % parts`, so that devices keep theirs."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), rows)
+
+
+def joined(parts: PyTree) -> PyTree:
+    """The inverse of `split`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def collated(rows: Sequence[Row | None], length: int, domains: Sequence[int], *, packed: bool = False) -> Batch:

@@ -43,3 +43,8 @@ class ListedRows:
     def pool(self, name: str = "rows") -> Pool:
         """These rows alone as a pool of one domain."""
         return Pool([Domain(name, "", self, self, None)])
+
+
+def input_rows(encoded: Sequence[Sequence[int]]) -> ListedRows:
+    """Token ids all of which a model reads: none of a row is predicted only, and none counts in a loss."""
+    return ListedRows([Row(np.array([*ids, 0], np.int32), np.zeros(len(ids), bool)) for ids in encoded])

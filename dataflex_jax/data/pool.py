@@ -11,6 +11,8 @@ from jaxtyping import Float64, Int64
 
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.rows import ExampleRows, Row
+from dataflex_jax.data.sources.instruct import Conversation
+from dataflex_jax.data.stores.store import PART_BITS
 
 
 class Group(NamedTuple):
@@ -34,10 +36,11 @@ class Pool:
         offsets: id of each domain's first row, and N, int64 [K + 1].
         buckets: the lengths that batches are padded to.
         packed: whether the rows have segment ids and positions.
+        split: "train" or "valid".
     """
 
     def __init__(self, domains: Sequence[Domain], split: str = "train"):
-        self.domains, self._split = domains, split
+        self.domains, self.split = domains, split
         self._rows = [getattr(domain, split) for domain in domains]
         self.offsets = np.cumsum([0, *(rows.num_rows for rows in self._rows)], dtype=np.int64)
         self.num_rows = int(self.offsets[-1])
@@ -71,6 +74,32 @@ class Pool:
         if not all(isinstance(rows, ExampleRows) for rows in self._rows):
             return None
         return np.concatenate([rows.examples.ids for rows in self._rows])
+
+    def where(self, i: int) -> str:
+        """Row `i` in words, such as "record 3 of 'algebra'": by its number in the source, or of documents in the split.
+
+        Args:
+            i: its id.
+        """
+        domain = int(self.domain_of(i))
+        rows, number = self._rows[domain], i - int(self.offsets[domain])
+        name = self.domains[domain].name
+        if not isinstance(rows, ExampleRows):
+            return f"row {number} of {name!r}"
+        part, record = divmod(int(rows.examples.ids[number]), 1 << PART_BITS)
+        return f"record {record} of {f'part {part} of ' if part else ''}{name!r}"
+
+    def conversations(self, ids: Int64[np.ndarray, " n"]) -> dict[int, Conversation] | None:
+        """The conversation of each example, by its id, read anew; None for rows of documents."""
+        if self.records() is None:
+            return None
+        wanted, found, place = set(ids.tolist()), {}, 0
+        for domain in self.domains:
+            for record in domain.store.records(self._split):
+                if place in wanted:
+                    found[place] = domain.store.conversation(record)
+                place += 1
+        return found
 
     def groups(self, *, by_domain: bool) -> tuple[Group, ...]:
         """Each domain, or the whole pool as one."""

@@ -6,14 +6,16 @@ Guarantees:
       are gone through in another order at every step, so that none always comes together with its neighbours.
     * Cursors only advance by what was drawn: a change of weights, a further domain or a resume neither skips nor
       repeats a row, and each epoch of a domain visits every row once.
+    * A domain with a limit never gives more rows than that; the others share what it would have given in proportion.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from dataflex_jax.errors import InputError
+from dataflex_jax.errors import InputError, TrainingError
 
 VERSION = 2
 
@@ -55,15 +57,34 @@ class Plan(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """Draws plans of `batch_size` rows; `draw` is "systematic" or "multinomial"."""
+    """Draws plans.
+
+    Attributes:
+        seed: of all draws.
+        batch_size: rows of a plan.
+        draw: "systematic" or "multinomial".
+        rows_of: step -> rows of its plan, where steps are drawn more of than they train on; None: `batch_size`.
+        most: how many rows each domain gives in the whole run, after which the others share its part; None: no limit.
+    """
 
     seed: int
     batch_size: int
     draw: str
+    rows_of: Callable[[int], int] | None = None
+    most: tuple[int, ...] | None = None
+
+    def rows(self, step: int) -> int:
+        """How many rows a step's plan has."""
+        return self.batch_size if self.rows_of is None else self.rows_of(step)
 
     def plan(self, state: SamplerState) -> tuple[Plan, SamplerState]:
-        """The next step's rows and the state after it."""
+        """The next step's rows and the state after it.
+
+        Raises:
+            TrainingError: all domains with a weight have given the rows that they may.
+        """
         step = state.step + 1
+        rows = self.rows(step)
         weights, pending = state.weights, state.pending
         while pending and pending[0][0] <= step:
             weights, pending = pending[0][1], pending[1:]
@@ -71,22 +92,56 @@ class Sampler(NamedTuple):
         permuted = self.draw == "systematic" and state.version > 1
         # Sorting uniforms is stable across NumPy's versions.
         through = np.argsort(random.random(len(weights)), kind="stable") if permuted else np.arange(len(weights))
-        counts = self._counts(weights, through, random)
+        drawn_with = weights
+        if self.most is None:
+            counts = self._counts(rows, weights, through, random)
+        else:
+            drawn_with, counts = self._limited(
+                step, rows, weights, np.array(self.most) - state.cursors, through, random
+            )
         domains = np.repeat(np.arange(len(weights)), counts)
         positions = np.concatenate([c + np.arange(n) for c, n in zip(state.cursors, counts, strict=True)])
         # Every shard and microbatch gets its share of every domain.
-        order = np.argsort(random.random(self.batch_size), kind="stable")
-        plan = Plan(step, domains[order], positions[order], weights)
+        order = np.argsort(random.random(rows), kind="stable")
+        plan = Plan(step, domains[order], positions[order], drawn_with)
         return plan, state._replace(step=step, cursors=state.cursors + counts, weights=weights, pending=pending)
 
-    def _counts(self, weights: np.ndarray, through: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def exhausted(self, before: SamplerState, after: SamplerState) -> tuple[int, ...]:
+        """The domains that gave the last of the rows that they may between two states."""
+        if self.most is None:
+            return ()
+        most = np.array(self.most)
+        return tuple(np.flatnonzero((before.cursors < most) & (after.cursors >= most)).tolist())
+
+    def _limited(
+        self,
+        step: int,
+        rows: int,
+        weights: np.ndarray,
+        left: np.ndarray,
+        through: np.ndarray,
+        random: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(the proportions of the domains with rows left, rows of each), none of more rows than it has left."""
+        counts, drawn_with = np.zeros(len(weights), np.int64), None
+        while (missing := rows - int(counts.sum())) > 0:
+            open_weights = np.where(counts < left, weights, 0.0)
+            if open_weights.sum() == 0:
+                gave = f"at step {step} all domains with a weight have given the epochs of config.data.max_epochs"
+                raise TrainingError(f"{gave}; {missing} rows are missing")
+            if drawn_with is None:
+                drawn_with = open_weights / open_weights.sum() if (left <= 0).any() else weights
+            counts = np.minimum(counts + self._counts(missing, open_weights, through, random), np.maximum(left, 0))
+        return drawn_with, counts
+
+    def _counts(self, rows: int, weights: np.ndarray, through: np.ndarray, random: np.random.Generator) -> np.ndarray:
         weights = weights[through]
         edges = np.cumsum(weights) / np.sum(weights)
         edges[np.flatnonzero(weights)[-1] :] = 1.0
         if self.draw == "systematic":
-            upper = np.floor(edges * self.batch_size + random.random())
+            upper = np.floor(edges * rows + random.random())
         else:
-            upper = np.searchsorted(np.sort(random.random(self.batch_size)), edges)
+            upper = np.searchsorted(np.sort(random.random(rows)), edges)
         counts = np.zeros(len(weights), np.int64)
         counts[through] = np.diff(upper, prepend=0)
         return counts

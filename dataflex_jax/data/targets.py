@@ -1,5 +1,6 @@
 """The target set: rows in named groups that selectors and weighters compare the training data with."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -71,12 +72,32 @@ def open_targets(config: ConfigDict, domains: Sequence[Domain], tokenizer: str |
     return TargetSet(Pool(domains, split), ids, numbers[ids], names)
 
 
+def held_out(domains: Sequence[Domain], most: int) -> TargetSet:
+    """The held-out rows of a run's domains, as a set whose groups the domains are.
+
+    Args:
+        domains: of the run.
+        most: rows of a domain.
+
+    Raises:
+        InputError: a domain without held-out rows.
+    """
+    pool = Pool(domains, "valid")
+    if empty := [domain.name for domain in domains if domain.valid.num_rows == 0]:
+        reason = f"domain {empty[0]!r} has no held-out rows, which a policy of this run needs; raise it"
+        raise InputError(reason, option="data.valid_fraction")
+    ids = np.concatenate(
+        [np.arange(start, min(start + most, stop)) for start, stop in itertools.pairwise(pool.offsets)]
+    )
+    return TargetSet(pool, ids, pool.domain_of(ids), tuple(domain.name for domain in domains))
+
+
 def _open(config: ConfigDict, tokenizer: str | Path) -> Sequence[Domain]:
     data = config.data.copy_and_resolve_references()
     names = [name for name in config.targets if name not in ("group_field", "group_rows")]
     for name in names:
         data[name] = config.targets[name]
-    data.update(tokenizer=str(tokenizer), valid_fraction=0.0, packing=False)
+    data.update(tokenizer=str(tokenizer), valid_fraction=0.0, packing=False, max_samples=None)
     try:
         return open_domains(data)[0]
     except InputError as error:

@@ -108,13 +108,23 @@ class Sequences:
 
     def open(self, window: Window | None) -> None:
         """Draws from `window` from now on; None: from all rows."""
-        self._window, self._chosen = window, []
-        for number, ids in enumerate(window.ids if window else ()):
+        self._window, self._chosen = window, self._endless(window) if window else []
+
+    def beginning(self, window: Window, counts: Sequence[int]) -> list[Int64[np.ndarray, " n"]]:
+        """The first rows, `counts[g]` of each group g, that would come if `window` were opened."""
+        drawn = zip(self._endless(window), counts, strict=True)
+        return [np.array([sequence[place] for place in range(count)], np.int64) for sequence, count in drawn]
+
+    def _endless(self, window: Window) -> list[grain.MapDataset | Passes]:
+        """Each group's sequence of chosen rows."""
+        chosen = []
+        for number, ids in enumerate(window.ids):
             if window.ordered:
-                self._chosen.append(grain.MapDataset.source(ids).repeat())
+                chosen.append(grain.MapDataset.source(ids).repeat())
             else:
                 parts = passes(ids, window.once[number] if window.once else len(ids))
-                self._chosen.append(Passes(parts, f"{self._groups[number].name}/{window.step}", self._seed))
+                chosen.append(Passes(parts, f"{self._groups[number].name}/{window.step}", self._seed))
+        return chosen
 
     def ids(self, plan: Plan) -> Int64[np.ndarray, " B"]:
         """The row of each draw."""

@@ -17,7 +17,9 @@ from dataflex_jax.training.assembly import Experiment
 FILE = "models.json"
 # Fields that change no model and nothing that is measured of it, or that name what is known by its contents. The mesh
 # is all devices along "data" in any case.
-_WITHOUT_EFFECT = ("log_every", "eval_every", "eval_rows", "evaluators", "checkpoint_every", "keep", "tensorboard")
+_WITHOUT_EFFECT = ("log_every", "eval_every", "evaluators", "checkpoint_every", "keep", "tensorboard")
+_WITHOUT_EFFECT += ("eval_tasks", "eval_tasks_every", "eval_num_fewshot", "eval_limit", "eval_include_path")
+_WITHOUT_EFFECT += ("eval_mmlu_root",)
 _WITHOUT_EFFECT += ("wandb_project", "data.cache_dir", "data.verify", "sweep", "mesh", "selector", "order")
 _WITHOUT_EFFECT += ("data.tokenizer", "data.root", "targets.root")
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax import preemption
 from dataflex_jax.data.loader import Loader
+from dataflex_jax.data.record_numbers import record_numbers
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
 from dataflex_jax.mapped import states as mapped_states
@@ -33,8 +34,9 @@ from dataflex_jax.signals.sweep import Sweeper
 from dataflex_jax.training import fits, run_config
 from dataflex_jax.training.assembly import Experiment, compared_with, open_inputs, run_signals
 from dataflex_jax.training.checkpoint import Checkpoints, Contents
+from dataflex_jax.training.locate import choose_tokenizer
 from dataflex_jax.training.run_signals import RunSignals
-from dataflex_jax.training.setup import choose_tokenizer, make_experiment
+from dataflex_jax.training.setup import make_experiment
 
 
 class Shared(NamedTuple):
@@ -77,6 +79,9 @@ def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Ite
     if config.selector or config.order:
         kind = "selector" if config.selector else "order"
         raise InputError("models that are trained as one program draw without one; leave it None", option=kind)
+    if config.data.max_epochs is not None:
+        reason = "models that are trained as one program draw without limits; leave it None"
+        raise InputError(reason, option="data.max_epochs")
     if config.data.tokenizer is None:
         choose_tokenizer(config)
     mesh = make_mesh({"data": -1})
@@ -89,7 +94,8 @@ def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Ite
             sweeper = Sweeper(mesh, rows=config.sweep.batch_rows, poll=preemption.polling(stop_requested))
             signals = run_signals(experiment, mesh, sweeper)
             reference, cached = compared_with(experiment, signals.candidates, sweeper)
-            loader = Loader(inputs.pool, mesh, cached)
+            of_rows = cached | record_numbers(experiment.policies.records(), inputs.pool, config.data)
+            loader = Loader(inputs.pool, mesh, of_rows)
             yield Shared(experiment, mesh, folder, checkpoints, loader, reference, signals, stop_requested)
 
 

@@ -40,6 +40,8 @@ class Hooks(NamedTuple):
         product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
         tile_tokens: how many tokens of a device's rows have their logits in memory at once.
         frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
+        of_layer: what is kept of the hidden states after each layer, before the final norm: `aux["of_layer"]`, stacked
+            over the layers. Computed in the scan's body, so that one layer's hidden states are alive at a time.
     """
 
     dropout_keys: PRNGKeyArray | None = None
@@ -47,6 +49,7 @@ class Hooks(NamedTuple):
     product: Product | None = None
     tile_tokens: int = TILE_TOKENS
     frozen_head: bool = False
+    of_layer: Callable[[Float[Array, "B T D"]], PyTree] | None = None
 
 
 NO_HOOKS = Hooks()
@@ -247,6 +250,8 @@ def run_blocks(
         if hooks.product is not None:
             set_product(module, hooks.product, index)
         x, memory, aux = module(x, rope, partial(attend, memory, index))
+        if hooks.of_layer is not None:
+            aux = aux | {"of_layer": hooks.of_layer(x)}
         return (x, memory), aux
 
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)

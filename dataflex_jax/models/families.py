@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.checks import check_bool, check_choice, check_positive, shown
 
-# Fields that several families know or that rewrite their weights, with the only values this decoder computes.
+# Fields that several families know or that rewrite their weights, with the only values this decoder computes; some
+# embedding models were trained to see what comes after a token.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "attention_dropout": (0,),
@@ -23,6 +24,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "use_mrope": (False,),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
+    "is_causal": (True,),
+    "use_bidirectional_attention": (False,),
 }
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dataflex_jax.sharding import (
     BATCH_AXES,
@@ -56,6 +56,26 @@ def cross_entropy(
     if frozen_weight:
         return _frozen_cross_entropy(hidden, weight, labels, tile_tokens)
     return _cross_entropy(hidden, weight, labels, tile_tokens)
+
+
+def label_scores(
+    hidden: Float[Array, "B T D"],
+    weight: Float[Array, "D V"],
+    labels: Int[Array, "B T"],
+    *,
+    tile_tokens: int = TILE_TOKENS,
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """(cross-entropy of every label, as `cross_entropy` has it; whether it is the most likely token).
+
+    Of tokens that are equally likely the one with the least id counts as the most likely. Without a derivative.
+
+    Args:
+        hidden: as in `cross_entropy`.
+        weight: as in `cross_entropy`.
+        labels: as in `cross_entropy`.
+        tile_tokens: as in `cross_entropy`.
+    """
+    return _over_rows(_forward_with_greedy, hidden, weight, labels, tile_tokens)
 
 
 def next_token_logits(hidden: Float[Array, "B T D"], weight: Float[Array, "D V"]) -> Float[Array, "B T V"]:
@@ -134,6 +154,20 @@ def _forward(hidden, weight, labels, tile_tokens, axes):
     return tiles.join(losses), tiles.join(logsumexp)
 
 
+def _forward_with_greedy(hidden, weight, labels, tile_tokens, axes):
+    """(losses, whether the label is the most likely token), both [B, T]."""
+    weight = _compute_weight(weight, hidden.dtype, axes)
+
+    def tile(_, inputs):
+        hidden, labels = inputs
+        logits = next_token_logits(hidden, weight)
+        return None, (_losses(logits, labels, axes)[0], _most_likely(logits, axes) == labels)
+
+    tiles = _Tiles(*labels.shape, tile_tokens)
+    _, (losses, greedy) = jax.lax.scan(tile, None, (tiles.split(hidden), tiles.split(labels)))
+    return tiles.join(losses), tiles.join(greedy)
+
+
 def _forward_with_gradient(hidden, weight, labels, tile_tokens, axes):
     """(losses [B, T], their gradients with respect to hidden [B, T, D])."""
     weight = _compute_weight(weight, hidden.dtype, axes)
@@ -203,10 +237,22 @@ def _matmul(subscripts, x, y):
 
 
 def _one_hot(labels, logits, axes):
-    vocab = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    return labels[..., None] == _vocab(labels.dtype, logits, axes)
+
+
+def _most_likely(logits, axes):
+    highest = _over_vocab(jax.lax.pmax, jnp.max(logits, axis=-1), axes)
+    vocab = _vocab(jnp.int32, logits, axes)
+    first = jnp.min(jnp.where(logits == highest[..., None], vocab, jnp.iinfo(jnp.int32).max), axis=-1)
+    return _over_vocab(jax.lax.pmin, first, axes)
+
+
+def _vocab(dtype, logits, axes):
+    """The token that each logit is of."""
+    vocab = jax.lax.broadcasted_iota(dtype, logits.shape, logits.ndim - 1)
     if axes.vocab is not None:
         vocab += jax.lax.axis_index(axes.vocab) * logits.shape[-1]
-    return labels[..., None] == vocab
+    return vocab
 
 
 def _over_vocab(reduce, x, axes):

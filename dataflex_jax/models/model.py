@@ -1,7 +1,7 @@
 """A model with its parameters, those that are trained apart from those that are not."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -100,7 +100,27 @@ class Model:
 
     def hidden_states(self, inputs: Inputs, hooks: Hooks = NO_HOOKS) -> Float[Array, "B T D"]:
         """The last hidden states of the inputs, after the final norm, in the compute dtype."""
-        hidden, _ = decoder.hidden_states(
+        return self._hidden_states(inputs, hooks)[0]
+
+    def of_layers(
+        self, inputs: Inputs, numbers: Sequence[int], of_layer: Callable[[Float[Array, "B T D"]], PyTree]
+    ) -> list[PyTree]:
+        """`of_layer` of the hidden states of the inputs after some layers, in the compute dtype.
+
+        Args:
+            inputs: as for `hidden_states`.
+            numbers: of the layers, from 1; the last one's hidden states are those after the final norm.
+            of_layer: traced into the scan over the layers.
+        """
+        hidden, aux = self._hidden_states(inputs, NO_HOOKS._replace(of_layer=of_layer))
+        last = self.config.num_hidden_layers
+        return [
+            of_layer(hidden) if number == last else jax.tree.map(lambda kept, n=number: kept[n - 1], aux["of_layer"])
+            for number in numbers
+        ]
+
+    def _hidden_states(self, inputs: Inputs, hooks: Hooks) -> tuple[Float[Array, "B T D"], PyTree]:
+        return decoder.hidden_states(
             self.graphdef,
             self.whole(),
             inputs.tokens[:, :-1],
@@ -108,7 +128,6 @@ class Model:
             segment_ids=inputs.segment_ids,
             hooks=hooks,
         )
-        return hidden
 
     @property
     def head_is_frozen(self) -> bool:

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
-from dataflex_jax.policies.base import Mixer, Order, Reference, Selector, Weighter
+from dataflex_jax.policies.base import Mixer, Order, RecordNumbers, Reference, Selector, Weighter
 from dataflex_jax.policies.contract import checked_mixer, checked_order, checked_selector, checked_weighter
 from dataflex_jax.policies.proportions import only
 from dataflex_jax.policies.schedule import Schedule, Scheduled
+from dataflex_jax.policies.signals import FixedEmbeddings
 
 
 class ActivePolicies(NamedTuple):
@@ -21,37 +22,45 @@ class ActivePolicies(NamedTuple):
 
     Attributes:
         mixer: the mixer; the static one where none is named.
-        selector: the selector, where it chooses anything, or None.
+        selector: the selector, where it chooses anything between two steps, or None.
+        online: the selector, where it chooses inside the step, or None.
         order: the order, or None.
         weighters: the weighters.
         by_domain: whether rows are drawn domain by domain; otherwise a selector or an order has the whole pool.
         mixes: whether a mixer is named.
+        keep: the share of the candidates that a selector leaves to draw from; None: it chooses those that come.
         save_all_scores: whether selections keep the scores of all candidates.
     """
 
     mixer: Scheduled[Mixer]
     selector: Scheduled[Selector] | None
+    online: Scheduled[Selector] | None
     order: Scheduled[Order] | None
     weighters: tuple[Scheduled[Weighter], ...]
     by_domain: bool
     mixes: bool
+    keep: float | None
     save_all_scores: bool
 
     def needs(self, what: Hashable) -> bool:
         """Whether one of them needs it."""
         return any(what in policy.needs for policy in self._with_needs())
 
+    def fixed_embeddings(self) -> tuple[FixedEmbeddings, ...]:
+        """The embeddings that are to be there before the first step."""
+        wanted = (need for policy in self._with_needs() for need in policy.needs if isinstance(need, FixedEmbeddings))
+        return tuple(dict.fromkeys(wanted))
+
     def _with_needs(self) -> Iterator[Mixer | Weighter | Selector]:
         yield self.mixer.policy
         yield from (weighter.policy for weighter in self.weighters)
-        if self.selector is not None:
-            yield self.selector.policy
+        yield from (selector.policy for selector in (self.selector, self.online) if selector is not None)
 
     def names(self) -> dict[str, str | None]:
         """Field of the configuration -> name."""
         return {
             "mixer.name": self.mixer.name if self.mixes else None,
-            "selector.name": self.selector and self.selector.name,
+            "selector.name": next((each.name for each in (self.selector, self.online) if each is not None), None),
             "order.name": self.order and self.order.name,
             "weighter.name": "+".join(weighter.name for weighter in self.weighters) or None,
         }
@@ -81,14 +90,26 @@ class ActivePolicies(NamedTuple):
         schedule = self.mixer.schedule._replace(update_times=0)
         return self._replace(mixer=self.mixer._replace(schedule=schedule), by_domain=False)
 
+    def records(self) -> RecordNumbers | None:
+        """What they want of the data's records.
+
+        Raises:
+            InputError: they want different numbers.
+        """
+        wanted = {weighter.policy.records for weighter in self.weighters if weighter.policy.records is not None}
+        if len(wanted) > 1:
+            named = " and ".join(f"{numbers.field!r} of {numbers.of}" for numbers in sorted(wanted))
+            raise InputError(f"config.weighter: the weighters want different numbers, {named}; name one of them")
+        return wanted.pop() if wanted else None
+
     def reference(self) -> Reference | None:
         """The reference model that they compare with.
 
         Raises:
             InputError: they want different ones.
         """
-        policies = (self.mixer.policy, *(weighter.policy for weighter in self.weighters))
-        wanted = {policy.reference for policy in policies if policy.reference is not None}
+        weighters = (f"weighter {number}" for number in range(len(self.weighters)))
+        wanted = set(self._references(weighters).values())
         if len(wanted) > 1:
             named = " and ".join(f"{r.path!r} ({r.losses})" for r in sorted(wanted))
             raise InputError(
@@ -102,9 +123,16 @@ class ActivePolicies(NamedTuple):
         Args:
             weighter_sections: of the weighters, by dotted name without "config.".
         """
-        policies = {"mixer": self.mixer, **dict(zip(weighter_sections, self.weighters, strict=True))}
-        wanting = (section for section, scheduled in policies.items() if scheduled.policy.reference is not None)
-        return next((f"{section}.reference" for section in wanting), None)
+        return next((f"{section}.reference" for section in self._references(weighter_sections)), None)
+
+    def _references(self, weighter_sections: Iterable[str]) -> dict[str, Reference]:
+        """What is wanted, by the section that wants it."""
+        wanted = {"mixer": self.mixer.policy.reference}
+        if self.online is not None:
+            wanted["selector"] = self.online.policy.online.reference
+        for section, weighter in zip(weighter_sections, self.weighters, strict=True):
+            wanted[section] = weighter.policy.reference
+        return {section: reference for section, reference in wanted.items() if reference is not None}
 
 
 def active_policies(config: ConfigDict) -> ActivePolicies:
@@ -115,10 +143,12 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
     """
     schedule = Schedule(config.warmup_step, config.update_step, config.update_times)
     mixer = registry.build("mixer", config.mixer or registry.policy_config("mixer", "static"), schedule)
-    selector = order = None
+    selector = online = order = None
     if config.selector:
-        selector = registry.build("selector", config.selector, schedule)
-        selector = None if selector.policy.score is None else checked_selector(selector)
+        chosen = checked_selector(registry.build("selector", config.selector, schedule))
+        selector = None if chosen.policy.score is None else chosen
+        online = None if chosen.policy.online is None else chosen
+        _check_keep(config.selector, selector)
     if config.order:
         order = registry.build("order", config.order, schedule)
         _check_order(config.order, order.policy, selector)
@@ -134,8 +164,11 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
             "such as mixer=static",
             option="data.proportions",
         )
+    keep = config.selector.get("keep") if config.selector else None
     save_all_scores = bool(config.selector and config.selector.save_all_scores)
-    policies = ActivePolicies(mixer, selector, order, weighters, by_domain, bool(config.mixer), save_all_scores)
+    policies = ActivePolicies(
+        mixer, selector, online, order, weighters, by_domain, bool(config.mixer), keep, save_all_scores
+    )
     policies.reference()
     return policies if by_domain else policies.from_whole_pool()
 
@@ -163,6 +196,16 @@ def drawing_only(mixer: Mixer, drawn: Bool[Array, " K"] | Bool[np.ndarray, " K"]
         average=masked(mixer.average),
         loss_weights=mixer.loss_weights and loss_weights,
     )
+
+
+def _check_keep(section: ConfigDict, selector: Scheduled[Selector] | None) -> None:
+    keep, reason = section.get("keep"), None
+    if selector is None:
+        reason = f"selector {section.name!r} has no choice of its own to keep; leave it None"
+    elif selector.policy.replacement:
+        reason = "a candidate is kept once; set config.selector.replacement = False, or leave it None"
+    if keep is not None and reason is not None:
+        raise InputError(reason, option="selector.keep", value=keep)
 
 
 def _check_order(section: ConfigDict, order: Order, selector: Scheduled[Selector] | None) -> None:

@@ -102,6 +102,18 @@ class Mixer(NamedTuple):
     log: Callable[[PyTree], Mapping[str, PyTree]] | None = None
 
 
+class RecordNumbers(NamedTuple):
+    """Numbers >= 0 that the data's records have for a policy; where a record has none, it is 1.
+
+    Attributes:
+        field: what they are called.
+        of: "record": one a record; "turns": one a message of the assistant's.
+    """
+
+    field: str
+    of: str
+
+
 class RowObservation(NamedTuple):
     """What a weighter sees of the batch whose loss it weights, before the gradient: constants to it.
 
@@ -115,6 +127,8 @@ class RowObservation(NamedTuple):
         domains: domain index of each row.
         embeddings: what the weighter's `embed` made of each row; None without one.
         reference_losses: `token_losses` under the weighter's `Reference`; None without one.
+        record_numbers: those of the weighter's `records`, of each token that its row or its turn has, and 0 in padding;
+            None without them.
     """
 
     step: Int[Array, ""]
@@ -126,6 +140,7 @@ class RowObservation(NamedTuple):
     domains: Int[Array, " B"]
     embeddings: Float[Array, "B E"] | None = None
     reference_losses: Float[Array, "B T"] | None = None
+    record_numbers: Float[Array, "B T"] | None = None
 
 
 class Weighter(NamedTuple):
@@ -145,6 +160,7 @@ class Weighter(NamedTuple):
         reference: the model of RowObservation.reference_losses; None: not wanted.
         embeds_whole: whether a row's last token, which is only predicted otherwise, is an input for `embed` too; then
             all rows have one more in the forward pass.
+        records: what of the data's records RowObservation.record_numbers are; None: not wanted.
     """
 
     init: Callable[[int], PyTree]
@@ -155,6 +171,7 @@ class Weighter(NamedTuple):
     needs: frozenset[Hashable] = frozenset()
     reference: Reference | None = None
     embeds_whole: bool = False
+    records: RecordNumbers | None = None
 
 
 class Request(NamedTuple):
@@ -197,6 +214,65 @@ class Evidence(NamedTuple):
     shared: PyTree = None
 
 
+class RowGradients(NamedTuple):
+    """Inner products of the gradients g of R rows' token-mean losses.
+
+    They are with respect to the adapters where there are any, else to the kernels of the blocks' linear layers.
+
+    Attributes:
+        gram: <g_i, g_j>.
+        target: <g_i, mean gradient of some rows of the target set>.
+        learning_rate: of the step.
+    """
+
+    gram: Float[Array, "R R"]
+    target: Float[Array, " R"]
+    learning_rate: Float[Array, ""]
+
+
+class DrawnRows(NamedTuple):
+    """What an online selector sees of the R rows that were drawn for a step, under the model before it.
+
+    In evaluation mode, that is without dropout, and equal on every device.
+
+    Attributes:
+        step: number of the step, from 1.
+        key: the run's policy key.
+        losses: token-mean loss of each row; 0 without a token in the loss.
+        token_losses: next-token cross-entropy in nats.
+        mask: 1 where a token counts in the loss.
+        domains: domain index of each row.
+        reference_losses: `token_losses` under the selector's `Reference`; None without one.
+        gradients: of the rows; None where no rows of the target set are wanted.
+    """
+
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    losses: Float[Array, " R"]
+    token_losses: Float[Array, "R T"]
+    mask: Float[Array, "R T"]
+    domains: Int[Array, " R"]
+    reference_losses: Float[Array, "R T"] | None = None
+    gradients: RowGradients | None = None
+
+
+class Online(NamedTuple):
+    """How a selector chooses inside the step: of more rows than are trained on.
+
+    Attributes:
+        pick: (DrawnRows, num) -> places of `num` distinct rows, in any order; traced into the step, `num` static.
+        oversample: rows that are drawn for each one that is kept.
+        target_rows: rows of the target set, other ones for every step, to compare gradients with; 0: no gradients are
+            wanted. The selector needs `TARGETS` then.
+        reference: the model of DrawnRows.reference_losses; None: not wanted.
+    """
+
+    pick: Callable[[DrawnRows, int], Int[Array, " num"]]
+    oversample: int = 2
+    target_rows: int = 0
+    reference: Reference | None = None
+
+
 class Selector(NamedTuple):
     """Decides which examples come next.
 
@@ -205,13 +281,14 @@ class Selector(NamedTuple):
 
     Attributes:
         score: (state, Signals, Request) -> (Evidence, state); runs on the host and asks for sweeps. None, as `choose`
-            then is: there is nothing to choose, and the plain pool goes on with its epochs.
+            then is: there is nothing to choose between two steps, and the plain pool goes on with its epochs.
         choose: (Evidence, Request, num) -> Choice of `num` distinct candidates unless `replacement`; jitted, `num`
             static.
         init: Signals of the untrained model -> state, a dict of arrays that checkpoints hold; None: no state, {}.
         replacement: whether `choose` may take a candidate several times. Otherwise it is never asked for more than
             there are.
         needs: what must be there for `score`, such as `TARGETS`.
+        online: what it chooses inside the step instead; None: nothing.
         by_group: Signals -> the score of each candidate for each target group [N, G], for who asks for them; None: its
             scores are not of groups.
     """
@@ -221,6 +298,7 @@ class Selector(NamedTuple):
     init: Callable[[Signals], PyTree] | None = None
     replacement: bool = False
     needs: frozenset[Hashable] = frozenset()
+    online: Online | None = None
     by_group: Callable[[Signals], Float[np.ndarray, "N G"]] | None = None
 
 

@@ -19,12 +19,15 @@ from jaxtyping import Array, Float, Int, PyTree
 from dataflex_jax.errors import InputError, one_line, shown
 from dataflex_jax.policies.base import LOSS_MEANS, SCORE_KINDS, Choice, Evidence, Mixer, Order, Selector, Weighter
 from dataflex_jax.policies.schedule import Scheduled
+from dataflex_jax.policies.signals import TARGETS
 from dataflex_jax.policies.user_code import user_code
 
 _TOLERANCE = 1e-3  # of a distribution's sum: float32, or even bfloat16, over many domains
 # What a field of a protocol must be beyond its type, by name: in words, and as a predicate.
 _FURTHER: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "every": ("an integer >= 0", lambda value: value >= 0),
+    "oversample": ("an integer >= 2", lambda value: value >= 2),
+    "target_rows": ("an integer >= 0", lambda value: value >= 0),
     "loss_mean": (f"one of {', '.join(LOSS_MEANS)}", lambda value: value in LOSS_MEANS),
     "refresh_interval": ("an integer >= 1", lambda value: value >= 1),
     "scores": (f"a ScoreSource of {', '.join(SCORE_KINDS)}", lambda value: value.kind in SCORE_KINDS),
@@ -50,6 +53,12 @@ def check_fields(who: str, made: NamedTuple) -> None:
             raise InputError(f"{who}: {field} is {_shown(value)}; expected {wanted}")
     if isinstance(made, Selector) and (made.score is None) != (made.choose is None):
         raise InputError(f"{who}: one of score and choose is None; expected both to be, or none")
+    if isinstance(made, Selector) and made.online is not None:
+        if made.score is not None:
+            raise InputError(f"{who}: has both score and online; expected one, it chooses between steps or inside them")
+        check_fields(f"{who}: online", made.online)
+        if made.online.target_rows and TARGETS not in made.needs:
+            raise InputError(f"{who}: online.target_rows is {made.online.target_rows}; needs must have TARGETS then")
 
 
 def _unfit(value: Any, annotation: Any) -> str | None:
@@ -184,8 +193,13 @@ def checked_selector(scheduled: Scheduled[Selector]) -> Scheduled[Selector]:
         wanted = f"a number for each of {shape[0]} candidates and {shape[1]} target groups"
         return None if _is_real(result, shape) else wanted
 
+    def places(result: Any, seen: Any, num: int) -> str | None:
+        return None if _is_array(result, jnp.integer, (num,)) else f"the places of {num} rows, int[{num}]"
+
+    online = selector.online
     return scheduled._replace(
         policy=selector._replace(
+            online=online and online._replace(pick=of("online.pick", online.pick, places)),
             init=of("init", selector.init, state_of),
             score=of("score", selector.score, pair),
             choose=of("choose", selector.choose, choice_of),

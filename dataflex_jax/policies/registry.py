@@ -20,7 +20,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
@@ -38,8 +38,28 @@ _PROTOCOLS = {"mixer": Mixer, "selector": Selector, "order": Order, "weighter": 
 _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}
 _SCHEDULE_FIELDS = Schedule._fields
 _ENTRY_POINTS = "dataflex_jax.policies"
-# Fields of all policies of a kind that are the run's business, not the policy's.
-_RUN_FIELDS = {"selector": {"save_all_scores": True}}
+
+
+class _RunField(NamedTuple):
+    """A field of all policies of a kind that is the run's business, not the policy's."""
+
+    annotation: Any
+    default: Any
+    check: Callable[[str, Any], None] = lambda name, value: None
+
+
+def _check_keep(name: str, value: float | None) -> None:
+    if value is not None:
+        options.between(name, value, 0, 1, open_low=True)
+
+
+_RUN_FIELDS = {
+    "selector": {
+        "keep": _RunField(float | None, None, _check_keep),
+        "save_all_scores": _RunField(bool, True),
+        "save_examples": _RunField(bool, True),
+    },
+}
 
 
 def _register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -111,10 +131,10 @@ def _factory(kind: str, name: str) -> Callable[..., Any]:
     return _FACTORIES[kind][name]
 
 
-def _field_default(parameter: inspect.Parameter) -> Any:
-    if parameter.default is not None:
-        return parameter.default
-    accepted = [t for t in typing.get_args(parameter.annotation) if t is not types.NoneType]
+def _default(annotation: Any, default: Any) -> Any:
+    if default is not None:
+        return default
+    accepted = [t for t in typing.get_args(annotation) if t is not types.NoneType]
     return config_dict.placeholder((typing.get_origin(accepted[0]) or accepted[0]) if len(accepted) == 1 else object)
 
 
@@ -126,9 +146,9 @@ def policy_config(kind: str, name: str) -> ml_collections.ConfigDict:
     """
     section = ml_collections.ConfigDict({"name": name})
     for parameter in inspect.signature(_factory(kind, name)).parameters.values():
-        section[parameter.name] = _field_default(parameter)
-    for field, default in _RUN_FIELDS.get(kind, {}).items():
-        section[field] = default
+        section[parameter.name] = _default(parameter.annotation, parameter.default)
+    for name, field in _RUN_FIELDS.get(kind, {}).items():
+        section[name] = _default(field.annotation, field.default)
     for field in _SCHEDULE_FIELDS:
         section[field] = config_dict.placeholder(int)
     return section
@@ -161,7 +181,8 @@ def build(
             checked(option, _check_type, accepted[field], value)
             hyperparameters[field] = value
         elif field in run_fields:
-            checked(option, options.of_type, field, value, type(run_fields[field]))
+            checked(option, options.of_type, field, value, run_fields[field].annotation)
+            checked(option, run_fields[field].check, field, value)
         elif field != "name":
             raise InputError(
                 f"{kind} {name!r} has no such hyperparameter; accepted: "

@@ -8,11 +8,11 @@ dataflex_jax/signals knows how each kind is computed, and a plugin registers kin
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 # (last hidden states [B, T, D], 1 where an input is no padding [B, T]) -> [B, E]
 Embed = Callable[[Float[Array, "B T D"], Float[Array, "B T"]], Float[Array, "B E"]]
@@ -62,11 +62,37 @@ class Embeddings:
         embed: hidden states and where inputs are no padding -> [B, E].
         whole: whether a row's last token, which is only predicted otherwise, is an input too.
         then: keeps only what is wanted of the E numbers [B, E] -> [B, ...]; traced into the sweep.
+        layers: after which layers the hidden states are taken, each by itself: [n, M, E], and as much for `then`.
+            Numbers from 1, or from -1 at the end, where they are the last hidden states; or how many evenly spaced
+            layers (of L, the i-th of M is `i (L + 1) // (M + 1)`), all where there are fewer. None: the last hidden
+            states alone, without that axis.
     """
 
     embed: Embed
     whole: bool = False
-    then: Callable[[Float[Array, "B E"], PyTree], Float[Array, "B *F"]] | None = None  # noqa: F821 - a shape
+    then: Callable[[Float[Array, "B *M E"], PyTree], Float[Array, "B *F"]] | None = None  # noqa: F821 - a shape
+    layers: tuple[int, ...] | int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedEmbeddings:
+    """Embeddings of length 1 [n, E] that stay as they are while the model learns: another model's, or the user's own.
+
+    They are made ready before the first step, so a policy that asks for them has them among its `needs`.
+
+    Attributes:
+        of: what the embedding model is asked; its hidden states are of all tokens of a row's text.
+        model: the embedding model, a checkpoint with a tokenizer of its own; None: both files are given.
+        target_prefix: text that the embedding model reads before each target.
+        candidates: a file with the candidates' embeddings; None: they are the model's.
+        targets: a file with the targets'.
+    """
+
+    of: Embeddings
+    model: str | None = None
+    target_prefix: str = ""
+    candidates: str | None = None
+    targets: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +146,90 @@ class Alignments:
 
 
 @dataclasses.dataclass(frozen=True)
+class Generations:
+    """How responses are sampled from the model; see `models.generation.generate`.
+
+    Attributes:
+        samples: responses to each prompt.
+        max_new_tokens: of a response, its stop token included.
+        temperature: 0: the most likely response, which all samples then are.
+        top_k: draw from this many most likely tokens; None: from all.
+        top_p: draw from the most likely tokens that have this much probability; None: from all.
+    """
+
+    samples: int = 4
+    max_new_tokens: int = 512
+    temperature: float = 0.7
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+class Task(NamedTuple):
+    """A target as something to be answered.
+
+    Attributes:
+        place: in the target set.
+        where: it comes from, for messages, such as "record 3 of 'algebra'".
+        prompt: the text that its response follows, as the model reads it: with the template's words.
+        reference: its own response.
+    """
+
+    place: int
+    where: str
+    prompt: str
+    reference: str
+
+
+class Exchange(NamedTuple):
+    """A task with a response to it.
+
+    Attributes:
+        task: what was asked.
+        response: what the model said, without the token that ends it.
+        text: prompt and response with all of their control tokens.
+    """
+
+    task: Task
+    response: str
+    text: str
+
+
+class Responses(NamedTuple):
+    """What a model has answered to M targets, S times each.
+
+    Attributes:
+        rows: M * S rows, those of a target side by side: prompt and response, whose tokens alone count in the loss.
+        lengths: tokens of each response that count, the one that ends it included.
+        exchanges: of each row.
+    """
+
+    rows: "RowSet"
+    lengths: Int[np.ndarray, "M S"]
+    exchanges: Sequence[Exchange]
+
+
+@dataclasses.dataclass(frozen=True)
 class Targets:
     """Something that a policy needs: the target set."""
 
 
 TARGETS = Targets()
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Something that a policy needs: the texts of rows, and no model."""
+
+
+TEXTS = Texts()
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Something that a policy needs: held-out rows of every domain."""
+
+
+HELD_OUT = HeldOut()
 
 
 class DomainGradients(NamedTuple):
@@ -163,7 +268,15 @@ class RowSet(Protocol):
             operand: arrays that the signal takes, such as directions.
 
         Raises:
-            InputError: something is asked that this model does not have, such as Adam's moments of imported weights.
+            InputError: something is asked that this model does not have, such as Adam's moments of imported weights,
+                or gradients of packed rows, which have several examples each.
+        """
+
+    def texts(self) -> Iterator[str]:
+        """The text of each row, in order, read as it is asked for; no model is.
+
+        Raises:
+            InputError: packed rows.
         """
 
     def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:
@@ -175,6 +288,9 @@ class RowSet(Protocol):
         Args:
             weights: of the rows.
             parameters: see `Gradients`.
+
+        Raises:
+            InputError: the rows are packed.
         """
 
 
@@ -186,12 +302,15 @@ class Signals(Protocol):
     Attributes:
         candidates: the N training rows.
         targets: the target set, another set of rows in named groups, each with at least one; None without one.
+        held_out: held-out rows, at most `config.eval_rows` of each domain, their groups being the K domains in order;
+            None where no policy needs `HELD_OUT`.
         domains: the training rows domain by domain.
         checkpoints: (weight, signals) of each model that is asked; only this one, with weight 1, while training.
     """
 
     candidates: RowSet
     targets: RowSet | None
+    held_out: RowSet | None
     domains: Sequence[RowSet]
     checkpoints: Sequence[tuple[float, "Signals"]]
 
@@ -200,6 +319,41 @@ class Signals(Protocol):
 
         Args:
             parameters: see `Gradients`.
+        """
+
+    def tasks(self) -> Sequence[Task]:
+        """Each target's own prompt and reference: of several responses in a row the last one.
+
+        Raises:
+            InputError: a target without a prompt or a response, by name.
+        """
+
+    def respond(self, generations: Generations, key: PRNGKeyArray) -> Responses:
+        """Responses of the model to each target's own prompt.
+
+        A response depends on its prompt, the key, the target's place and the sample's number: not on the batch.
+
+        Args:
+            generations: how they are sampled.
+            key: of the draws.
+
+        Raises:
+            InputError: see `tasks`.
+        """
+
+    def judge(self, judge: str, exchanges: Sequence[Exchange]) -> Float[np.ndarray, " n"]:
+        """What a sequence-classification model makes of responses: the sigmoid of its logit, softmax[-1] of several.
+
+        It reads them as its own tokenizer and chat template write the target's conversation with the response in it;
+        without a template, or of targets that are no conversations, the text.
+
+        Args:
+            judge: a Hugging Face folder or hub id.
+            exchanges: with targets of this set.
+
+        Raises:
+            InputError: it cannot be read, is of a family that is not supported, or has no head; or its template refuses
+                a conversation.
         """
 
     def domain_gradients(self) -> DomainGradients:

@@ -42,6 +42,11 @@ _COUNTS = ("tokens", "samples")
 _STDERR = "_stderr"
 
 
+def metric_of(key: str) -> Metric:
+    """How the metric of a name in eval.jsonl is shown."""
+    return _KNOWN.get(key) or Metric(key, key)
+
+
 def stderr_key(metric: Metric) -> str:
     """The name in eval.jsonl of the metric's standard error."""
     return metric.key + _STDERR
@@ -62,4 +67,4 @@ def shown_metrics(scores: Iterable[Mapping[str, float] | None]) -> list[Metric]:
     names = dict.fromkeys(name for values in scores for name in values or ())
     known = [metric for name, metric in _KNOWN.items() if name in names]
     hidden = {*_KNOWN, *_COUNTS}
-    return known + [Metric(name, name) for name in names if name not in hidden and not name.endswith(_STDERR)]
+    return known + [metric_of(name) for name in names if name not in hidden and not name.endswith(_STDERR)]

@@ -1,23 +1,22 @@
 """One self-contained HTML page that shows one run, or compares several."""
 
 import base64
-import functools
-import io
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
-from matplotlib.figure import Figure
 
 from dataflex_jax.errors import InputError, is_disk_full
 from dataflex_jax.files import replace_file
-from dataflex_jax.reporting.evaluation_plots import evaluator_figure, held_out_by_domain_figure
-from dataflex_jax.reporting.evaluations import HELD_OUT, splits
-from dataflex_jax.reporting.plot_style import DARK, LIGHT, Theme, line_styles
-from dataflex_jax.reporting.plots import domain_names, loss_figure, run_figures
+from dataflex_jax.reporting.bands import Groups
+from dataflex_jax.reporting.exports import export
+from dataflex_jax.reporting.groups import are_single, grouped
+from dataflex_jax.reporting.pictures import sections
+from dataflex_jax.reporting.results import difference_table, results_table
 from dataflex_jax.reporting.run_folder import RunRecords
+from dataflex_jax.reporting.selections import examples_table, selections_table
+from dataflex_jax.reporting.table import Table
 from dataflex_jax.reporting.tables import (
     config_tables,
     differences,
@@ -27,69 +26,83 @@ from dataflex_jax.reporting.tables import (
     summary_table,
 )
 
-_TITLES = {
-    "loss": "Loss",
-    "domain_losses": "Loss by domain",
-    "mixture": "Mixture",
-    "loss_weights": "Domain weights in the loss",
-    "excess": "Excess loss over the reference by domain",
-    "domain_epochs": "Epochs by domain",
-    "example_weights": "Example weights",
-    "selection": "Selections by domain, coverage and overlap",
-    "selector_scores": "Selector scores",
-    "optimizer": "Learning rate and gradient norm",
-    "throughput": "Throughput",
-}
+_USAGE = "python -m dataflex_jax.report RUN_DIR [RUN_DIR ...] --output=report.html"
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure in both themes, as data URLs, and the width [CSS pixels] at which its text has the page's size."""
-
-    title: str
-    width: int
-    light: str
-    dark: str
-
-
-def write_report(run_folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> Path:
+def write_report(
+    run_folders: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    group_by: Sequence[str] = (),
+    files: str | os.PathLike[str] | None = None,
+) -> Path:
     """Writes the page and returns its path; the page needs no other file and no network.
 
+    Args:
+        run_folders: of the runs.
+        output: the page.
+        group_by: fields of the configuration; runs with the same values of them are shown as one group. None: runs that
+            differ in nothing but the seed are.
+        files: a folder for the figures and tables as files; None: they are not written.
+
     Raises:
-        InputError: no folder given, one is not a run folder, a file in one is malformed, or the page cannot be written.
+        InputError: no folder given, one is not a run folder, a file in one is malformed, no run has a field of
+            `group_by`, or the page cannot be written.
     """
     if not run_folders:
-        raise InputError(
-            "no run given; usage: python -m dataflex_jax.report RUN_DIR [RUN_DIR ...] --output=report.html"
-        )
+        raise InputError(f"no run given; usage: {_USAGE}")
     runs = _named([RunRecords.load(folder) for folder in run_folders])
-    template = jinja2.Environment(
+    groups = grouped(runs, group_by)
+    pictures, tables = sections(runs, groups), _tables(groups)
+    selections = _selection_tables(runs, groups)
+    summary = summary_table(runs)
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dataflex_jax.reporting", ""),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    ).get_template("report.html.jinja")
-    page = template.render(
-        title=" · ".join(runs),
-        names=list(runs),
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    page = environment.get_template("report.html.jinja").render(
+        title=" · ".join(groups),
+        several=len(runs) > 1,
         folders=[str(run.folder) for name, run in runs.items() if str(run.folder) != name],
-        overview=overview(runs),
-        differences=differences(runs),
-        highlights=highlights(runs),
-        evaluations=evaluation_tables(runs),
-        sections=_compared_pictures(runs) + _evaluator_pictures(runs) + _run_pictures(runs),
+        highlights=highlights(list(runs.values())),
+        tables=tables,
+        sections=pictures,
+        selections=selections,
         configs=config_tables(runs),
-        summary=summary_table(runs),
+        summary=summary,
     )
     output = Path(output)
     try:
         replace_file(output, page.encode())
+        if files is not None:
+            export(Path(files), pictures, [*tables, *selections])
     except OSError as error:
         if is_disk_full(error):
             raise
-        raise InputError(f"--output={output}: cannot be written ({error.strerror}); a file path is expected") from error
+        path = error.filename or output
+        raise InputError(f"--output={output}: {path} cannot be written ({error.strerror})") from error
     return output
+
+
+def _tables(groups: Groups) -> list[Table]:
+    found = [differences(groups), overview(groups), results_table(groups), difference_table(groups)]
+    return [table for table in found if table is not None] + evaluation_tables(groups)
+
+
+def _selection_tables(runs: Mapping[str, RunRecords], groups: Groups) -> list[Table]:
+    """What was chosen, of every run, or of groups of their first."""
+    firsts = [of_group[0] for of_group in groups.values()]
+    shown = {name: run for name, run in runs.items() if any(run is first for first in firsts)}
+    found = ((name, table(run)) for name, run in shown.items() for table in (selections_table, examples_table))
+    return [
+        table if len(shown) == 1 and are_single(groups) else table.titled(f"{table.title}: {name}")
+        for name, table in found
+        if table is not None
+    ]
 
 
 def _named(runs: Sequence[RunRecords]) -> dict[str, RunRecords]:
@@ -101,54 +114,3 @@ def _named(runs: Sequence[RunRecords]) -> dict[str, RunRecords]:
     while len({p[-depth:] for p in parts}) < len(parts):
         depth += 1
     return {"/".join(p[-depth:]): run for p, run in zip(parts, runs, strict=True)}
-
-
-def _compared_pictures(runs: Mapping[str, RunRecords]) -> list[tuple[str, list[Picture]]]:
-    """The figures that hold all runs at once: [(figure title, its only picture)]."""
-    if len(runs) < 2:
-        return []
-    domains = _all_domains(runs)
-    pictures = (
-        ("Loss", _picture("", lambda theme: loss_figure(runs, theme))),
-        ("Held-out nll by domain", _picture("", lambda theme: held_out_by_domain_figure(runs, domains, theme))),
-    )
-    return [(title, [picture]) for title, picture in pictures if picture is not None]
-
-
-def _evaluator_pictures(runs: Mapping[str, RunRecords]) -> list[tuple[str, list[Picture]]]:
-    """What evaluators other than the held-out loss found, all runs at once: [(evaluator, its only picture)]."""
-    names = [split for split in splits(runs.values()) if split != HELD_OUT]
-    pictures = {name: _picture("", functools.partial(evaluator_figure, runs, name)) for name in names}
-    return [(f"{name} over steps", [picture]) for name, picture in pictures.items() if picture is not None]
-
-
-def _run_pictures(runs: Mapping[str, RunRecords]) -> list[tuple[str, list[Picture]]]:
-    """Figure by figure, the runs beneath one another: [(figure title, a picture a run)]."""
-    styles = line_styles(_all_domains(runs))
-    figures = {name: run_figures(run, styles) for name, run in runs.items()}
-    sections = []
-    for key, title in _TITLES.items():
-        if key == "loss" and len(runs) > 1:
-            continue
-        pictures = [_picture(name if len(runs) > 1 else "", of_run[key]) for name, of_run in figures.items()]
-        drawn = [picture for picture in pictures if picture is not None]
-        if drawn:
-            sections.append((title, drawn))
-    return sections
-
-
-def _all_domains(runs: Mapping[str, RunRecords]) -> list[str]:
-    return list(dict.fromkeys(domain for run in runs.values() for domain in domain_names(run)))
-
-
-def _picture(title: str, draw: Callable[[Theme], Figure | None]) -> Picture | None:
-    light = draw(LIGHT)
-    if light is None:
-        return None
-    return Picture(title, round(100 * light.get_figwidth()), _data_url(light), _data_url(draw(DARK)))
-
-
-def _data_url(figure: Figure) -> str:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", facecolor=figure.get_facecolor())
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

@@ -1,15 +1,21 @@
-"""How the pictures look: themes, colours that stay apart, axes, legends, smoothing. No global matplotlib state."""
+"""How the pictures look: themes, colours that stay apart, axes, legends, smoothing. No global matplotlib state.
 
-from collections.abc import Sequence
+What is drawn by `draw`, `draw_band` and `draw_areas` is remembered by its `Chart`, whose `csv` therefore has the
+numbers of the picture and no others.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
 # Ten hues, and the same ten lighter: neighbours in a stack never share a hue, and 20 areas stay apart.
 _HUES = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
@@ -76,16 +82,134 @@ def thin(*arrays: np.ndarray) -> list[np.ndarray]:
     return [array[keep] for array in arrays]
 
 
-def draw(ax: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
+class Band(NamedTuple):
+    """A curve, and what lies around it.
+
+    Attributes:
+        steps: int64 [S], or other places along x.
+        values: float64 [S].
+        low: float64 [S]; of a curve alone, `values`.
+        high: float64 [S]; of a curve alone, `values`.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class _Drawn(NamedTuple):
+    ax: Axes
+    name: str
+    band: Band
+
+
+class Chart(Figure):
+    """A figure that remembers the numbers that it was drawn from."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._drawn: list[_Drawn] = []
+
+    def remember(self, ax: Axes, name: str, band: Band) -> None:
+        """Notes what is drawn under a name in one of the plots."""
+        self._drawn.append(_Drawn(ax, name, band))
+
+    def drawn(self, kind: str) -> bytes:
+        """The contents of a file: "png" or "pdf"."""
+        file = io.BytesIO()
+        self.savefig(file, format=kind, facecolor=self.get_facecolor())
+        return file.getvalue()
+
+    def csv(self) -> str:
+        """All points, one a line: the plot, the curve, its place along x, its value, and where bands are, their ends.
+
+        Floats have all their digits.
+        """
+        banded = any(band.low is not band.values for _, _, band in self._drawn)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["plot", "curve", "x", "value", *(["low", "high"] if banded else [])])
+        for ax, name, band in self._drawn:
+            plot = ax.get_title(loc="left") or ax.get_ylabel()
+            columns = band if banded else band[:2]
+            for point in zip(*(column.tolist() for column in columns), strict=True):
+                writer.writerow([plot, name, *point])
+        return text.getvalue()
+
+
+def draw(ax: Axes, name: str, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
     """Draws a line in matplotlib's `style`; a single point as a dot."""
-    steps, values = thin(steps, values)
+    draw_band(ax, name, Band(steps, values, values, values), **style)
+
+
+def draw_band(ax: Axes, name: str, band: Band, **style: Any) -> None:
+    """Draws a line in matplotlib's `style`, and a pale area from the band's lower to its upper end."""
+    ax.figure.remember(ax, name, band)
+    steps, values, low, high = thin(*band)
+    if band.low is not band.values:
+        ax.fill_between(steps, low, high, color=style.get("color"), alpha=0.2, linewidth=0)
     dot = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}
-    ax.plot(steps, values, **dot, **style)
+    ax.plot(steps, values, **{**dot, **style})
 
 
-def new_figure(theme: Theme, width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def draw_areas(
+    ax: Axes,
+    theme: Theme,
+    steps: np.ndarray,
+    shares: np.ndarray,
+    styles: Mapping[str, LineStyle],
+    end: int | None = None,
+    **how: Any,
+) -> None:
+    """Stacks shares of 1.
+
+    Args:
+        ax: where.
+        theme: of the picture.
+        steps: int64 [S].
+        shares: float64 [S, names].
+        styles: of each name.
+        end: until which step the last shares hold.
+        **how: of matplotlib's `stackplot`.
+    """
+    for name, values in zip(styles, shares.T, strict=True):
+        ax.figure.remember(ax, name, Band(steps, values, values, values))
+    if end is not None:
+        steps, shares = np.append(steps, end), np.concatenate([shares, shares[-1:]])
+    steps, shares = thin(steps, shares)
+    colors = [style.fill for style in styles.values()]
+    ax.stackplot(steps, shares.T, colors=colors, edgecolor=theme.background, linewidth=0.4, **how)
+    ax.set_ylim(0, 1)
+    ax.set_xlim(steps[0], steps[-1] if steps[-1] > steps[0] else steps[0] + 1)
+    ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
+
+
+def draw_grid(ax: Axes, theme: Theme, steps: np.ndarray, shares: np.ndarray) -> None:
+    """Draws shares of 1 as squares with their percentages, rows and columns by step.
+
+    Args:
+        ax: where.
+        theme: of the picture.
+        steps: int64 [S].
+        shares: float64 [S, S].
+    """
+    image = ax.imshow(shares, cmap="viridis", vmin=0.0, vmax=1.0)
+    for row, (step, values) in enumerate(zip(steps.tolist(), shares, strict=True)):
+        ax.figure.remember(ax, f"after step {step}", Band(steps, values, values, values))
+        for column, value in enumerate(values):
+            color = "black" if value > 0.6 else "white"
+            ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5, color=color)
+    ax.grid(False)
+    ax.set_xticks(range(len(steps)), steps.tolist(), rotation=90)
+    ax.set_yticks(range(len(steps)), steps.tolist())
+    bar = ax.figure.colorbar(image, ax=ax, format=PercentFormatter(xmax=1.0))
+    bar.ax.tick_params(colors=theme.text, labelsize=8.5)
+
+
+def new_figure(theme: Theme, width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Chart, list[Axes]]:
     """A figure of `width` x `height` inches in the theme's colours, and its axes row by row, with steps along x."""
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=theme.background, layout="constrained")
+    figure = Chart(figsize=(width, height), dpi=_DPI, facecolor=theme.background, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:

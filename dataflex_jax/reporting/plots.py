@@ -10,18 +10,20 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from dataflex_jax.files import file_name
+from dataflex_jax.reporting.bands import Groups, band
 from dataflex_jax.reporting.evaluation_plots import evaluator_figure
 from dataflex_jax.reporting.evaluations import HELD_OUT, evaluations, splits
 from dataflex_jax.reporting.plot_style import (
     LIGHT,
+    Chart,
     LineStyle,
     Theme,
     draw,
+    draw_band,
     label,
     legend,
     line_styles,
@@ -39,6 +41,7 @@ from dataflex_jax.reporting.policy_plots import (
     selector_scores_figure,
 )
 from dataflex_jax.reporting.run_folder import RunRecords, series
+from dataflex_jax.reporting.selection_plots import length_histogram_figure, overlaps_figure, score_histograms_figure
 
 _LINE = "#1f77b4"
 _HELD_OUT = "#ff7f0e"
@@ -58,30 +61,30 @@ def domain_names(run: RunRecords) -> list[str]:
     return list(names)
 
 
-def loss_figure(runs: Mapping[str, RunRecords], theme: Theme = LIGHT) -> Figure | None:
-    """Training loss (as logged, and smoothed) and overall held-out nll over steps; one colour a run."""
+def loss_figure(groups: Groups, theme: Theme = LIGHT) -> Chart | None:
+    """Training loss (smoothed; of one run also as logged) and overall held-out nll over steps; one colour a group."""
     figure, (ax,) = new_figure(theme, 7.6, 4.0)
-    styles = line_styles(list(runs))
+    styles = line_styles(list(groups))
+    alone = len(groups) == 1
     entries, curves = [], []
-    for name, run in runs.items():
+    for name, runs in groups.items():
         style = styles[name]
-        prefix = f"{name}: " if len(runs) > 1 else ""
-        steps, losses = series(run.metrics, "loss")
-        if len(steps):
-            if len(runs) == 1:
-                curve = _draw_noisy(ax, steps, losses, style.color)
-            else:
-                curve = smooth(losses)
-                draw(ax, steps, curve, color=style.color, linewidth=1.6)
+        prefix = "" if alone else f"{name}: "
+        logged = [series(run.metrics, "loss") for run in runs]
+        if alone and len(runs) == 1 and len(logged[0][0]):
+            curves.append(_draw_noisy(ax, "training", *logged[0], style.color))
+            entries.append((Line2D([], [], color=style.color, linewidth=1.6), "training"))
+        elif len((training := band([(steps, smooth(losses)) for steps, losses in logged])).steps):
+            draw_band(ax, f"{prefix}training, smoothed", training, color=style.color, linewidth=1.6)
+            curves.append(training.values)
             entries.append((Line2D([], [], color=style.color, linewidth=1.6), f"{prefix}training"))
-            curves.append(curve)
-        steps, held_out = series(evaluations(run), "overall", "nll")
-        if len(steps):
-            color = style.color if len(runs) > 1 else _HELD_OUT
+        held_out = band([series(evaluations(run), "overall", "nll") for run in runs])
+        if len(held_out.steps):
+            color = _HELD_OUT if alone else style.color
             look = {"color": color, "linestyle": (0, (3, 1.5)), "marker": "o", "markersize": 4, "linewidth": 1.1}
-            ax.plot(steps, held_out, **look)
+            draw_band(ax, f"{prefix}held out", held_out, **look)
             entries.append((Line2D([], [], **look), f"{prefix}held out ({HELD_OUT})"))
-            curves.append(held_out)
+            curves.append(held_out.values)
     if not curves:
         return None
     log_if_steep(ax, *curves)
@@ -90,7 +93,7 @@ def loss_figure(runs: Mapping[str, RunRecords], theme: Theme = LIGHT) -> Figure 
     return figure
 
 
-def domain_losses_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+def domain_losses_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Chart | None:
     """Each domain's training loss, smoothed, as a line, and its held-out nll as markers."""
     mixer = mixer_records(run)
     figure, (ax,) = new_figure(theme, 8.6, max(4.2, 0.9 + 0.21 * len(styles)))
@@ -102,10 +105,12 @@ def domain_losses_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme
         eval_steps, held_out = series(evaluations(run), "domains", name, "nll")
         if len(steps):
             curve = smooth(losses)
-            draw(ax, steps, curve, color=style.color, linestyle=style.dashes, linewidth=1.5)
+            draw(ax, f"{name}, smoothed", steps, curve, color=style.color, linestyle=style.dashes, linewidth=1.5)
             curves.append(curve)
         if len(eval_steps):
-            ax.plot(
+            draw(
+                ax,
+                f"{name}, held out",
                 eval_steps,
                 held_out,
                 linestyle="none",
@@ -129,7 +134,7 @@ def domain_losses_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme
     return figure
 
 
-def _panels(run: RunRecords, theme: Theme, panels: Sequence[tuple[str, str, float]]) -> tuple[Figure, dict] | None:
+def _panels(run: RunRecords, theme: Theme, panels: Sequence[tuple[str, str, float]]) -> tuple[Chart, dict] | None:
     """Numbers of metrics.jsonl one above the other, those that the run has: (field, label, factor).
 
     Returns the figure and {field: (axes, steps, values)}, with axes still empty.
@@ -146,18 +151,18 @@ def _panels(run: RunRecords, theme: Theme, panels: Sequence[tuple[str, str, floa
     return figure, drawable
 
 
-def _draw_noisy(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str) -> np.ndarray:
+def _draw_noisy(ax: Axes, name: str, steps: np.ndarray, values: np.ndarray, color: str) -> np.ndarray:
     """Draws the numbers pale and their mean strong, or, where they are few, the numbers; returns the strong line."""
     if len(values) <= 50:
-        draw(ax, steps, values, color=color, linewidth=1.6)
+        draw(ax, name, steps, values, color=color, linewidth=1.6)
         return values
     curve = smooth(values)
-    draw(ax, steps, values, color=color, linewidth=0.7, alpha=0.3)
-    draw(ax, steps, curve, color=color, linewidth=1.6)
+    draw(ax, name, steps, values, color=color, linewidth=0.7, alpha=0.3)
+    draw(ax, f"{name}, smoothed", steps, curve, color=color, linewidth=1.6)
     return curve
 
 
-def optimizer_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
+def optimizer_figure(run: RunRecords, theme: Theme = LIGHT) -> Chart | None:
     """Learning rate and gradient norm."""
     panels = _panels(run, theme, (("learning_rate", "learning rate", 1.0), ("grad_norm", "gradient norm", 1.0)))
     if panels is None:
@@ -165,37 +170,37 @@ def optimizer_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
     figure, drawable = panels
     if "learning_rate" in drawable:
         ax, steps, values = drawable["learning_rate"]
-        draw(ax, steps, values, color=_LINE, linewidth=1.6)
+        draw(ax, "learning rate", steps, values, color=_LINE, linewidth=1.6)
         ax.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
         ax.yaxis.get_offset_text().set_color(theme.text)
     if "grad_norm" in drawable:
         ax, steps, values = drawable["grad_norm"]
-        log_if_steep(ax, _draw_noisy(ax, steps, values, _LINE))
+        log_if_steep(ax, _draw_noisy(ax, "gradient norm", steps, values, _LINE))
     return figure
 
 
-def throughput_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
+def throughput_figure(run: RunRecords, theme: Theme = LIGHT) -> Chart | None:
     """Tokens per second and, where the peak is known, the model FLOPs utilisation."""
     panels = _panels(run, theme, (("tokens_per_second", "tokens/s", 1.0), ("mfu", "MFU [% of peak]", 100.0)))
     if panels is None:
         return None
     figure, drawable = panels
-    for ax, steps, values in drawable.values():
-        draw(ax, steps, values, color=_LINE, linewidth=1.4)
+    for field, (ax, steps, values) in drawable.items():
+        draw(ax, field, steps, values, color=_LINE, linewidth=1.4)
         ax.set_ylim(bottom=0)
     if "tokens_per_second" in drawable:
         drawable["tokens_per_second"][0].yaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 
-def domain_epochs_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+def domain_epochs_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Chart | None:
     """How often each domain's rows have been used."""
     figure, (ax,) = new_figure(theme, 8.6, max(3.6, 0.7 + 0.21 * len(styles)))
     entries = []
     for name, style in styles.items():
         steps, epochs = series(run.metrics, "domain_epochs", name)
         if len(steps):
-            draw(ax, steps, epochs, color=style.color, linestyle=style.dashes, linewidth=1.5)
+            draw(ax, name, steps, epochs, color=style.color, linestyle=style.dashes, linewidth=1.5)
             handle = Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=2)
             entries.append((handle, f"{name}  {epochs[-1]:.3g}"))
     if not entries:
@@ -208,10 +213,10 @@ def domain_epochs_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme
 
 def run_figures(
     run: RunRecords, styles: Mapping[str, LineStyle] | None = None
-) -> dict[str, Callable[[Theme], Figure | None]]:
+) -> dict[str, Callable[[Theme], Chart | None]]:
     """The figures of one run by file name, each to be drawn in a theme."""
     domains = line_styles(domain_names(run)) if styles is None else styles
-    one = {run.folder.name: run}
+    one = {run.folder.name: [run]}
     return {
         "loss": lambda theme: loss_figure(one, theme),
         "domain_losses": lambda theme: domain_losses_figure(run, domains, theme),
@@ -221,7 +226,10 @@ def run_figures(
         "domain_epochs": lambda theme: domain_epochs_figure(run, domains, theme),
         "example_weights": lambda theme: example_weights_figure(run, theme),
         "selection": lambda theme: selection_figure(run, domains, theme),
+        "overlaps": lambda theme: overlaps_figure(run, theme),
         "selector_scores": lambda theme: selector_scores_figure(run, theme),
+        "score_histograms": lambda theme: score_histograms_figure(run, theme),
+        "lengths": lambda theme: length_histogram_figure(run, theme),
         "optimizer": lambda theme: optimizer_figure(run, theme),
         "throughput": lambda theme: throughput_figure(run, theme),
         **{
@@ -246,6 +254,6 @@ def plot_run(run_folder: str | os.PathLike[str]) -> list[Path]:
         if figure is not None:
             folder.mkdir(exist_ok=True)
             path = folder / f"{name}.png"
-            figure.savefig(path, facecolor=figure.get_facecolor())
+            path.write_bytes(figure.drawn("png"))
             written.append(path)
     return written

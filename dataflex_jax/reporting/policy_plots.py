@@ -8,22 +8,24 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from dataflex_jax.reporting.plot_style import (
     LIGHT,
+    Band,
+    Chart,
     LineStyle,
     Theme,
     draw,
+    draw_areas,
+    draw_band,
     label,
     legend,
     line_styles,
     new_figure,
     smooth,
-    thin,
 )
 from dataflex_jax.reporting.run_folder import RunRecords, series
 
@@ -35,16 +37,6 @@ def mixer_records(run: RunRecords) -> list[dict[str, Any]]:
     return [record for record in run.policy if record.get("sampling_weights")]
 
 
-def _stack(
-    ax: Axes, theme: Theme, steps: np.ndarray, shares: np.ndarray, styles: Sequence[LineStyle], **how: Any
-) -> None:
-    colors = [style.fill for style in styles]
-    ax.stackplot(steps, shares, colors=colors, edgecolor=theme.background, linewidth=0.4, **how)
-    ax.set_ylim(0, 1)
-    ax.set_xlim(steps[0], steps[-1] if steps[-1] > steps[0] else steps[0] + 1)
-    ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
-
-
 def _shares(names: Sequence[str], shares: np.ndarray, styles: Mapping[str, LineStyle]) -> list[tuple[Patch, str]]:
     """Legend entries with each domain's first and last share, listed from the top, as the areas lie."""
     texts = [f"{name}  {100 * shares[0, i]:.1f} → {100 * shares[-1, i]:.1f} %" for i, name in enumerate(names)]
@@ -53,7 +45,7 @@ def _shares(names: Sequence[str], shares: np.ndarray, styles: Mapping[str, LineS
 
 def mixture_figure(
     run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT, title: str = ""
-) -> Figure | None:
+) -> Chart | None:
     """The mixer's sampling weights over time, stacked; below, what was drawn with, where that is something else.
 
     The legend gives each domain's first and last share. Drawn-with counts as something else where it is more than 2
@@ -75,14 +67,12 @@ def mixture_figure(
 
     height = max(3.6, 0.7 + 0.21 * len(names))
     figure, axes = new_figure(theme, 8.6, height * (1.7 if two else 1.0), rows=2 if two else 1)
-    chosen = [styles[name] for name in names]
-    thin_steps, thin_weights = thin(steps, weights)
-    _stack(axes[0], theme, thin_steps, thin_weights.T, chosen)
+    chosen = {name: styles[name] for name in names}
+    draw_areas(axes[0], theme, steps, weights, chosen)
     label(axes[0], theme, x="" if two else "step", y="sampling weight", title=title)
     legend(axes[0], theme, _shares(names, weights, styles), title="first → last")
     if two:
-        thin_steps, thin_drawn = thin(drawn_steps, drawn)
-        _stack(axes[1], theme, thin_steps, thin_drawn.T, chosen, step="post")
+        draw_areas(axes[1], theme, drawn_steps, drawn, chosen, step="post")
         label(axes[1], theme, x="step", y="drawn with")
     return figure
 
@@ -92,7 +82,7 @@ def _is_by_domain(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(number, int | float) for number in value.values())
 
 
-def loss_weights_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+def loss_weights_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Chart | None:
     """The domain weights alpha that DoReMi's loss has, over time, stacked, with first and last shares in the legend."""
     states = {record["step"]: record.get("state") for record in mixer_records(run)}
     found = {step: state.get("alpha") for step, state in states.items() if isinstance(state, Mapping)}
@@ -103,14 +93,13 @@ def loss_weights_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme:
     steps = np.array(list(alphas))
     weights = np.array([[alpha.get(name, 0.0) for name in names] for alpha in alphas.values()])
     figure, (ax,) = new_figure(theme, 8.6, max(3.6, 0.7 + 0.21 * len(names)))
-    thin_steps, thin_weights = thin(steps, weights)
-    _stack(ax, theme, thin_steps, thin_weights.T, [styles[name] for name in names])
+    draw_areas(ax, theme, steps, weights, {name: styles[name] for name in names})
     label(ax, theme, x="step", y="domain weight in the loss")
     legend(ax, theme, _shares(names, weights, styles), title="first → last")
     return figure
 
 
-def excess_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+def excess_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Chart | None:
     """Each domain's mean excess loss over the reference model, smoothed."""
     figure, (ax,) = new_figure(theme, 8.6, max(3.6, 0.7 + 0.21 * len(styles)))
     entries = []
@@ -119,7 +108,7 @@ def excess_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme
         if not len(steps):
             steps, excess = series(run.metrics, "domain_excess", name)
         if len(steps):
-            draw(ax, steps, smooth(excess), color=style.color, linestyle=style.dashes, linewidth=1.5)
+            draw(ax, name, steps, smooth(excess), color=style.color, linestyle=style.dashes, linewidth=1.5)
             entries.append((Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=2), name))
     if not entries:
         return None
@@ -134,38 +123,38 @@ def _marker(steps: np.ndarray) -> dict[str, Any]:
     return {"marker": "o", "markersize": 4} if len(steps) <= 50 else {}
 
 
-def _draw_bands(
-    ax: Axes, theme: Theme, ylabel: str, bands: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]
+def _draw_ranges(
+    ax: Axes, theme: Theme, ylabel: str, ranges: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]
 ) -> None:
+    """Means with their ranges, each as the curves (lowest, mean, highest) of the same steps."""
     entries = []
-    for (name, (low, mean, high)), style in zip(bands.items(), line_styles(list(bands)).values(), strict=True):
-        marker = _marker(mean[0])
-        ax.fill_between(*thin(low[0], low[1], high[1]), color=style.color, alpha=0.2, linewidth=0)
-        ax.plot(*thin(*mean), color=style.color, linewidth=1.5, **marker)
-        entries.append((Line2D([], [], color=style.color, linewidth=1.5, **marker), f"{name}mean"))
+    for (name, (low, mean, high)), style in zip(ranges.items(), line_styles(list(ranges)).values(), strict=True):
+        look = {"color": style.color, "linewidth": 1.5, **_marker(mean[0])}
+        draw_band(ax, f"{name}mean", Band(*mean, low[1], high[1]), **look)
+        entries.append((Line2D([], [], **look), f"{name}mean"))
         entries.append((Patch(facecolor=style.color, alpha=0.2), f"{name}min to max"))
     label(ax, theme, x="step", y=ylabel)
     legend(ax, theme, entries)
 
 
-def example_weights_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
+def example_weights_figure(run: RunRecords, theme: Theme = LIGHT) -> Chart | None:
     """The weighters' example weights, mean and range of the batch; below, the effective sample size."""
-    band = [series(run.metrics, f"example_weight_{name}") for name in ("min", "mean", "max")]
-    if not all(len(steps) == len(band[0][0]) > 0 for steps, _ in band):
+    ranges = [series(run.metrics, f"example_weight_{name}") for name in ("min", "mean", "max")]
+    if not all(len(steps) == len(ranges[0][0]) > 0 for steps, _ in ranges):
         return None
     steps, sizes = series(run.metrics, "effective_sample_size")
     rows = 2 if len(steps) else 1
     figure, axes = new_figure(theme, 7.6, 0.8 + 2.8 * rows, rows=rows)
-    _draw_bands(axes[0], theme, "example weight", {"": band})
+    _draw_ranges(axes[0], theme, "example weight", {"": ranges})
     if len(steps):
-        draw(axes[1], steps, sizes, color=_LINE, linewidth=1.5)
+        draw(axes[1], "effective sample size", steps, sizes, color=_LINE, linewidth=1.5)
         axes[1].set_ylim(bottom=0)
         label(axes[0], theme, y="example weight")
         label(axes[1], theme, x="step", y="effective sample size [rows]")
     return figure
 
 
-def selection_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Figure | None:
+def selection_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Chart | None:
     """The share of each domain in what was chosen, until the next update, stacked; below, coverage and overlap.
 
     Coverage is the share of the pool that was ever chosen, overlap that of a choice which was in the one before too.
@@ -183,8 +172,7 @@ def selection_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Th
         steps = np.array([record["step"] for record in composed])
         shares = np.array([[record["domain_share"].get(name, 0.0) for name in names] for record in composed])
         end = max(steps[-1], run.metrics[-1]["step"] if run.metrics else 0)
-        thin_steps, thin_shares = thin(np.append(steps, end), np.concatenate([shares, shares[-1:]]))
-        _stack(axes[0], theme, thin_steps, thin_shares.T, [styles[name] for name in names], step="post")
+        draw_areas(axes[0], theme, steps, shares, {name: styles[name] for name in names}, end, step="post")
         label(axes[0], theme, y="share of the selection")
         legend(axes[0], theme, _shares(names, shares, styles), title="first → last")
         axes[1].set_xlim(axes[0].get_xlim())
@@ -199,7 +187,7 @@ def _draw_reach(ax: Axes, theme: Theme, records: Sequence[Mapping[str, Any]]) ->
         steps, values = series(records, field)
         if len(steps):
             look = {"color": style.color, "linewidth": 1.5, **_marker(steps)}
-            ax.plot(*thin(steps, values), clip_on=False, **look)
+            draw(ax, field, steps, values, clip_on=False, **look)
             entries.append((Line2D([], [], **look), f"{100 * values[-1]:.1f} % {text}"))
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
@@ -207,16 +195,16 @@ def _draw_reach(ax: Axes, theme: Theme, records: Sequence[Mapping[str, Any]]) ->
     legend(ax, theme, entries, title="at the last update")
 
 
-def selector_scores_figure(run: RunRecords, theme: Theme = LIGHT) -> Figure | None:
+def selector_scores_figure(run: RunRecords, theme: Theme = LIGHT) -> Chart | None:
     """The scores of the examples each selector looked at, by update: mean, with their range."""
-    bands = {}
+    ranges = {}
     for policy in dict.fromkeys(record.get("policy") for record in run.policy if "score_mean" in record):
         records = [record for record in run.policy if record.get("policy") == policy]
-        band = [series(records, f"score_{name}") for name in ("min", "mean", "max")]
-        if all(len(steps) == len(band[0][0]) > 0 for steps, _ in band):
-            bands[f"{policy}: "] = band
-    if not bands:
+        of_policy = [series(records, f"score_{name}") for name in ("min", "mean", "max")]
+        if all(len(steps) == len(of_policy[0][0]) > 0 for steps, _ in of_policy):
+            ranges[f"{policy}: "] = of_policy
+    if not ranges:
         return None
     figure, (ax,) = new_figure(theme, 7.6, 3.6)
-    _draw_bands(ax, theme, "score", bands)
+    _draw_ranges(ax, theme, "score", ranges)
     return figure

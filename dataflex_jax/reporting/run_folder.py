@@ -5,6 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -44,6 +45,13 @@ def _is_table(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and all(map(_is_numbers, value.values())))
 
 
+def _is_time(value: Any) -> bool:
+    try:
+        return datetime.fromisoformat(value).tzinfo is not None
+    except (TypeError, ValueError):  # no text, or that of no time
+        return False
+
+
 _STEP = _Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer")
 _TEXT = _Kind(lambda value: value is None or isinstance(value, str), "a text")
 _NUMBER = _Kind(_is_number, "a number")
@@ -60,6 +68,7 @@ _OF_POLICY = {
     "domain_share": _NUMBERS,
     **dict.fromkeys(("coverage", "overlap", "score_min", "score_mean", "score_max"), _NUMBER),
 }
+_OF_TIMES = {"time": _Kind(_is_time, "a time as 2026-01-31T12:00:00+00:00")}
 _OF_EVALUATIONS = {"split": _TEXT, "domains": _TABLE, "overall": _NUMBERS}
 
 
@@ -90,11 +99,12 @@ class RunRecords:
     metrics: list[dict[str, Any]]
     policy: list[dict[str, Any]]
     evals: list[dict[str, Any]]
+    times: list[dict[str, Any]]
     summary: dict[str, Any]
 
     @classmethod
     def load(cls, run_folder: str | os.PathLike[str]) -> Self:
-        """Reads config.json, metrics.jsonl, policy.jsonl, eval.jsonl and summary.json.
+        """Reads config.json, metrics.jsonl, policy.jsonl, eval.jsonl, times.jsonl and summary.json.
 
         Raises:
             InputError: not a run folder, or a file in it is malformed; names the file and line.
@@ -110,6 +120,7 @@ class RunRecords:
             metrics=_read_lines(folder / "metrics.jsonl", _OF_METRICS),
             policy=_read_lines(folder / "policy.jsonl", _OF_POLICY),
             evals=_read_lines(folder / "eval.jsonl", _OF_EVALUATIONS),
+            times=_read_lines(folder / "times.jsonl", _OF_TIMES),
             summary=_read_object(folder / "summary.json"),
         )
 

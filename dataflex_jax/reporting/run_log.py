@@ -189,7 +189,11 @@ class RunLog:
             "domain_epochs": self._by_name(standing.rows_seen / self._rows),
             **{name: values[name] for name in _OF_WEIGHTERS if name in values},
             **({"domain_excess": self._seen(values, "domain_excess")} if "domain_excess" in values else {}),
+            **({"domain_kept": self._known(values["domain_kept"])} if "domain_kept" in values else {}),
         }
+
+    def _known(self, values: np.ndarray) -> dict[str, Any]:
+        return {name: None if np.isnan(value) else value for name, value in self._by_name(values).items()}
 
     def _by_name(self, values: np.ndarray) -> dict[str, Any]:
         return dict(zip(self._names, values, strict=True))

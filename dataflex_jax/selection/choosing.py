@@ -22,6 +22,11 @@ from dataflex_jax.policies.signals import Signals
 logger = logging.getLogger(__name__)
 
 
+def share_of(share: float, rows: int) -> int:
+    """How many rows a share of them is, at least one."""
+    return max(1, round(share * rows))
+
+
 class Chosen(NamedTuple):
     """What a selector chose in all groups.
 
@@ -60,9 +65,22 @@ class Chooser:
         self._said: set[str] = set()
 
     def choose(
-        self, state: dict[str, Any], signals: Signals, request: Request, counts: Sequence[int]
+        self,
+        state: dict[str, Any],
+        signals: Signals,
+        request: Request,
+        counts: Sequence[int],
+        *,
+        again: bool = True,
     ) -> tuple[Chosen, dict[str, Any]]:
         """The selector's choice of `counts[g]` rows of each group g, and its state after it.
+
+        Args:
+            state: of the selector.
+            signals: of the current model.
+            request: to the selector.
+            counts: of the groups.
+            again: whether of too few candidates each comes again; otherwise fewer are chosen.
 
         Raises:
             InputError: a choice that no window can be made of.
@@ -79,6 +97,7 @@ class Chooser:
         for number, (group, count) in enumerate(zip(self._groups, counts, strict=True)):
             members = group.start + np.flatnonzero(finite[group.start : group.stop])
             part = jax.tree.map(lambda leaf, rows=members: np.asarray(leaf)[rows], evidence.rows)
+            count = count if again else min(count, len(members))
             in_group = request._replace(key=jax.random.fold_in(request.key, number))
             choice = self._chosen(evidence._replace(rows=part), in_group, group, len(members), count)
             places = np.asarray(choice.ids)
@@ -138,9 +157,13 @@ def described(chosen: Chosen, pool: Pool, before: Int64[np.ndarray, " m"] | None
 
 
 def write_selection(path: Path, pool: Pool, chosen: Chosen, *, all_scores: bool) -> None:
-    """Writes ids and scores (of the chosen, in rank order), their domains, the numbers of their records in the sources
-    (of examples), on request all scores, and those by target group where there are any."""
+    """Writes ids and scores (of the chosen, in rank order), their domains and lengths, the numbers of their records in
+    the sources (of examples), how many candidates there are of each length, on request all scores, and those by target
+    group where there are any."""
     arrays = {"ids": chosen.ids, "scores": chosen.scores, "domains": pool.domain_of(chosen.ids)}
+    lengths = pool.lengths()
+    arrays["lengths"] = lengths[chosen.ids]
+    arrays["pool_lengths"], arrays["pool_rows"] = np.unique(lengths, return_counts=True)
     if (records := pool.records()) is not None:
         arrays["records"] = records[chosen.ids]
     if all_scores:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from dataflex_jax.data.pool import Pool
+from dataflex_jax.data.vectors import mapped
 from dataflex_jax.errors import InputError, one_line
 from dataflex_jax.foreign import parse_json, read_bytes
 from dataflex_jax.policies.base import ScoreSource
@@ -57,13 +58,7 @@ def _file(path: Path, num_rows: int) -> Float[np.ndarray, " N"]:
     if not path.is_file():
         raise InputError(f"no such file; accepted: {_ACCEPTED}", option="order.scores", value=str(path))
     if path.suffix == ".npy":
-        try:
-            # Mapped, since a header may claim more numbers than there are, or than fit into memory.
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # the header is a Python literal of somebody else's
-            raise InputError(f"{path}: not an .npy file of numbers ({one_line(error)})") from error
-        if not isinstance(values, np.ndarray):
-            raise InputError(f"{path}: an archive of arrays; one array is expected")
+        values = mapped(path)
     elif path.suffix == ".jsonl":
         values = np.array([_score(path, i, line) for i, line in enumerate(_lines(path), start=1)])
     else:

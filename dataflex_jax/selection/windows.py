@@ -1,7 +1,8 @@
 """Between two steps: a selector chooses the next window's examples, an order arranges them.
 
 With a mixer, its weights say how many rows of each domain the window has, and selection is inside each domain. Without
-one, selection is over the whole pool.
+one, selection is over the whole pool. As a filter (`keep`) a selector chooses a share of each domain, or of the pool,
+to draw from instead.
 """
 
 import time
@@ -22,7 +23,8 @@ from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.policies.base import Request
 from dataflex_jax.policies.schedule import Schedule
 from dataflex_jax.policies.signals import Signals
-from dataflex_jax.selection.choosing import Chooser, Chosen, described, write_selection
+from dataflex_jax.selection.choosing import Chooser, Chosen, described, share_of, write_selection
+from dataflex_jax.selection.extremes import Decode, write_extremes
 from dataflex_jax.selection.order_scores import order_scores
 
 FOLDER = "selections"
@@ -55,12 +57,16 @@ class Selection:
         draws: where rows come from.
         train_step: of the run.
         run_folder: selections are written into its subfolder.
+        decode: the text of token ids, to write what was scored highest and lowest; None: it is not written.
     """
 
-    def __init__(self, policies: ActivePolicies, draws: Draws, train_step: int, run_folder: Path):
+    def __init__(
+        self, policies: ActivePolicies, draws: Draws, train_step: int, run_folder: Path, decode: Decode | None = None
+    ):
         self._selector, self._order = policies.selector, policies.order
-        self._save_all_scores = policies.save_all_scores
+        self._keep, self._save_all_scores = policies.keep, policies.save_all_scores
         self._draws, self._train_step, self._folder = draws, train_step, run_folder / FOLDER
+        self._decode = decode
         self._chooser = Chooser(self._selector, draws.pool, draws.groups) if self._selector else None
         self._begun = False
         self._window: Window | None = None
@@ -88,7 +94,7 @@ class Selection:
 
     def forget_after(self, step: int) -> None:
         """Deletes the selections that a restart at `step` makes again."""
-        for path in self._folder.glob("step_*.npz"):
+        for path in (*self._folder.glob("step_*.npz"), *self._folder.glob("step_*.jsonl")):
             if (number := path.stem.removeprefix("step_")).isdecimal() and int(number) >= step:
                 path.unlink()
 
@@ -153,15 +159,19 @@ class Selection:
         else:
             updates = sum(map(schedule.is_update, range(self._train_step)))
             request = Request(jnp.int32(update + 1), jnp.int32(updates), key)
-            chosen, state = self._chooser.choose(self._state, signals, request, counts)
+            chosen, state = self._chosen(signals, request, counts)
             parts, scores = [chosen.ids[part] for part in chosen.groups], chosen.all_scores
             if planned.version > 1:
                 once = chosen.once
+            if self._keep is not None and self._order is not None:
+                # What is arranged are the rows that come until the next update, of those that are kept.
+                kept = Window(step, planned.cursors, tuple(parts), ordered=False)
+                parts = self._draws.sequences.beginning(kept, counts)
             before = None if self._window is None else np.concatenate(self._window.ids)
             facts = described(chosen, pool, before)
             decided = {"policy": self._selector.name, **facts, "file": self._write(step, chosen)}
             if self._order is not None and self._order.policy.scores.kind != "selector":
-                scores = self._scores_of(np.unique(chosen.ids), signals)
+                scores = self._scores_of(np.unique(np.concatenate(parts)), signals)
             # Last, so that what interrupts the sweeps leaves the state of before.
             # A checkpoint's NumPy arrays can be read on any number of devices.
             self._state = jax.tree.map(np.asarray, state)
@@ -173,6 +183,13 @@ class Selection:
         arranged, repeats = self._arranged(parts, scores, key, once), self._selector is not None
         self._open(Window(step, planned.cursors.copy(), arranged, ordered=True, repeats=repeats))
         return record | decided | {"order": self._order.name}
+
+    def _chosen(self, signals: Signals, request: Request, counts: Sequence[int]) -> tuple[Chosen, dict[str, Any]]:
+        """The selector's choice of the rows that come, or of those that are kept to draw from; its state after it."""
+        if self._keep is None:
+            return self._chooser.choose(self._state, signals, request, counts)
+        shares = [share_of(self._keep, group.size) for group in self._draws.groups]
+        return self._chooser.choose(self._state, signals, request, shares, again=False)
 
     def _rearranged(
         self, planned: SamplerState, counts: Sequence[int], signals: Signals
@@ -218,7 +235,10 @@ class Selection:
         name = f"step_{step:08d}.npz"
         if jax.process_index() == 0:
             self._folder.mkdir(exist_ok=True)
-            write_selection(self._folder / name, self._draws.pool, chosen, all_scores=self._save_all_scores)
+            path = self._folder / name
+            if self._decode is not None:
+                write_extremes(path.with_suffix(".jsonl"), self._draws.pool, chosen, self._decode)
+            write_selection(path, self._draws.pool, chosen, all_scores=self._save_all_scores)
         return f"{FOLDER}/{name}"
 
 

@@ -37,14 +37,38 @@ def losses(signal: Losses) -> RowFunction:
 
 @register_signal(Embeddings)
 def embeddings(signal: Embeddings) -> RowFunction:
-    """One vector a row of its last hidden states, and what is wanted of it."""
+    """One vector a row of its last hidden states, or of those of each of some layers, and what is wanted of it."""
 
     def of_rows(subject, batch, operand):
         seen = batch.with_last_inputs() if signal.whole else batch
-        found = signal.embed(subject.model.hidden_states(seen), seen.real_inputs)
+        real = seen.real_inputs
+        if signal.layers is None:
+            found = signal.embed(subject.model.hidden_states(seen), real)
+        else:
+            numbers = layer_numbers(signal.layers, subject.model.config.num_hidden_layers)
+            found = subject.model.of_layers(seen, numbers, lambda hidden: signal.embed(hidden, real))
+            found = jnp.stack(found, axis=1)
         return found if signal.then is None else signal.then(found, operand)
 
     return of_rows
+
+
+def layer_numbers(layers: tuple[int, ...] | int, available: int) -> list[int]:
+    """The numbers, from 1, of the layers that `Embeddings` means in a model that has so many.
+
+    Raises:
+        InputError: one that there is not.
+    """
+    if isinstance(layers, int):
+        count = min(layers, available)
+        return [i * (available + 1) // (count + 1) for i in range(1, count + 1)]
+    for number in layers:
+        if not 1 <= abs(number) <= available:
+            raise InputError(
+                f"layer {number} is asked for, but the model has {available}; layers from 1 to {available}, or from -1 "
+                f"(the last) to -{available}, are accepted"
+            )
+    return [number if number > 0 else available + 1 + number for number in layers]
 
 
 @register_signal(Gradients)

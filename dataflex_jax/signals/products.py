@@ -22,6 +22,8 @@ from dataflex_jax.sharding import BATCH_AXES, constrain
 from dataflex_jax.signals.projections import kronecker_signs
 from dataflex_jax.signals.rows import SQUARED_AS, ExampleLoss
 
+_BLOCK = 2**24  # numbers of a matrix's per-example gradients that are in memory at a time
+
 
 def kronecker_features(
     model: Model, projection: Projection, paths: tuple[str, ...], loss: ExampleLoss, rows: Batch
@@ -47,7 +49,7 @@ def kronecker_features(
         image = image.reshape(image.shape[0], -1) / math.sqrt(p_in.shape[1] * p_out.shape[1])
         return jnp.pad(image, ((0, 0), (0, projection.dim - image.shape[1])))
 
-    return _summed(model, paths, summarize, (projection.dim,), loss, rows)
+    return _summed(model, paths, summarize, (projection.dim,), loss, rows)[0]
 
 
 def norms(model: Model, paths: tuple[str, ...], loss: ExampleLoss, rows: Batch) -> Float[Array, " B"]:
@@ -61,11 +63,55 @@ def norms(model: Model, paths: tuple[str, ...], loss: ExampleLoss, rows: Batch) 
         gradients = SQUARED_AS * gradients
         return jnp.sum(_matmul("bti,bsi->bts", inputs, inputs) * _matmul("bto,bso->bts", gradients, gradients), (1, 2))
 
-    return jnp.sqrt(_summed(model, paths, summarize, (), loss, rows)) / SQUARED_AS
+    return jnp.sqrt(_summed(model, paths, summarize, (), loss, rows)[0]) / SQUARED_AS
+
+
+def gram(
+    model: Model, paths: tuple[str, ...], loss: ExampleLoss, rows: Batch
+) -> tuple[Float[Array, "B T"], Float[Array, "B B"]]:
+    """(token losses, inner products of the rows' gradients), summed over the matrices; float32.
+
+    Args and Raises as in `kronecker_features`.
+    """
+
+    def summarize(path, inputs, gradients, layer):
+        return inner_products(inputs, gradients)
+
+    found, token_losses = _summed(model, paths, summarize, (rows.num_rows,), loss, rows)
+    return token_losses, found
+
+
+def inner_products(inputs: Float[Array, "B T I"], gradients: Float[Array, "B T O"]) -> Float[Array, "B B"]:
+    """<sum_t a_bt d_bt^T, sum_s a_cs d_cs^T> of all pairs of rows.
+
+    Either sum_{t,s} <a_bt, a_cs> <d_bt, d_cs>, which takes B T (I + O) multiplications a token; or, where these are
+    more, from the rows' gradients of a strip of the matrix at a time, which takes about I O.
+    """
+    (rows, tokens, width), outputs = inputs.shape, gradients.shape[-1]
+    if rows * tokens * (width + outputs) <= width * outputs:
+
+        def with_all(one):
+            a, d = one
+            return jnp.sum(_matmul("bti,si->bts", inputs, a) * _matmul("bto,so->bts", gradients, d), axis=(1, 2))
+
+        return jax.lax.map(with_all, (inputs, gradients)).T
+
+    blocks = math.ceil(width * rows * outputs / _BLOCK)
+    size = math.ceil(width / blocks)
+    blocks = math.ceil(width / size)
+    padded = jnp.pad(inputs, ((0, 0), (0, 0), (0, blocks * size - width)))
+
+    def add(total, number):
+        a = jax.lax.dynamic_slice_in_dim(padded, number * size, size, axis=2)
+        part = _matmul("bti,bto->bio", a, gradients).reshape(rows, -1)
+        return total + jnp.matmul(part, part.T, precision="highest"), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((rows, rows), jnp.float32), jnp.arange(blocks))
+    return total
 
 
 def _summed(model, paths, summarize, shape, loss, rows):
-    """The sum over `paths` and layers of summarize(path, inputs, output gradients, layer): [B, *shape]."""
+    """(summarize(path, inputs, output gradients, layer) [B, *shape] summed over `paths` and layers, token losses)."""
     for path in paths:
         if not layout.is_linear(path):
             raise ValueError(f"parameters: {path} is not a matrix of the blocks' linear layers; must be one here")
@@ -76,10 +122,10 @@ def _summed(model, paths, summarize, shape, loss, rows):
             return _observed(partial(summarize, path), x, weight, tap, layer) if path in paths else x @ weight
 
         decoded = model.token_losses(rows, Hooks(product=product, frozen_head=True))
-        return jnp.sum(jax.vmap(loss)(decoded.losses, rows))
+        return jnp.sum(jax.vmap(loss)(decoded.losses, rows)), decoded.losses
 
     tap = jnp.zeros((rows.num_rows, *shape), jnp.float32)
-    return jax.grad(summed_loss)(constrain(tap, BATCH_AXES, *(None,) * len(shape)))
+    return jax.grad(summed_loss, has_aux=True)(constrain(tap, BATCH_AXES, *(None,) * len(shape)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

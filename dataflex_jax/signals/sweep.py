@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Float, Int64, PyTree
+from jaxtyping import Float, Int64, PyTree, Shaped
 from tqdm import tqdm
 
 from dataflex_jax.data.batch import Batch
@@ -23,7 +23,8 @@ from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import bucket_of
 from dataflex_jax.sharding import batch_sharding, replicated
 
-SweepFunction = Callable[[PyTree, Batch], PyTree]
+# (operands, batch, or where the rows have numbers (batch, these)) -> an entry a row
+SweepFunction = Callable[[PyTree, Any], PyTree]
 # (operands, (batch, the rows' numbers [B]), the total so far) -> the total
 FoldFunction = Callable[[PyTree, tuple[Batch, jax.Array], PyTree], PyTree]
 
@@ -35,11 +36,20 @@ _IN_FLIGHT = 2
 
 
 class Source(NamedTuple):
-    """Rows, how long they are, and what makes batches of them."""
+    """Rows, how long they are, and what makes batches of them.
+
+    Attributes:
+        pool: the rows.
+        lengths: inputs of each.
+        loader: makes batches.
+        together: rows that are asked for together; a batch of fewer is filled up to as many, so that few sizes of
+            batches are compiled.
+    """
 
     pool: Pool
     lengths: Int64[np.ndarray, " N"]
     loader: Loader
+    together: int = 1
 
 
 def source(pool: Pool, mesh: Mesh) -> Source:
@@ -78,6 +88,7 @@ class Sweeper:
         rows: Source,
         ids: Int64[np.ndarray, " n"],
         description: str,
+        numbers: Shaped[np.ndarray, "n ..."] | None = None,
     ) -> PyTree:
         """`function(operands, batch)` of the rows `ids`.
 
@@ -87,6 +98,7 @@ class Sweeper:
             rows: where they come from.
             ids: which ones.
             description: for the progress bar.
+            numbers: of each row, which the function is then given beside the batch; rows of padding have 0.
 
         Returns:
             NumPy arrays, entry `i` of row `ids[i]`.
@@ -110,7 +122,7 @@ class Sweeper:
         self._note = bar.set_postfix_str
         call = _Call(function, operands)
         with bar:
-            for places, batch in self._batches(call, rows, ids, lambda *part: _load(rows, ids, *part)):
+            for places, batch in self._batches(call, rows, ids, self._loading(rows, ids, numbers)):
                 output = self._executable(call, batch)(operands, batch)
                 for leaf in jax.tree.leaves(output):
                     leaf.copy_to_host_async()
@@ -144,14 +156,7 @@ class Sweeper:
             numbers: of each; rows of padding have 0.
             description: for the progress bar.
         """
-
-        def load(places: np.ndarray, size: int) -> tuple[Batch, jax.Array]:
-            padded = np.zeros(size, np.float32)
-            padded[: len(places)] = numbers[places]
-            return _load(rows, ids, places, size), jax.make_array_from_callback(
-                padded.shape, batch_sharding(self.mesh), padded.__getitem__
-            )
-
+        load = self._loading(rows, ids, numbers.astype(np.float32))
         bar = tqdm(total=len(ids), desc=description, unit="rows", disable=jax.process_index() > 0, leave=False)
         self._note = bar.set_postfix_str
         with bar:
@@ -160,13 +165,29 @@ class Sweeper:
                 bar.update(len(places))
         return total
 
+    def _loading(self, rows: Source, ids: np.ndarray, numbers: np.ndarray | None) -> Callable[..., PyTree]:
+        """What makes a batch of some places in `ids`, filled up to a size, and of their numbers if there are any."""
+
+        def batch(places: np.ndarray, size: int) -> Batch:
+            padded = np.full(size, -1, np.int64)
+            padded[: len(places)] = ids[places]
+            return rows.loader.load(padded)
+
+        def with_numbers(places: np.ndarray, size: int) -> tuple[Batch, jax.Array]:
+            padded = np.zeros((size, *numbers.shape[1:]), numbers.dtype)
+            padded[: len(places)] = numbers[places]
+            sharding = batch_sharding(self.mesh)
+            return batch(places, size), jax.make_array_from_callback(padded.shape, sharding, padded.__getitem__)
+
+        return batch if numbers is None else with_numbers
+
     @property
     def device_memory(self) -> int:
         """Bytes that a device has, whatever is in use; the same on every host."""
         if self._memory is not None:
             return self._memory
         statistics = jax.local_devices()[0].memory_stats() or {}
-        return int(multihost_utils.broadcast_one_to_all(np.int64(statistics.get("bytes_limit", 4 * _HOST_MEMORY))))
+        return _first_hosts(statistics.get("bytes_limit", 4 * _HOST_MEMORY))
 
     def _batches(self, call: "_Call", rows: Source, ids, load) -> Iterator[tuple[np.ndarray, PyTree]]:
         """(places in `ids`, what `load` makes of them), the next ones being loaded meanwhile."""
@@ -191,7 +212,7 @@ class Sweeper:
 
     def _batch_rows(self, call: "_Call", rows: Source, places, load, length: int) -> int:
         """Rows of a batch of this length, a multiple of the number of shards."""
-        most = -(-len(places) // self._shards)
+        most = -(-rows.together * -(-len(places) // rows.together) // self._shards)
         if self._rows is not None:
             return self._shards * min(most, -(-self._rows // self._shards))
         key = (*call.kind, tuple(rows.pool.buckets))
@@ -202,7 +223,7 @@ class Sweeper:
             used = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
             fitting = max(1, int(self._free() / max(used / few, 1) * length))
             # Every host must run the same batches.
-            self._tokens[key] = int(multihost_utils.broadcast_one_to_all(np.int64(fitting)))
+            self._tokens[key] = _first_hosts(fitting)
         fit = max(1, min(self._tokens[key] // length, _MOST_ROWS, most))
         return self._shards * (most if fit >= most else 2 ** (fit.bit_length() - 1))
 
@@ -231,6 +252,13 @@ class Sweeper:
         return int(_SHARE * (statistics["bytes_limit"] - statistics["bytes_in_use"]))
 
 
+def _first_hosts(number: int) -> int:
+    """The first host's number, on every host."""
+    # In two parts, because of 64 bits JAX would send 32.
+    high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(number, 1 << 31), np.int32)).tolist()
+    return (high << 31) + low
+
+
 class _Call(NamedTuple):
     """What is run, with what; `total` is of a fold."""
 
@@ -243,9 +271,3 @@ class _Call(NamedTuple):
         """What it is compiled for, beside the shapes of a batch."""
         leaves, tree = jax.tree.flatten((self.operands, self.total))
         return self.function, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-
-
-def _load(rows: Source, ids: np.ndarray, places: np.ndarray, size: int) -> Batch:
-    padded = np.full(size, -1, np.int64)
-    padded[: len(places)] = ids[places]
-    return rows.loader.load(padded)

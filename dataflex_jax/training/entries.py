@@ -23,7 +23,7 @@ def check_entries(run_folder: Path) -> None:
         InputError: names the entry.
     """
     files, folders = [run_folder / name for name in FILES], [run_folder / name for name in FOLDERS]
-    files += sorted((run_folder / windows.FOLDER).glob("*.npz"))
+    files += sorted((run_folder / windows.FOLDER).glob("step_*.*"))
     for path in filter(os.path.lexists, (*folders, *files)):
         wanted, right = ("folder", path.is_dir()) if path in folders else ("file", path.is_file())
         if not right:

@@ -11,8 +11,10 @@
 `config.evaluators` names those that a run uses.
 """
 
+import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +28,8 @@ from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.loader import held_out_batches
 from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.errors import InputError, shown
+from dataflex_jax.harness import tasks as harness
+from dataflex_jax.harness.results import evaluation
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.contract import check_fields, takes
 from dataflex_jax.policies.user_code import user_code
@@ -94,10 +98,10 @@ def register_evaluator(name: str) -> Callable[[MakeEvaluator], MakeEvaluator]:
 
 
 def check_evaluators(config: ConfigDict) -> None:
-    """Refuses `config.evaluators` before anything is read.
+    """Refuses `config.evaluators` and `config.eval_tasks` before anything is read.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or tasks that cannot be asked here.
     """
     for name in config.evaluators:
         if name not in _EVALUATORS:
@@ -105,15 +109,37 @@ def check_evaluators(config: ConfigDict) -> None:
                 f"unknown evaluator {name!r}; known: {', '.join(sorted(_EVALUATORS))} (config.plugins adds your own)",
                 option="evaluators",
             )
+    if config.eval_tasks:
+        harness.check(_task_settings(config))
 
 
 def evaluators(context: EvaluationContext) -> tuple[Evaluator, ...]:
-    """Those that `config.evaluators` names; `check_evaluators` has found them known.
+    """Those that `config.evaluators` names, and one for each of `config.eval_tasks`.
+
+    `check_evaluators` has found them known.
 
     Raises:
-        InputError: one of them is no evaluator, raises something, or, when it runs, measures what no line can hold.
+        InputError: one of them is no evaluator, raises something, or, when it runs, measures what no line can hold; or
+            a task whose data cannot be read.
     """
-    return tuple(_checked(f"evaluator {name!r}", _EVALUATORS[name], context) for name in context.config.evaluators)
+    named = (_checked(f"evaluator {name!r}", _EVALUATORS[name], context) for name in context.config.evaluators)
+    return (*named, *(_of_tasks(context) if context.config.eval_tasks else ()))
+
+
+def _of_tasks(context: EvaluationContext) -> Iterator[Evaluator]:
+    tasks = harness.Tasks(_task_settings(context.config), context.tokenizer, context.mesh)
+
+    def run(name: str, model: Model) -> Evaluation:
+        return evaluation(name, tasks.results(name, model))
+
+    for name in context.config.eval_tasks:
+        yield Evaluator(name, context.config.eval_tasks_every, functools.partial(run, name))
+
+
+def _task_settings(config: ConfigDict) -> harness.Settings:
+    fields = (field.name for field in dataclasses.fields(harness.Settings))
+    given = {field: config[f"eval_{field}"] for field in fields if f"eval_{field}" in config}
+    return harness.Settings(**given, prefix="eval_")
 
 
 def _checked(who: str, make: MakeEvaluator, context: EvaluationContext) -> Evaluator:

@@ -16,11 +16,11 @@ from dataflex_jax.sharding import make_mesh
 from dataflex_jax.training import optim, resume, run_config
 from dataflex_jax.training.checkpoint import FOLDER, Checkpoints, Contents
 from dataflex_jax.training.ledger import Position
+from dataflex_jax.training.locate import adapter_and_base
 from dataflex_jax.training.resume import Identity
 from dataflex_jax.training.state import Start
 from dataflex_jax.training.weights import (
     Origin,
-    adapter_and_base,
     open_base,
     resolved_model,
     starting_params,

@@ -1,12 +1,15 @@
 """What a run consists of, and how it ended."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int64, PyTree
 
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.loader import Loader
+from dataflex_jax.data.sampler import Plan
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies
 from dataflex_jax.reporting.run_log import LogSettings
@@ -15,6 +18,7 @@ from dataflex_jax.training.between import Updates
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.evaluation import Evaluator
 from dataflex_jax.training.ledger import Publishing
+from dataflex_jax.training.oversampling import TargetDraws
 from dataflex_jax.training.resume import Identity
 from dataflex_jax.training.state import TrainState
 
@@ -37,6 +41,7 @@ class Job(NamedTuple):
         evaluators: what is evaluated on the way.
         draws: where rows come from.
         loader: turns rows into batches.
+        compared: rows of the target set that a selector compares a step's with; None: it compares with none.
         publishing: when the mixer's weights take effect.
         cadence: when to stop and to save.
         log: what the run writes.
@@ -52,12 +57,20 @@ class Job(NamedTuple):
     evaluators: Sequence[Evaluator]
     draws: Draws
     loader: Loader
+    compared: TargetDraws | None
     publishing: Publishing
     cadence: Cadence
     log: LogSettings
     identity: Identity
     checkpoints: Checkpoints
     stop_requested: Callable[[int], bool]
+
+    def load(self, plan: Plan, rows: Int64[np.ndarray, " B"], drawn_with: Float64[np.ndarray, " K"]) -> Batch:
+        """The batch of a plan, its rows being these."""
+        batch = self.loader.load(rows, drawn_with)
+        if self.compared is None or len(rows) == self.draws.sampler.batch_size:
+            return batch
+        return dataclasses.replace(batch, targets=self.compared.load(plan.step))
 
     @property
     def selection(self) -> Selection | None:

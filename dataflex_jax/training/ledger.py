@@ -26,7 +26,7 @@ class Position(NamedTuple):
     Attributes:
         sampler: what is drawn next.
         tokens_seen: tokens trained on so far, those that count in the loss.
-        rows_seen: rows of each domain trained on so far.
+        rows_seen: rows of each domain drawn so far; trained on, but for those that a selector has left out in the step.
     """
 
     sampler: SamplerState

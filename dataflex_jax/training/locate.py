@@ -1,5 +1,6 @@
 """What the name of a checkpoint stands for: a step of a run, or a checkpoint in Hugging Face's format."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -7,11 +8,15 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from dataflex_jax.data.text.tokenizer import DEFAULT
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import expanded
+from dataflex_jax.models.config import LoraConfig
 from dataflex_jax.models.hf import folders, peft
 from dataflex_jax.training import run_config
 from dataflex_jax.training.checkpoint import FOLDER, Checkpoints
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "a run folder, the folder of one step in it, or a Hugging Face folder or hub id"
 
@@ -84,12 +89,44 @@ def _tokenizer_or_base(source: str, option: str) -> tuple[str, str | None]:
     return source, peft.base_name(folder) if adapted else None
 
 
+def adapter_and_base(
+    source: str, option: str, base_dtype: str, base: str | None = None
+) -> tuple[LoraConfig | None, str]:
+    """(the adapter that a Hugging Face checkpoint is, or None; the weights that it or the model is made of).
+
+    Args:
+        source: a folder or hub id, of a model or in PEFT's format.
+        option: what the user set to `source`, for messages.
+        base_dtype: of the adapter's frozen parameters.
+        base: of an adapter; None: the one that it names.
+
+    Raises:
+        InputError: no such checkpoint, or an adapter without a base.
+    """
+    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG], option)
+    if not (folder / peft.CONFIG).is_file():
+        return None, source
+    adapter, named = peft.read_lora_config(source, option, base_dtype)
+    if base is None and named is None:
+        raise InputError(f"{folder / peft.CONFIG}: does not name its base; give it as --config.model.name_or_path")
+    return adapter, base or named
+
+
 def use_tokenizer_of(data: ConfigDict, source: str | Path, option: str = "--checkpoint") -> None:
     """Sets `config.data.tokenizer` to a model's, and where that is a run's, how its documents begin."""
     data.tokenizer = tokenizer_of(source, option)
     run = run_at(source, option)
     if run is not None:
         keep_begin_of_text(data, run_config.read(run.folder))
+
+
+def choose_tokenizer(config: ConfigDict) -> None:
+    """Sets a `config.data.tokenizer` that is None to that of the weights, or without weights to the usual one."""
+    if config.model.from_scratch:
+        config.data.tokenizer = DEFAULT
+        return
+    use_tokenizer_of(config.data, config.model.name_or_path, "model.name_or_path")
+    logger.info("config.data.tokenizer is that of the weights, %s.", config.data.tokenizer)
 
 
 def keep_begin_of_text(data: ConfigDict, of_run: ConfigDict) -> None:

@@ -134,10 +134,18 @@ class Running:
         for record in records:
             self.log.decided(record)
         plan, after = job.draws.sampler.plan(planned)
+        if exhausted := job.draws.sampler.exhausted(planned, after):
+            self._say_exhausted([job.draws.groups[number].name for number in exhausted])
         rows = job.draws.sequences.ids(plan)
         drawn_with = plan.drawn_with if job.policies.by_domain else job.draws.pool.natural
-        self._upcoming = plan, rows, self._pool.submit(job.loader.load, rows, drawn_with)
+        self._upcoming = plan, rows, self._pool.submit(job.load, plan, rows, drawn_with)
         self.position = self.position._replace(sampler=after)
+
+    def _say_exhausted(self, names: list[str]) -> None:
+        with self.log.paused():
+            gave, those = "the last rows that config.data.max_epochs leaves", ", ".join(names)
+            logger.info("step %d has %s of %s; the other domains take their part.", self.step + 1, gave, those)
+        self.log.decided({"step": self.step, "policy": "max_epochs", "exhausted": names})
 
     def dispatch(self) -> None:
         """Starts the step that was prepared."""

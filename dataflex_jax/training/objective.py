@@ -147,6 +147,7 @@ def _rows_and_tokens(weighters, states, batch, forward, step, key):
             domains=batch.domain,
             embeddings=embedded,
             reference_losses=forward.reference_losses,
+            record_numbers=batch.record_numbers,
         )
         weights = jnp.where(scheduled.schedule.active(step), scheduled.policy.weigh(state, seen), 1.0)
         (rows if weights.ndim == 1 else kept).append(weights)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.active import ActivePolicies
-from dataflex_jax.policies.base import Observation, RowObservation
+from dataflex_jax.policies.base import DrawnRows, Observation, RowGradients, RowObservation
 from dataflex_jax.policies.contract import distribution_fault
 
 
@@ -48,6 +48,7 @@ def rehearse(policies: ActivePolicies, mixer: PyTree, weighters: tuple[PyTree, .
         InputError: one of them returns what no step can work with, or raises something.
     """
     _rehearse_mixer(policies, mixer, sizes)
+    _rehearse_selector(policies, sizes)
     compared = policies.reference() is not None
     for scheduled, state in zip(policies.weighters, weighters, strict=True):
         policy, shape = scheduled.policy, (sizes.weighed, sizes.tokens)
@@ -62,6 +63,7 @@ def rehearse(policies: ActivePolicies, mixer: PyTree, weighters: tuple[PyTree, .
             domains=_counts(sizes.weighed),
             embeddings=embedded,
             reference_losses=_numbers(*shape) if compared else None,
+            record_numbers=_numbers(*shape) if policy.records else None,
         )
         jax.eval_shape(policy.weigh, state, seen)
 
@@ -95,6 +97,27 @@ def _rehearse_mixer(policies: ActivePolicies, state: PyTree, sizes: Sizes) -> No
         jax.eval_shape(policy.loss_weights, after)
     if policy.log is not None:
         policy.log(jax.device_get(state))
+
+
+def _rehearse_selector(policies: ActivePolicies, sizes: Sizes) -> None:
+    """What a selector picks inside the step."""
+    if policies.online is None:
+        return
+    online = policies.online.policy.online
+    drawn = online.oversample * sizes.rows
+    shape = drawn, sizes.tokens
+    gradients = RowGradients(_numbers(drawn, drawn), _numbers(drawn), _numbers())
+    seen = DrawnRows(
+        step=_COUNT,
+        key=_KEY,
+        losses=_numbers(drawn),
+        token_losses=_numbers(*shape),
+        mask=_numbers(*shape),
+        domains=_counts(drawn),
+        reference_losses=None if online.reference is None else _numbers(*shape),
+        gradients=gradients if online.target_rows else None,
+    )
+    jax.eval_shape(lambda seen: online.pick(seen, sizes.rows), seen)
 
 
 def _numbers(*shape: int) -> jax.ShapeDtypeStruct:

@@ -20,9 +20,18 @@ from dataflex_jax.policies.registry import KINDS
 
 # Fields that older runs may lack, by section, and what they mean there.
 _NEWER: dict[str | None, dict[str, Any]] = {
-    None: {"evaluators": ("held_out",)},
+    None: {
+        "evaluators": ("held_out",),
+        "eval_tasks": (),
+        "eval_tasks_every": 0,
+        "eval_num_fewshot": None,
+        "eval_limit": None,
+        "eval_include_path": None,
+        "eval_mmlu_root": None,
+        "epochs": None,
+    },
     "model": {"trainable": None, "resize_vocab": False},
-    "data": {"verify": "sampled", "begin_of_text": False},
+    "data": {"verify": "sampled", "begin_of_text": False, "max_samples": None, "max_epochs": None, "weight_key": None},
 }
 # Beside config.json: what it said in earlier starts of the run, a line each.
 HISTORY = "config_history.jsonl"

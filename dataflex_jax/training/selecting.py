@@ -1,5 +1,7 @@
 """Scoring and selecting training examples with checkpoints, without training."""
 
+import functools
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,20 +12,21 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.data.pool import Pool
-from dataflex_jax.data.targets import open_targets
+from dataflex_jax.data.texts import row_texts
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.policies.base import Request
-from dataflex_jax.policies.signals import TARGETS
-from dataflex_jax.selection.choosing import Chooser, Chosen
+from dataflex_jax.policies.signals import TARGETS, TEXTS
+from dataflex_jax.selection.choosing import Chooser, Chosen, share_of
 from dataflex_jax.selection.records import check_records
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.registry import Subject
 from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.sweep import Sweeper, source
 from dataflex_jax.training import optim, run_config
+from dataflex_jax.training.assembly import Inputs, asked_for
 from dataflex_jax.training.fits import check_vocabulary
-from dataflex_jax.training.locate import locate, use_tokenizer_of
+from dataflex_jax.training.locate import CHECKPOINTS, choose_tokenizer, locate, use_tokenizer_of
 from dataflex_jax.training.weights import How, open_model
 
 DEFAULT_SHARE = 0.05  # of the pool, as in LESS
@@ -37,10 +40,10 @@ class OpenedCheckpoints(Sequence):
         weights: of each.
         how: what becomes of Hugging Face checkpoints.
         sweeper: runs the sweeps.
-        data: the candidates and the target set, as `ModelSignals` wants them.
+        data: the candidates, the target set and what else `ModelSignals` wants, by name.
     """
 
-    def __init__(self, sources: Sequence[str], weights: Sequence[float], how: How, sweeper: Sweeper, data: tuple):
+    def __init__(self, sources: Sequence[str], weights: Sequence[float], how: How, sweeper: Sweeper, data: dict):
         self._sources, self._weights, self._how = sources, weights, how
         self._sweeper, self._data = sweeper, data
         self._opened: tuple[int, ModelSignals] | None = None
@@ -56,7 +59,7 @@ class OpenedCheckpoints(Sequence):
         if self._opened is None or self._opened[0] != number:
             self._opened = None
             opened = open_model(self._sources[number], self._sweeper.mesh, how=self._how, optimizer=True)
-            signals = ModelSignals(Subject(opened.model, opened.adam), self._sweeper, *self._data)
+            signals = ModelSignals(Subject(opened.model, opened.adam), self._sweeper, **self._data)
             self._opened = number, signals
         return self._opened[1]
 
@@ -83,49 +86,68 @@ def select(
     """The selector's choice of `num` rows of the whole pool.
 
     Args:
-        config: whose selector, data, targets and mesh to use; in the first checkpoint's tokens.
-        sources: the checkpoints, as for `open_model`.
+        config: whose selector, data, targets and mesh to use; in the first checkpoint's tokens, or without one in those
+            that a run with this configuration would have.
+        sources: the checkpoints, as for `open_model`; none for a selector that asks for fixed embeddings or texts.
         weights: of the checkpoints; None: their learning rates, normalised.
-        num: how many; None: `DEFAULT_SHARE` of the pool.
+        num: how many; None: the share `config.selector.keep` of the pool, by default `DEFAULT_SHARE`.
         records: whether `chosen_records` will be asked for.
         by_group: whether the scores for each target group are wanted too, which takes another pass.
 
     Raises:
-        InputError: a selector that scores nothing, input that cannot be read, or rows that have no records.
+        InputError: a selector that scores nothing or lacks a checkpoint, input that cannot be read, or rows without
+            records.
     """
-    use_tokenizer_of(config.data, sources[0])
+    if sources:
+        use_tokenizer_of(config.data, sources[0])
     configuration.validate(config)
     policies = active_policies(config)
+    if policies.online is not None:
+        reason = "chooses inside training steps; a selector that scores the pool is needed here, such as less"
+        raise InputError(reason, option="selector.name", value=policies.online.name)
     if policies.selector is None:
         raise InputError("--config: needs a selector that scores, such as configs/base.py:selector=less")
+    if num is not None and policies.keep is not None:
+        raise InputError(f"not together with --num={num}; leave one out", option="selector.keep", value=policies.keep)
+    if not (sources or policies.fixed_embeddings() or policies.needs(TEXTS)):
+        raise InputError(f"--checkpoint is missing: {CHECKPOINTS}")
+    if config.data.tokenizer is None:
+        choose_tokenizer(config)
     selector = policies.selector.policy
     if by_group and (selector.by_group is None or not policies.needs(TARGETS)):
         raise InputError(
             f"selector {policies.selector.name!r} has one score for all target groups", option="--group_scores"
         )
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         domains, tokenizer = open_domains(config.data)
         for each in sources:
             check_vocabulary(each, tokenizer)
         pool = Pool(domains)
         if records:
             check_records(pool)
-        targets = None
-        if policies.needs(TARGETS):
-            target_set = open_targets(config, domains, config.data.tokenizer)
-            targets = target_set, source(target_set.pool, mesh)
         sweeper = Sweeper(mesh, rows=config.sweep.batch_rows)
-        data = source(pool, mesh), targets
-        checkpoints = OpenedCheckpoints(sources, weights or learning_rates(sources), How.of(config), sweeper, data)
+        spec = config.data.tokenizer
+        if spec.startswith("train:"):  # on the candidates, which the targets must not change
+            tokenizer.save(folder)
+            spec = folder
+        inputs = Inputs(domains, tokenizer, spec, pool)
+        targets, fixed = asked_for(config, policies, inputs, sweeper)
+        data = {"candidates": source(pool, mesh), "targets": targets, "fixed": fixed}
+        data |= {"read": functools.partial(row_texts, tokenizer=tokenizer), "codec": tokenizer}
+        if sources:
+            weights = weights or learning_rates(sources)
+            checkpoints = OpenedCheckpoints(sources, weights, How.of(config), sweeper, data)
+        else:
+            checkpoints = ModelSignals(None, sweeper, **data).checkpoints
         state = selector.init(checkpoints[0][1]) if selector.init else {}
         chooser = Chooser(policies.selector, pool, pool.groups(by_domain=False))
         request = Request(jnp.int32(1), jnp.int32(1), jax.random.key(config.seed))
-        count = num or max(1, round(DEFAULT_SHARE * pool.num_rows))
+        count = num or share_of(policies.keep or DEFAULT_SHARE, pool.num_rows)
         chosen, _ = chooser.choose(state, checkpoints[-1][1], request, [count])
         if by_group:
             columns = selector.by_group(checkpoints[-1][1]).T
-            chosen = chosen._replace(by_group=dict(zip(target_set.names, columns, strict=True)))
+            chosen = chosen._replace(by_group=dict(zip(targets[0].names, columns, strict=True)))
     return pool, chosen
 
 

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax import preemption
 from dataflex_jax.data.loader import check_rows
-from dataflex_jax.data.text.tokenizer import DEFAULT
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import active_policies
@@ -21,7 +20,7 @@ from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.processes import group
 from dataflex_jax.reporting.trackers import import_wandb
 from dataflex_jax.sharding import make_mesh
-from dataflex_jax.training import agreement, changes, fits, loop, resume, run_config
+from dataflex_jax.training import agreement, changes, duration, fits, loop, resume, run_config
 from dataflex_jax.training.assembly import Experiment, Inputs, Place, assemble, open_inputs
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.domain_weights import with_weights_files
@@ -30,7 +29,7 @@ from dataflex_jax.training.evaluation import check_evaluators
 from dataflex_jax.training.job import Job, Outcome
 from dataflex_jax.training.learner import fresh_state, make_learner
 from dataflex_jax.training.ledger import Position
-from dataflex_jax.training.locate import keep_begin_of_text, run_at, use_tokenizer_of
+from dataflex_jax.training.locate import choose_tokenizer, keep_begin_of_text, run_at
 from dataflex_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,9 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         choose_tokenizer(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.batch_size, config.data.grad_accumulation)
-    active_policies(config)  # refuses what it can before any data is read
+    records = active_policies(config).records()  # refuses what it can before any data is read
+    if records is not None and records.of == "turns":
+        config.data.weight_key = records.field
     check_evaluators(config)
     fits.check_tokenizer(config)
     if config.wandb_project is not None and jax.process_index() == 0:
@@ -80,9 +81,10 @@ def prepared(config: ConfigDict, run_folder: Path) -> Iterator[tuple[Job, TrainS
         before = changes.last_started_with(run_folder) if latest else None
         if before is not None:
             keep_begin_of_text(config.data, before)
-        changed = changes.changed(before, config)
-        changes.check_tokenizer(changed)
+        changes.check_tokenizer(changes.changed(before, config))
         inputs = open_inputs(config.data, run_folder, latest)
+        duration.settle(config, inputs.pool.num_rows)
+        changed = changes.changed(before, config)
         agreement.agree({"the newest checkpoint": latest} | _found(inputs) | agreement.plugins(config))
         experiment = make_experiment(config, inputs, mesh)
         learner, identity = experiment.learner, experiment.identity
@@ -110,19 +112,6 @@ def _found(inputs: Inputs) -> dict[str, str]:
     return {"the tokenizer": inputs.tokenizer.fingerprint} | contents
 
 
-def choose_tokenizer(config: ConfigDict) -> None:
-    """Sets `config.data.tokenizer`, which is None, to that of the weights or the default one.
-
-    Raises:
-        InputError: weights without a tokenizer.
-    """
-    if config.model.from_scratch:
-        config.data.tokenizer = DEFAULT
-        return
-    use_tokenizer_of(config.data, config.model.name_or_path, "model.name_or_path")
-    logger.info("config.data.tokenizer is that of the weights, %s.", config.data.tokenizer)
-
-
 def _finished_read_only(config: ConfigDict, run_folder: Path) -> Outcome | None:
     """How a run ended in a folder that cannot be written; None: it can, or there is no run in it.
 
@@ -133,8 +122,9 @@ def _finished_read_only(config: ConfigDict, run_folder: Path) -> Outcome | None:
         return None
     with Checkpoints(run_folder, writable=False) as checkpoints:
         step = checkpoints.latest()
-        if step < config.train_step:
-            done = f"{step} of config.train_step = {config.train_step} steps are done"
+        train_step = config.train_step or run_config.read(run_folder).train_step
+        if step < train_step:
+            done = f"{step} of config.train_step = {train_step} steps are done"
             raise InputError(f"--workdir={run_folder}: cannot be written, and only {done}; go on in a copy of it")
         return Outcome(step, False, checkpoints.read_run(step)["tokens_seen"])
 

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from dataflex_jax.data.batch import Batch
+from dataflex_jax.data.batch import Batch, joined, split
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import Mixer, Observation
 from dataflex_jax.policies.schedule import Scheduled
 from dataflex_jax.training import objective
 from dataflex_jax.training.objective import Forward, Weighters, Weights
+from dataflex_jax.training.oversampling import Oversampling
 from dataflex_jax.training.state import NOTHING_FIXED, Fixed, TrainState
 
 
@@ -36,6 +37,7 @@ class TrainStep:
         weigh_microbatches: with microbatches, policies that weight the loss see one microbatch at a time (and a mixer's
             weights are the last step's). Otherwise a forward pass over all microbatches comes first, about a third of
             a step more.
+        oversampling: which rows are trained on of those that were drawn; None: all.
 
     >>> model, tokenizer = df.example()
     >>> rate, mixer = optax.constant_schedule(0.01), df.mixer("static")
@@ -54,6 +56,7 @@ class TrainStep:
     weighters: Weighters = ()
     grad_accumulation: int = 1
     weigh_microbatches: bool = False
+    oversampling: Oversampling | None = None
     __name__ = "train_step"
 
     def __call__(
@@ -63,7 +66,7 @@ class TrainStep:
 
         Args:
             state: is replaced by the new one.
-            batch: drawn for this step.
+            batch: drawn for this step. Of an oversampled one, all that follows is about the rows that are kept.
             fixed: parameters that are not trained.
 
         Returns:
@@ -71,8 +74,12 @@ class TrainStep:
             count in the loss), inputs (without padding), domain_loss / domain_rows [K], drawn_with [K], the mixer's
             state and sampling_weights after the step; with weighters also example_weight_{min,max,mean} and
             effective_sample_size; where anything weights the loss, token_weight_min, the least factor of a token's
-            loss; with a reference model domain_excess [K], the mean excess over it.
+            loss; with a reference model domain_excess [K], the mean excess over it; of an oversampled batch domain_kept
+            [K], the share of each domain's rows that was kept, NaN where none was drawn.
         """
+        drawn = batch
+        if self.oversampling is not None:
+            batch = self.oversampling.kept(self.model, state, fixed, drawn, self.learning_rate(state.step))
         row_keys = dropout_keys(state.key, state.step, batch.num_rows)
         (loss, (forward, weights)), gradients = self._gradients(state, fixed, batch, row_keys)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
@@ -99,6 +106,8 @@ class TrainStep:
         if forward.reference_losses is not None:
             excess = jnp.maximum(forward.token_losses - forward.reference_losses, 0.0)
             metrics["domain_excess"] = domain_statistics(excess, batch).loss
+        if batch is not drawn:
+            metrics["domain_kept"] = _rows_of_domains(batch) / _rows_of_domains(drawn)
         return TrainState(state.step + 1, params, opt_state, mixer, state.weighters, state.key), metrics
 
     def _observed(self, state: TrainState, batch: Batch, forward: Forward) -> PyTree:
@@ -135,7 +144,7 @@ class TrainStep:
         if self.grad_accumulation == 1:
             return gradients(state.params, batch, row_keys)
 
-        microbatches = self._split((batch.rows_alone(), row_keys))
+        microbatches = split((batch.rows_alone(), row_keys), self.grad_accumulation)
         weights = None if self.weigh_microbatches else self._batch_weights(state, fixed, batch, microbatches)
 
         def add(total, microbatch):
@@ -145,10 +154,10 @@ class TrainStep:
             return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        (loss, grads), aux = jax.lax.scan(add, zero, (microbatches, self._split(weights)))
+        (loss, grads), aux = jax.lax.scan(add, zero, (microbatches, split(weights, self.grad_accumulation)))
         if self.weigh_microbatches:
             loss, grads = jax.tree.map(lambda x: x / self.grad_accumulation, (loss, grads))
-        return (loss, self._joined(aux)), grads
+        return (loss, joined(aux)), grads
 
     def _batch_weights(
         self, state: TrainState, fixed: Fixed, batch: Batch, microbatches: tuple[Batch, PRNGKeyArray]
@@ -157,7 +166,7 @@ class TrainStep:
         if not self.weighters and self.mixer.policy.loss_weights is None:
             return self._weights(state, batch, Forward(jnp.zeros_like(batch.mask), (), None))
         forward = jax.lax.map(lambda part: self._forward(state.params, fixed, *part), microbatches)
-        return self._weights(state, batch, self._joined(forward))
+        return self._weights(state, batch, joined(forward))
 
     def _forward(self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray) -> Forward:
         model = self.model.having(params, fixed.frozen)
@@ -168,7 +177,7 @@ class TrainStep:
         else:
             losses, hidden, _ = model.token_losses(rows, hooks)
         reference = rows.reference_losses
-        if fixed.reference is not None:
+        if reference is None and fixed.reference is not None:
             reference = jax.lax.stop_gradient(fixed.reference.token_losses(rows).losses)
         return Forward(losses, objective.embeddings(self.weighters, hidden, rows), reference)
 
@@ -177,15 +186,6 @@ class TrainStep:
         if policy.loss_weights is not None and not (self.weigh_microbatches and self.grad_accumulation > 1):
             mixer = self._observed(state, rows, forward)
         return objective.weigh(policy, self.weighters, mixer, state.weighters, rows, forward, state.step + 1, state.key)
-
-    def _split(self, rows: PyTree) -> PyTree:
-        """[B, ...] -> [microbatches, B / microbatches, ...]."""
-        parts = self.grad_accumulation
-        return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), rows)
-
-    def _joined(self, rows: PyTree) -> PyTree:
-        """The inverse of `_split`."""
-        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
 
 
 class DomainStatistics(NamedTuple):
@@ -214,6 +214,10 @@ def domain_statistics(
     nll = jnp.sum(member * jnp.sum(batch.mask * token_losses, axis=1)[:, None], axis=0)
     rows = jnp.sum(member & (row_tokens > 0)[:, None], axis=0)
     return DomainStatistics(nll / jnp.maximum(tokens, 1.0), rows, tokens)
+
+
+def _rows_of_domains(batch: Batch) -> Int[Array, " K"]:
+    return jnp.sum(batch.domain[:, None] == jnp.arange(batch.drawn_with.shape[0]), axis=0)
 
 
 def dropout_keys(key: PRNGKeyArray, step: Int[Array, ""], rows: int) -> PRNGKeyArray:

@@ -30,7 +30,7 @@ from dataflex_jax.sharding import make_mesh, shardings
 from dataflex_jax.signals.moments import AdamState
 from dataflex_jax.training import optim, resume, run_config
 from dataflex_jax.training.checkpoint import Checkpoints
-from dataflex_jax.training.locate import RunStep, locate, run_at, tokenizer_of
+from dataflex_jax.training.locate import RunStep, adapter_and_base, locate, run_at, tokenizer_of
 from dataflex_jax.training.state import initial_keys
 
 Trained = Callable[[str], bool] | None
@@ -86,6 +86,7 @@ class How:
         lora: fresh adapters on it; None: none.
         trainable: patterns of the parameters that are trained; None: all, or the adapters alone.
         seed: of fresh adapters.
+        head: whether it is to predict tokens; False: hidden states are wanted alone, a head is neither needed nor read.
     """
 
     dtype: str = "bfloat16"
@@ -95,6 +96,7 @@ class How:
     lora: LoraConfig | None = None
     trainable: tuple[str, ...] | None = None
     seed: int = 0
+    head: bool = True
 
     @classmethod
     def of(cls, config: ConfigDict) -> "How":
@@ -167,36 +169,14 @@ def _open_run(source: str, run: RunStep, mesh: Mesh, *, optimizer: bool, frozen:
 def _open_pretrained(source: str, mesh: Mesh, option: str, how: How) -> Opened:
     adapter, weights = adapter_and_base(source, option, how.lora.base_dtype if how.lora else how.param_dtype)
     run = {name: getattr(how, name) for name in ("dtype", "param_dtype", "remat", "attention")}
-    config = hf_config.from_hf(_hf_config(weights, option), **run, lora=adapter or how.lora)
-    origin = Origin(how.seed, weights, source if adapter else None, option, option)
+    headless = {} if how.head else {"tie_word_embeddings": True}  # a model without weights for one
+    config = hf_config.from_hf(_hf_config(weights, option), **run, **headless, lora=adapter or how.lora)
+    origin = Origin(how.seed, weights, source if adapter else None, option, option, head=how.head)
     trained = trained_of(config, how.trainable)
     base = open_base(origin, config, trained, mesh)
     params = starting_params(origin, config, layout.placed(mesh, _trained_shapes(config, trained)), base)
     model = Model.shape(config).having(params, base and base.params)
     return Opened(source, model, mesh, tokenizer_of(source, option), base and base.identity())
-
-
-def adapter_and_base(
-    source: str, option: str, base_dtype: str, base: str | None = None
-) -> tuple[LoraConfig | None, str]:
-    """(the adapter that a Hugging Face checkpoint is, or None; the weights that it or the model is made of).
-
-    Args:
-        source: a folder or hub id, of a model or in PEFT's format.
-        option: what the user set to `source`, for messages.
-        base_dtype: of the adapter's frozen parameters.
-        base: of an adapter; None: the one that it names.
-
-    Raises:
-        InputError: no such checkpoint, or an adapter without a base.
-    """
-    folder = folders.local_folder(source, [folders.CONFIG, peft.CONFIG], option)
-    if not (folder / peft.CONFIG).is_file():
-        return None, source
-    adapter, named = peft.read_lora_config(source, option, base_dtype)
-    if base is None and named is None:
-        raise InputError(f"{folder / peft.CONFIG}: does not name its base; give it as --config.model.name_or_path")
-    return adapter, base or named
 
 
 # What a model is, and what of it is trained.
@@ -223,15 +203,20 @@ def _hf_config(source: str, option: str) -> dict[str, Any]:
     return hf_config.to_hf(dataclasses.replace(model, lora=None))
 
 
-def vocab_size_of(source: str, option: str = "--checkpoint") -> int:
-    """How many tokens a model has, of any kind that `open_model` takes; its parameters are not read.
+def shape_of(source: str, option: str = "--checkpoint") -> ModelConfig:
+    """The shape of a model, of any kind that `open_model` takes; its parameters are not read.
 
     Raises:
         InputError: no such model.
     """
     if run_at(source, option) is None:
         _, source = adapter_and_base(source, option, "float32")
-    return hf_config.from_hf(_hf_config(source, option)).vocab_size
+    return hf_config.from_hf(_hf_config(source, option))
+
+
+def vocab_size_of(source: str, option: str = "--checkpoint") -> int:
+    """How many tokens a model has; see `shape_of`."""
+    return shape_of(source, option).vocab_size
 
 
 def trained_of(config: ModelConfig, patterns: Sequence[str] | None) -> Trained:
@@ -266,6 +251,7 @@ class Origin(NamedTuple):
         option: what the user set to `weights`, for messages.
         adapter_option: what the user set to `adapter`.
         resize_vocab: whether tokens that the weights lack are added to them.
+        head: see `How`.
     """
 
     seed: int
@@ -274,6 +260,7 @@ class Origin(NamedTuple):
     option: str = "model.name_or_path"
     adapter_option: str = "lora.name_or_path"
     resize_vocab: bool = False
+    head: bool = True
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Origin":
@@ -376,7 +363,8 @@ def _read_weights(origin: Origin, plain: ModelConfig, abstract: PyTree) -> PyTre
     if run_at(origin.weights, origin.option) is None:
         part = parts.paths(abstract) != parts.paths(_shapes(plain))
         held = vocabulary.of_size(abstract, vocab_size_of(origin.weights, origin.option)) if grows else abstract
-        return vocabulary.grown(load_params(origin.weights, held, origin.option, part=part), abstract)
+        read = load_params(origin.weights, held, origin.option, part=part, head=origin.head)
+        return vocabulary.grown(read, abstract)
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
     wanted = dict(parts.leaves(abstract))
     found = open_model(origin.weights, mesh, option=origin.option).model.without_adapters().whole()

@@ -5,7 +5,7 @@
 The recipe says which model and data. All runs train the same parameters in turns, with the project's loop as it is;
 a ratio is of a policy's block and the mean of the static blocks right before and after it. Policies decide after every
 step, but refreshes (`Weighter.refresh`, `Mixer.refresh`) are kept out of the blocks, and timed one by one in the end.
-The reference model of DoReMi is one of the same shape that this script trains for two steps.
+The reference model of DoReMi and RHO-LOSS is one of the same shape that this script trains for two steps.
 """
 
 import contextlib
@@ -43,13 +43,15 @@ class Policy(NamedTuple):
     Attributes:
         mixer: its name.
         weighter: its name, or None.
+        selector: the name of one that chooses inside the step, or None.
         aim: what a step may cost in multiples of static's; None: no aim.
-        fields: of its section.
+        fields: of the policy's section.
         refreshes: whether the mixer's updates are refreshes.
     """
 
     mixer: str = STATIC
     weighter: str | None = None
+    selector: str | None = None
     aim: float | None = None
     fields: dict[str, Any] = {}  # noqa: RUF012  nobody changes it
     refreshes: bool = False
@@ -64,6 +66,9 @@ POLICIES = {
     "ado": Policy("ado", aim=1.02, refreshes=True),
     "loss_softmax": Policy("loss_softmax", aim=1.02),
     "doge": Policy("doge", refreshes=True),
+    "greats": Policy(selector="greats"),
+    "rho_loss, cached losses": Policy(selector="rho_loss", fields={"reference_losses": "cached"}),
+    "rho_loss, model of the same size": Policy(selector="rho_loss"),
 }
 
 
@@ -76,9 +81,10 @@ def recipe(config: ConfigDict, policy: Policy, steps: int, reference: Path | Non
         config.update(tensorboard=False, wandb_project=None)
         config.data.lag = 1
         config.mixer = registry.policy_config("mixer", policy.mixer)
-        if policy.weighter is not None:
-            config.weighter = registry.policy_config("weighter", policy.weighter)
-        section = config.mixer if policy.weighter is None else config.weighter
+        section = config.mixer
+        for kind, name in (("weighter", policy.weighter), ("selector", policy.selector)):
+            if name is not None:
+                section = config[kind] = registry.policy_config(kind, name)
         section.update(policy.fields)
         if "reference" in section:
             section.reference = str(reference)

@@ -17,7 +17,21 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = "docs/benchmarks"
 # The benchmarks, whose results are files that begin with their names.
-KINDS = ("step", "policies", "train_speed", "cross_entropy", "per_example_gradients", "less", "lds", "resume", "mixing")
+KINDS = (
+    "step",
+    "policies",
+    "train_speed",
+    "cross_entropy",
+    "per_example_gradients",
+    "less",
+    "lds",
+    "neighbours",
+    "tsds",
+    "nice",
+    "resume",
+    "mixing",
+    "evaluate",
+)
 
 
 def describe(resolved: Mapping[str, Any]) -> dict[str, Any]:

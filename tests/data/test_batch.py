@@ -11,7 +11,8 @@ from dataflex_jax.data.batch import Batch, collated, on_devices, smallest_bucket
 from dataflex_jax.data.rows import Row
 from dataflex_jax.sharding import make_mesh
 
-FIELDS = [field.name for field in dataclasses.fields(Batch)]
+# Without `targets`, which are other rows.
+FIELDS = [field.name for field in dataclasses.fields(Batch) if field.name != "targets"]
 
 
 def row(first, length, *, packed=False):
@@ -32,7 +33,7 @@ def test_rows_are_padded_on_the_right():
     dtypes = {name: getattr(batch, name).dtype for name in ("tokens", "mask", "lengths", "domain")}
     assert dtypes == {"tokens": np.int32, "mask": np.float32, "lengths": np.int32, "domain": np.int32}
     assert [name for name in FIELDS if getattr(batch, name) is None] == [
-        *("drawn_with", "segment_ids", "positions", "reference_losses")
+        *("drawn_with", "segment_ids", "positions", "reference_losses", "record_numbers")
     ]
 
 
@@ -75,7 +76,8 @@ def whole_batch(rows=8):
     """With every field there is."""
     batch = collated([row(10 * b, 1 + b % 4, packed=True) for b in range(rows)], 4, np.arange(rows) % 3, packed=True)
     losses = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
-    return dataclasses.replace(batch, drawn_with=np.array([0.5, 0.3, 0.2], np.float32), reference_losses=losses)
+    of_rows = {"reference_losses": losses, "record_numbers": losses + 1}
+    return dataclasses.replace(batch, drawn_with=np.array([0.5, 0.3, 0.2], np.float32), **of_rows)
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])

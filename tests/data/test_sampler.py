@@ -35,6 +35,18 @@ def test_systematic_counts_are_within_one_and_unbiased():
     np.testing.assert_array_equal(state.cursors, counts.sum(axis=0))
 
 
+@pytest.mark.parametrize("draw", ["systematic", "multinomial"])
+def test_some_steps_may_be_drawn_more_rows_for(draw):
+    plain, more = s.Sampler(5, 8, draw), s.Sampler(5, 8, draw, rows_of=lambda step: 24 if step > 2 else 8)
+    (first, second, third), state = run(more, start(), 3)
+    assert [len(plan.positions) for plan in (first, second, third)] == [8, 8, 24]
+    assert state.cursors.sum() == 40
+    for ours, expected in zip((first, second), run(plain, start(), 2)[0], strict=True):
+        np.testing.assert_array_equal(ours.positions, expected.positions)
+    if draw == "systematic":
+        assert (np.abs(np.bincount(third.domains, minlength=4) - 24 * WEIGHTS) < 1).all()
+
+
 def test_multinomial_counts_have_the_multinomial_moments():
     plans, _ = run(s.Sampler(seed=0, batch_size=16, draw="multinomial"), start(), 4000)
     counts = np.stack([np.bincount(p.domains, minlength=4) for p in plans])

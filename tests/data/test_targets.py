@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.data.domains import open_domains
-from dataflex_jax.data.targets import open_targets
+from dataflex_jax.data.targets import held_out, open_targets
 from dataflex_jax.errors import InputError
 from tests.helpers import tiny, tiny_chat
 
@@ -126,3 +126,21 @@ def test_a_group_without_an_example_that_counts_is_refused(root, tmp_path):
     with pytest.raises(InputError, match=r"config\.targets.*'essays'") as caught:
         targets_of(tiny_chat.config(root, **source))
     assert "\n" not in str(caught.value)
+
+
+def test_held_out_rows_are_the_first_of_each_domain(root):
+    domains, _ = open_domains(tiny_chat.config(root).data, progress=False)
+    found = held_out(domains, 3)
+    assert found.names == ("capitals", "digits")
+    assert found.groups.tolist() == [0, 0, 0, 1, 1, 1]
+    border = domains[0].valid.num_rows
+    assert found.ids.tolist() == [0, 1, 2, border, border + 1, border + 2]
+    assert np.bincount(held_out(domains, 1000).groups).tolist() == [domain.valid.num_rows for domain in domains]
+
+
+def test_a_domain_without_held_out_rows_is_refused_where_a_policy_needs_them(root):
+    domains, _ = open_domains(tiny_chat.config(root, data__valid_fraction=0.0).data, progress=False)
+    with pytest.raises(
+        InputError, match=r"config.data.valid_fraction: domain 'capitals' has no held-out rows.*raise it"
+    ):
+        held_out(domains, 3)

@@ -43,6 +43,16 @@ def test_chosen_rows_come_in_another_shuffle_at_every_pass_and_every_update():
     assert len({tuple(once) for once in (*passes, ids[0].tolist())}) == 5
 
 
+def test_the_beginning_of_a_window_is_what_comes_first_once_it_is_opened():
+    window = Window(5, np.array([40, 7]), (np.array([9, 2, 4]), np.array([12, 11])), ordered=False)
+    sequences, opened = Sequences(GROUPS, seed=3), Sequences(GROUPS, seed=3)
+    opened.open(window)
+    first, second = sequences.beginning(window, [7, 1])
+    assert first.tolist() == drawn(opened, 0, 40, 7)
+    assert second.tolist() == drawn(opened, 1, 7, 1)
+    assert drawn(sequences, 0, 0, 5) == drawn(Sequences(GROUPS, seed=3), 0, 0, 5)
+
+
 def test_a_row_that_was_chosen_twice_comes_twice():
     sequences = Sequences(GROUPS, seed=0)
     sequences.open(Window(0, np.zeros(2, np.int64), (np.array([3, 3, 5]), np.array([10])), ordered=False))

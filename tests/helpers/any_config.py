@@ -50,7 +50,7 @@ def choices(draw: st.DrawFn, most_changes: int = 4) -> tuple[str, list[Change]]:
 def made(variant: str, changes: Sequence[Change]) -> ConfigDict:
     """The configuration that `choices` has drawn."""
     config = base.get_config(variant).unlock()
-    for section in (config.mixer or {}, *weighter_sections(config).values()):
+    for section in (config.mixer or {}, config.selector or {}, *weighter_sections(config).values()):
         if "reference" in section:
             section.reference = "runs/reference"  # or else it would always be refused
     change(config, changes)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dataflex_jax.policies import Embeddings, GradientNorms, Gradients, Influences, Losses, Request
+from dataflex_jax.signals.model_signals import layer_numbers
 
 BATCH = 7
 
@@ -29,19 +30,29 @@ class FakeRows:
         losses: float [n].
         gradients: float [n, size], plain ones.
         preconditioned: float [n, size], what Adam makes of them.
-        hidden: last hidden states [n, T, D].
+        hidden: last hidden states [n, T, D]; or those of all layers [n, L, T, D], of which the signal takes some.
         mask: of `hidden`, [n, T].
+        written: their texts.
         asked: the signals, in order.
     """
 
     def __init__(
-        self, *, losses=None, gradients=None, preconditioned=None, hidden=None, mask=None, groups=None, names=None
+        self,
+        *,
+        losses=None,
+        gradients=None,
+        preconditioned=None,
+        hidden=None,
+        mask=None,
+        written=None,
+        groups=None,
+        names=None,
     ):
-        self.losses, self.hidden, self.mask = losses, hidden, mask
+        self.losses, self.hidden, self.mask, self.written = losses, hidden, mask, written
         self.gradients, self.preconditioned = (
             None if rows is None else np.asarray(rows, np.float32) for rows in (gradients, preconditioned)
         )
-        given = (losses, gradients, preconditioned, hidden)
+        given = (losses, gradients, preconditioned, hidden, written)
         self.num_rows = next(len(rows) for rows in given if rows is not None)
         self.groups = np.zeros(self.num_rows, np.int32) if groups is None else np.asarray(groups, np.int32)
         self.group_names = tuple(names or (f"group{i}" for i in range(self.groups.max() + 1)))
@@ -53,9 +64,14 @@ class FakeRows:
         match signal:
             case Losses():
                 return np.asarray(self.losses, np.float32)[ids]
-            case Embeddings(embed, whole, then):
+            case Embeddings(embed, whole, then, layers):
                 assert not whole, "these hidden states are of the inputs"
-                embeddings = _in_batches(jax.jit(embed), self.hidden[ids], self.mask[ids])
+                if layers is None:
+                    embeddings = _in_batches(jax.jit(embed), self.hidden[ids], self.mask[ids])
+                else:
+                    each = jax.jit(jax.vmap(embed, (1, None), 1))
+                    numbers = np.asarray(layer_numbers(layers, self.hidden.shape[1]))
+                    embeddings = _in_batches(each, self.hidden[ids][:, numbers - 1], self.mask[ids])
                 return (
                     embeddings if then is None else _in_batches(jax.jit(lambda rows: then(rows, operand)), embeddings)
                 )
@@ -77,6 +93,9 @@ class FakeRows:
                 return found if then is None else _in_batches(jax.jit(then), found)
         raise AssertionError(f"nothing to answer {signal} with")
 
+    def texts(self):
+        return iter(self.written)
+
     def gradient_sums(self, weights, parameters="blocks"):
         used = weights.any(axis=1)
         return {"all": jnp.asarray(weights[used].T.astype(np.float64) @ self.gradients[used], jnp.float32)}
@@ -88,12 +107,13 @@ class FakeSignals:
     Attributes:
         candidates: the training rows; None where nobody may ask for them.
         targets: the target set, or None.
+        held_out: the held-out rows, or None.
         checkpoints: this model alone, unless a test says otherwise.
         room: how many directions fit into the memory.
     """
 
-    def __init__(self, candidates=None, targets=None, domain_gradients=None):
-        self.candidates, self.targets, self.room = candidates, targets, 100
+    def __init__(self, candidates=None, targets=None, domain_gradients=None, held_out=None):
+        self.candidates, self.targets, self.held_out, self.room = candidates, targets, held_out, 100
         self.checkpoints = ((1.0, self),)
         self._domain_gradients = domain_gradients
 

@@ -53,7 +53,16 @@ def of_tokens(step, token_losses, reference_losses, mask, domains, num_domains, 
     )
 
 
-def of_rows(losses, *, mask=None, token_losses=None, embeddings=None, reference_losses=None, since_warmup=1):
+def of_rows(
+    losses,
+    *,
+    mask=None,
+    token_losses=None,
+    embeddings=None,
+    reference_losses=None,
+    record_numbers=None,
+    since_warmup=1,
+):
     """What a weighter sees of rows with these losses (of one token each, unless `mask` says otherwise)."""
 
     def array(values):
@@ -71,4 +80,5 @@ def of_rows(losses, *, mask=None, token_losses=None, embeddings=None, reference_
         domains=jnp.zeros((len(losses),), jnp.int32),
         embeddings=array(embeddings),
         reference_losses=array(reference_losses),
+        record_numbers=array(record_numbers),
     )

@@ -13,9 +13,9 @@ def code(page: str) -> list[str]:
 
 
 def write_code(page: str, folder: Path) -> None:
-    """Writes the blocks of Python that begin with the name of their file, "# my_package/mine.py"."""
-    for block in code(page):
-        if match := re.match(r"# (\S+\.py)\n", block):
+    """Writes the blocks of Python and YAML that begin with the name of their file, "# my_package/mine.py"."""
+    for block in re.findall(r"```(?:python|yaml)\n(.*?)```", _text(page), re.DOTALL):
+        if match := re.match(r"# (\S+\.(?:py|yaml))\n", block):
             path = folder / match[1]
             path.parent.mkdir(exist_ok=True)
             path.write_text(block, encoding="utf-8")

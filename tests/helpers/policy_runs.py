@@ -1,6 +1,7 @@
 """Runs that take seconds with policies that weight the loss, by name; see tiny.py."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from tests.helpers import tiny
 from tests.helpers.command import assert_same_curves, copy_of, saved_steps
 
 
-def config(root: Path, mixer: str | None = None, weighter: str | None = None, **fields) -> ConfigDict:
+def config(
+    root: Path, mixer: str | None = None, weighter: str | None = None, selector: str | None = None, **fields
+) -> ConfigDict:
     """8 steps of a one-layer model with policies by name ("loss+adapt" for two weighters); `fields` as in tiny.py."""
     made = tiny.config(root, mixer)
     made.train_step, made.warmup_step, made.update_step, made.eval_rows = 8, 0, 1, 2
@@ -24,6 +27,8 @@ def config(root: Path, mixer: str | None = None, weighter: str | None = None, **
         made.weighter = ConfigDict({name: registry.policy_config("weighter", name) for name in weighter.split("+")})
     elif weighter is not None:
         made.weighter = registry.policy_config("weighter", weighter)
+    if selector is not None:
+        made.selector = registry.policy_config("selector", selector)
     return tiny.having(made, fields)
 
 
@@ -50,9 +55,10 @@ def resumable(root: Path, reference: Path, kind: str, name: str, **fields) -> Co
     return made
 
 
-def some_of(kind: str, *quick: str) -> list:
-    """The names of all policies of a kind, for a parameter: those not in `quick` are slow tests."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in registry.names(kind)]
+def some_of(kind: str, *quick: str, without: Sequence[str] = ()) -> list:
+    """The names of the policies of a kind but some, for a parameter: those not in `quick` are slow tests."""
+    names = [name for name in registry.names(kind) if name not in without]
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def assert_goes_on(made: ConfigDict, folder: Path) -> tuple[list[dict], list[dict]]:

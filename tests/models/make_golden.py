@@ -1,7 +1,7 @@
 """Writes golden/: what Hugging Face transformers makes of tiny models on torch.
 
 NAME.npz: logits, losses (in float64) and gradients. hf_tensors.json: names and shapes of the checkpoints. CHECKPOINT/:
-one of them.
+one of them. classifiers.npz: logits of sequence classification, of the texts `classified_texts`.
 
 Run from the repository root, where torch and transformers are installed: python -m tests.models.make_golden
 """
@@ -46,6 +46,7 @@ MODELS = {
 }
 WITH_GRADIENTS = "qwen2_untied"
 CHECKPOINT = "llama3"
+CLASSIFIERS = {"qwen2_tied": 1, "qwen3": 2, "llama3": 1, "llama_biased": 3, "mistral": 1}  # their numbers of labels
 
 
 def random_params(cfg: ModelConfig, seed: int) -> dict:
@@ -102,6 +103,40 @@ def random_tokens(cfg: ModelConfig, seed: int, length: int = 40) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, cfg.vocab_size, (2, length + 1))
 
 
+def classified_texts(cfg: ModelConfig) -> list[list[int]]:
+    """Tokens of texts of different lengths, without padding."""
+    return [random_tokens(cfg, length, length)[0, :length].tolist() for length in (1, 3, 17, 40)]
+
+
+def classifier_tensors(name: str) -> dict[str, np.ndarray]:
+    """The tensors of a sequence-classification checkpoint, by Hugging Face's names."""
+    params = random_params(from_hf(MODELS[name] | {"tie_word_embeddings": True}), seed=11)
+    head = np.random.RandomState(12).standard_normal((CLASSIFIERS[name], _SIZES["hidden_size"]))
+    return hf_named(params) | {"score.weight": head.astype(np.float32)}
+
+
+def torch_classifier(name: str):
+    """The classifier of transformers with `classifier_tensors`."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**MODELS[name], num_labels=CLASSIFIERS[name])
+    make = transformers.AutoModelForSequenceClassification.from_config
+    model = make(config, attn_implementation="eager", dtype=torch.float32)
+    model.load_state_dict({key: torch.tensor(array) for key, array in classifier_tensors(name).items()})
+    return model
+
+
+def torch_classifications(name: str) -> np.ndarray:
+    """The logits of `classified_texts`, one by one: [texts, labels]."""
+    import torch
+
+    model = torch_classifier(name)
+    texts = classified_texts(from_hf(MODELS[name]))
+    with torch.no_grad():
+        return np.concatenate([model(torch.tensor([text])).logits.numpy() for text in texts])
+
+
 def torch_model(hf: dict, params: dict):
     """The model of transformers with these parameters."""
     import torch
@@ -148,6 +183,7 @@ def main():
         if name == WITH_GRADIENTS:
             arrays |= {f"gradient/{path}": gradient for path, gradient in gradients.items()}
         np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
+    np.savez_compressed(GOLDEN / "classifiers.npz", **{name: torch_classifications(name) for name in CLASSIFIERS})
     lines = [f"{json.dumps(name)}: {json.dumps(shapes)}" for name, shapes in written.items()]
     (GOLDEN / "hf_tensors.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

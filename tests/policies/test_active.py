@@ -81,6 +81,19 @@ def test_without_a_mixer_a_selector_or_an_order_has_the_whole_pool_and_nothing_i
             policies(choices, proportions)
 
 
+def test_a_selector_inside_the_step_leaves_the_draws_as_they_are():
+    chosen = policies("selector=greats", {"data.proportions": (1, 2), "selector.warmup_step": 3})
+    assert (chosen.selector, chosen.by_domain) == (None, True)
+    assert (chosen.online.name, chosen.online.schedule) == ("greats", Schedule(3, 1, -1))
+    assert chosen.names()["selector.name"] == "greats"
+    assert chosen.needs(TARGETS)
+
+
+@pytest.mark.parametrize(("choices", "keep"), [("", None), ("selector=less", None), ("selector=less", 0.25)])
+def test_what_a_selector_keeps(choices, keep):
+    assert policies(choices, {"selector.keep": keep} if keep else {}).keep == keep
+
+
 def test_all_scores_are_kept_unless_a_selector_says_otherwise():
     assert not policies().save_all_scores
     assert policies("selector=loss").save_all_scores
@@ -120,6 +133,7 @@ def test_the_reference_is_whose_policy_wants_one():
         ("mixer=doremi,weighter=rho1", DOREMI | RHO1, "mixer.reference"),
         ("mixer=odm,weighter=rho1", RHO1, "weighter.reference"),
         ("weighter=loss+rho1", {"weighter.rho1.reference": "runs/a"}, "weighter.rho1.reference"),
+        ("selector=rho_loss,weighter=rho1", RHO1 | {"selector.reference": "runs/a"}, "selector.reference"),
         ("mixer=odm,weighter=loss", {}, None),
     ],
 )
@@ -158,6 +172,10 @@ def test_two_references_are_refused(fields, named):
             "order.warmup_step: not used, the order arranges each of the selector's choices; leave it None",
         ),
         ("mixer=odm", {"mixer.alpha": 2.0}, "mixer.alpha = 2.0: must be in"),
+        ("selector=greats,order=sorting", {"order.scores": "selector"}, NO_SCORES),
+        ("selector=full", {"selector.keep": 0.5}, "selector.keep = 0.5: selector 'full' has no choice of its own"),
+        ("selector=greats", {"selector.keep": 0.5}, "selector.keep = 0.5: selector 'greats' has no choice of its own"),
+        ("selector=loss", {"selector.keep": 0.5, "selector.replacement": True}, "selector.keep = 0.5: a candidate is"),
         ("selector=loss", {"selector.update_times": -2}, "selector.update_times = -2: must be >= 0, or -1"),
         ("weighter=loss", {"weighter.r": 0.0}, "weighter.r = 0.0: must be > 0"),
         ("weighter=loss+adapt", {"weighter.adapt.tau": 0.0}, "weighter.adapt.tau = 0.0: must be > 0"),

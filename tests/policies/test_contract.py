@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import TARGETS, Choice, Evidence, Mixer, Order, Selector, Weighter, registry
+from dataflex_jax.policies import TARGETS, Choice, Evidence, Mixer, Online, Order, Selector, Weighter, registry
 from dataflex_jax.policies.base import ScoreSource
 from dataflex_jax.policies.contract import (
     check_evidence,
@@ -187,6 +187,14 @@ def test_ids_are_distinct_places_of_candidates():
             check_ids("mine", np.array(ids), 5, replacement=False)
 
 
+@pytest.mark.parametrize("result", [jnp.arange(3), jnp.arange(2) * 1.0, None])
+def test_what_is_picked_in_a_step_are_as_many_places_as_are_kept(result):
+    online = Online(lambda seen, num: result)
+    policy = checked_selector(scheduled(Selector(None, None, online=online))).policy
+    with pytest.raises(InputError, match=r"^selector 'mine': online.pick returned .*; expected the places of 2 rows"):
+        policy.online.pick(None, 2)
+
+
 @pytest.mark.parametrize("result", [[0, 1], [0, 1, 1], [1, 2, 3], [0.0, 1.0, 2.0], None])
 def test_an_order_is_a_permutation(result):
     policy = checked_order(scheduled(Order(lambda scores, key: np.array(result)))).policy
@@ -219,6 +227,20 @@ def test_a_function_of_the_wrong_number_of_arguments_or_none_is_named():
     assert unfit(made._replace(init=None)) == "it: init is None; expected a function of 1 argument"
     assert unfit(made._replace(log=3)) == "it: log is 3; expected a function of 1 argument, or None"
     assert unfit(Selector(None, lambda evidence, request, num: 0)).startswith("it: one of score and choose is None")
+
+
+def test_what_chooses_inside_the_step_chooses_nothing_between_two():
+    made = Selector(None, None, online=Online(lambda seen, num: seen))
+    check_fields("it", made)
+    assert unfit(made._replace(online=Online(lambda seen: seen))).startswith("it: online: pick is a function of (seen)")
+    for field, value, wanted in (("oversample", 1, "an integer >= 2"), ("target_rows", -1, "an integer >= 0")):
+        message = f"it: online: {field} is {value}; expected {wanted}"
+        assert unfit(made._replace(online=made.online._replace(**{field: value}))) == message
+    comparing = made._replace(online=made.online._replace(target_rows=3))
+    assert unfit(comparing) == "it: online.target_rows is 3; needs must have TARGETS then"
+    check_fields("it", comparing._replace(needs=frozenset({TARGETS})))
+    both = made._replace(score=lambda state, signals, request: 0, choose=lambda evidence, request, num: 0)
+    assert unfit(both).startswith("it: has both score and online")
 
 
 @pytest.mark.parametrize(

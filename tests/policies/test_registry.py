@@ -18,7 +18,25 @@ EVERY_STEP = Schedule(0, 1, -1)
     [
         ("mixer", {"static", "odm", "doremi"}),
         ("weighter", {"loss", "adapt"}),
-        ("selector", {"random", "full", "loss", "delta_loss", "less", "icons", "cluster_less", "near", "tsds", "rds"}),
+        (
+            "selector",
+            {
+                *(
+                    "random",
+                    "full",
+                    "loss",
+                    "delta_loss",
+                    "less",
+                    "icons",
+                    "nice",
+                    "cluster_less",
+                    "near",
+                    "tsds",
+                    "rds",
+                ),
+                *("greats", "rho_loss"),
+            },
+        ),
         ("order", {"sorting", "shuffle", "folding", "zigzag", "segment", "cross_guidance"}),
     ],
 )
@@ -97,6 +115,12 @@ def test_a_plugin_registers_itself_and_its_fields_can_be_overridden(plugin):
     [
         ("selector", "loss", "quantiles", ("a", "b"), r"a tuple \(a finite 32-bit number, a finite 32-bit number\)"),
         ("selector", "loss", "save_all_scores", 1, "True or False"),
+        ("selector", "loss", "keep", "half", "a finite 32-bit number or None"),
+        ("selector", "loss", "keep", 0.0, r"in \(0, 1\]"),
+        ("selector", "loss", "keep", 1.5, r"in \(0, 1\]"),
+        ("selector", "greats", "oversample", 1, ">= 2"),
+        ("selector", "greats", "oversample", 2.5, "a 32-bit integer"),
+        ("selector", "greats", "target_rows", 0, ">= 1"),
         ("selector", "less", "projection_seed", 2**31, "a 32-bit integer"),
         ("mixer", "odm", "initial_proportions", ("a", 1), "a tuple of finite 32-bit numbers, .* a string or None"),
         ("mixer", "odm", "update_step", 10**10, "a 32-bit integer"),
@@ -104,7 +128,7 @@ def test_a_plugin_registers_itself_and_its_fields_can_be_overridden(plugin):
         ("order", "sorting", "dynamic", "yes", "True or False"),
     ],
 )
-def test_a_hyperparameter_of_the_wrong_type_is_refused_by_name(kind, name, field, value, accepted):
+def test_an_impossible_hyperparameter_is_refused_by_name(kind, name, field, value, accepted):
     section = registry.policy_config(kind, name)
     with section.ignore_type():
         section[field] = value

@@ -11,7 +11,7 @@ def titles(figure):
 
 def test_each_metric_of_an_evaluator_is_a_curve_over_steps(tmp_path):
     run = RunRecords.load(write_run(tmp_path / "run", evaluator="mmlu"))
-    figure = evaluator_figure({"run": run}, "mmlu")
+    figure = evaluator_figure({"run": [run]}, "mmlu")
     assert titles(figure) == ["accuracy", "length"]
     (accuracy,) = figure.axes[0].get_lines()
     assert accuracy.get_xdata().tolist() == [10, 20]
@@ -21,17 +21,17 @@ def test_each_metric_of_an_evaluator_is_a_curve_over_steps(tmp_path):
 
 def test_one_evaluation_is_no_curve(tmp_path):
     run = RunRecords.load(write_run(tmp_path / "run", evaluator="mmlu"))
-    assert evaluator_figure({"run": run}, "other") is None
+    assert evaluator_figure({"run": [run]}, "other") is None
     del run.evals[-2]["overall"]["length"]
     assert run.evals[-2]["split"] == "mmlu"
-    assert titles(evaluator_figure({"run": run}, "mmlu")) == ["accuracy"]
+    assert titles(evaluator_figure({"run": [run]}, "mmlu")) == ["accuracy"]
     run.evals[-2]["overall"] = None
-    assert evaluator_figure({"run": run}, "mmlu") is None
+    assert evaluator_figure({"run": [run]}, "mmlu") is None
 
 
 def test_runs_are_compared_by_evaluator_and_by_domain(tmp_path):
     runs = {
-        name: RunRecords.load(write_run(tmp_path / name, evaluator=evaluator, offset=offset))
+        name: [RunRecords.load(write_run(tmp_path / name, evaluator=evaluator, offset=offset))]
         for name, evaluator, offset in (("a", "mmlu", 0.0), ("b", "mmlu", 0.1), ("c", None, 0.2))
     }
     figure = evaluator_figure(runs, "mmlu")

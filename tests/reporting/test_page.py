@@ -61,6 +61,7 @@ def evals_only(folder):
     """Leaves the run little to draw, which takes most of the time."""
     (folder / "metrics.jsonl").unlink()
     (folder / "policy.jsonl").unlink(missing_ok=True)
+    (folder / "times.jsonl").unlink()
     return folder
 
 
@@ -82,7 +83,11 @@ def test_one_run(tmp_path):
 
 def test_several_runs_are_compared_and_the_best_is_marked(tmp_path):
     static = write_run(tmp_path / "static", mixer=False, offset=0.1)
-    page = report(tmp_path, write_run(tmp_path / "odm"), static, write_run(tmp_path / "seed1", seed=1))
+    other = write_run(tmp_path / "other", seed=1)
+    config = json.loads((other / "config.json").read_text())
+    config["config"]["train_step"] = 21
+    (other / "config.json").write_text(json.dumps(config))
+    page = report(tmp_path, write_run(tmp_path / "odm"), static, other)
     rows = page.table("books")
     # nll, perplexity, bits/byte of three runs; the first and the third have equal losses.
     for name in ("books", "code", "web", "overall"):

@@ -75,7 +75,7 @@ def test_evaluators_do_not_change_the_pictures_of_the_held_out_loss(tmp_path):
     run.evals.sort(key=lambda record: record["split"])
     assert run.evals[0]["split"] == "mmlu"
     assert plots.domain_names(run) == plots.domain_names(alone) == ["books", "code", "web"]
-    drawn, expected = (plots.loss_figure({"": r}).axes[0].get_lines() for r in (run, alone))
+    drawn, expected = (plots.loss_figure({"": [r]}).axes[0].get_lines() for r in (run, alone))
     for line, expected_line in zip(drawn, expected, strict=True):
         np.testing.assert_array_equal(line.get_xydata(), expected_line.get_xydata())
 
@@ -245,8 +245,8 @@ def test_smoothing_keeps_the_start_and_a_constant():
 
 def test_steep_losses_get_a_logarithmic_axis(tmp_path):
     run = RunRecords.load(write_run(tmp_path / "run"))
-    assert plots.loss_figure({"run": run}).axes[0].get_yscale() == "log"
+    assert plots.loss_figure({"run": [run]}).axes[0].get_yscale() == "log"
     for record in run.metrics:
         record["loss"] = 3.0 + record["step"] / 1000
     run.evals.clear()
-    assert plots.loss_figure({"run": run}).axes[0].get_yscale() == "linear"
+    assert plots.loss_figure({"run": [run]}).axes[0].get_yscale() == "linear"

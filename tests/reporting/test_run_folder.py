@@ -61,6 +61,16 @@ def test_a_field_of_the_wrong_type_is_named_with_file_and_line(tmp_path, name, l
         RunRecords.load(tmp_path)
 
 
+@pytest.mark.parametrize("time", [None, 5, "yesterday", "2026-01-31T12:00:00"])
+def test_a_time_that_is_none_is_named(tmp_path, time):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "times.jsonl").write_text(json.dumps({"step": 1, "time": time}) + "\n")
+    with pytest.raises(
+        InputError, match=r"times\.jsonl:1: time = .*; a time as 2026-01-31T12:00:00\+00:00 is expected"
+    ):
+        RunRecords.load(tmp_path)
+
+
 def numbered(steps, **fields) -> str:
     return "".join(json.dumps({"step": step, **fields}) + "\n" for step in steps)
 

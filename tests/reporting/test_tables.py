@@ -8,8 +8,8 @@ from dataflex_jax.reporting.tables import evaluation_tables, highlights, overvie
 from tests.helpers.synthetic_run import write_run
 
 
-def loaded(*folders) -> dict[str, RunRecords]:
-    return {folder.name: RunRecords.load(folder) for folder in folders}
+def loaded(*folders) -> dict[str, list[RunRecords]]:
+    return {folder.name: [RunRecords.load(folder)] for folder in folders}
 
 
 def with_data(folder, **fields):
@@ -23,15 +23,15 @@ def with_data(folder, **fields):
 def test_of_runs_that_differ_in_the_seed_alone_none_is_the_best(tmp_path):
     seeds = [write_run(tmp_path / f"seed{i}", seed=i, offset=i / 10) for i in range(2)]
     (table,) = evaluation_tables(loaded(*seeds))
+    assert [head for head, _ in table.rows] == ["books", "code", "web", "overall"]
     assert not any(cell.best for _, cells in table.rows for cell in cells)
-    assert not any(cell.best for cell in table.overall)
-    assert not table.marked
-    assert table.note.startswith("seed0, seed1 differ in the seed alone: ")
+    assert not any("bold" in note for note in table.notes)
+    assert table.notes[0].startswith("seed0, seed1 differ in the seed alone: ")
     other = with_data(write_run(tmp_path / "other", offset=-0.1), seq_len=64)
     (table,) = evaluation_tables(loaded(*seeds, other))
     assert [cell.best for cell in table.rows[0][1]] == [False, False, True] * 3
-    assert table.marked
-    assert table.note.startswith("seed0, seed1 differ in the seed alone: ")
+    assert table.notes[-1] == "The best of each row is bold."
+    assert table.notes[0].startswith("seed0, seed1 differ in the seed alone: ")
 
 
 def test_the_length_of_the_rows_that_the_data_have_is_shown(tmp_path):
@@ -39,7 +39,7 @@ def test_the_length_of_the_rows_that_the_data_have_is_shown(tmp_path):
     examples = with_data(write_run(tmp_path / "examples"), cutoff_len=512, formatting="alpaca")
     listed = with_data(write_run(tmp_path / "listed"), cutoff_len=256, source="dataset_info", formatting=None)
     shown = [
-        {name: text for name, text in highlights(loaded(run)) if name.endswith("_len")}
+        {name: text for name, text in highlights([RunRecords.load(run)]) if name.endswith("_len")}
         for run in (documents, examples, listed)
     ]
     assert shown == [{"data.seq_len": "128"}, {"data.cutoff_len": "512"}, {"data.cutoff_len": "256"}]
@@ -55,5 +55,5 @@ def test_the_throughput_is_the_median_of_the_whole_run(tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines[-1]["tokens_per_second"] = 7.0
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    cells = dict(overview(loaded(folder)))
+    cells = dict(overview(loaded(folder)).rows)
     assert cells["tokens/s, median"][0].text == "50,000"

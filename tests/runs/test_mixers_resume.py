@@ -46,3 +46,15 @@ def test_every_mixer_goes_on_as_if_never_interrupted(root, reference, tmp_path, 
                 moved = before * np.exp(score / 0.01)
                 np.testing.assert_allclose(weights, moved / moved.sum(), rtol=1e-4)
             before = weights
+
+
+@pytest.mark.slow
+def test_rewards_by_held_out_losses_go_on_as_if_never_interrupted(root, reference, tmp_path):
+    fields = {"mixer__reward": "validation", "mixer__reward_scale": 9.0, "update_step": 3, "eval_rows": 2}
+    _, lines = policy_runs.assert_goes_on(policy_runs.resumable(root, reference, "mixer", "odm", **fields), tmp_path)
+    states = [line["state"] for line in lines]
+    counts = [state["count"] for state in states]
+    assert counts == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+    assert set(states[0]["fall"].values()) == {0.0}
+    assert all(state["held_out"] != states[0]["held_out"] for state in states[3:])
+    assert states[-1]["weights"] != states[0]["weights"]

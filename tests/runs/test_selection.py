@@ -52,6 +52,9 @@ def test_a_run_trains_on_exactly_what_was_chosen(roots, tmp_path, monkeypatch, k
         assert arrays["all_scores"].dtype == np.float32
         assert list(line["domain_share"].values()) == (np.bincount(arrays["domains"], minlength=2) / len(ids)).tolist()
         assert ("records" in arrays) == (kind == "questions")
+        told = tiny.records(tmp_path / "selections", f"step_{step:08d}.jsonl")
+        assert [line["score"] for line in told if line["end"] == "highest"] == sorted(arrays["all_scores"])[:-11:-1]
+        assert all(line["chosen"] == (line["id"] in ids) and len(line["text"]) > 2 for line in told)
         if selector == "less":
             np.testing.assert_array_equal(scores, np.sort(arrays["all_scores"])[::-1][: 2 * BATCH])
     ever = [set(chosen[1]["ids"].tolist()), {*chosen[1]["ids"].tolist(), *chosen[3]["ids"].tolist()}]
@@ -221,5 +224,8 @@ def test_what_is_selected_once_is_no_more_than_a_run_draws(roots, tmp_path, monk
 def test_a_restart_makes_its_own_selections_again_and_leaves_others_alone(tmp_path):
     for name in ("step_00000002", "step_00000004", "step_best", "step_", "mine"):
         (tmp_path / f"{name}.npz").touch()
+    for name in ("step_00000002", "step_00000004"):
+        (tmp_path / f"{name}.jsonl").touch()
     Selection.forget_after(SimpleNamespace(_folder=tmp_path), 4)
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["mine", "step_", "step_00000002", "step_best"]
+    kept = {"mine.npz", "step_.npz", "step_00000002.jsonl", "step_00000002.npz", "step_best.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -16,8 +16,10 @@ from tests.runs.test_resume import interrupted_at
 # What a policy must be given beside its defaults, by name.
 FIELDS = {
     "cluster_less": {"selector__cluster_size": 8, "selector__samples_per_cluster": 2},
+    "coincide": {"selector__num_clusters": 8},
     "icons": {"targets__group_field": "kind"},
     "delta_loss": {"selector__baseline": "warmup"},
+    "nice": {"selector__reward": "tests.helpers.rewards:letters", "selector__max_new_tokens": 8},
 }
 
 
@@ -31,9 +33,10 @@ def assert_same_run(folder, reference):
     tiny_chat.assert_same_selections(folder, reference)
 
 
-@pytest.mark.parametrize("name", some_of("selector", "less", "delta_loss"))
+@pytest.mark.parametrize("name", some_of("selector", "less", "delta_loss", without=("greats", "rho_loss")))
 def test_every_selector_goes_on_as_if_never_interrupted(root, tmp_path, name):
-    """Killed before its first choice, inside a window, and at the border of two."""
+    """Killed before its first choice, inside a window, and at the border of two; those that choose inside the step are
+    in test_online_selection.py."""
     config = tiny_chat.config(root, selector=name, checkpoint_every=1, keep=9, train_step=5, **FIELDS.get(name, {}))
     train_and_evaluate(config, tmp_path / "whole")
     steps = saved_steps(tmp_path / "whole")
@@ -86,6 +89,8 @@ def stopping_at_poll(number):
         *[pytest.param({"selector": "less"}, poll, 1, marks=pytest.mark.slow) for poll in (1, 3, 6)],
         ({"selector": "loss", "order": "sorting", "order__dynamic": True}, 6, 1),  # the choice is made, not its order
         ({"order": "sorting", "order__dynamic": True, "sweep__batch_rows": 8}, 4, 3),
+        # Of two targets four responses each are one batch: stopped right before it.
+        pytest.param({"selector": "nice", "targets__group_rows": 1} | FIELDS["nice"], 1, 1, marks=pytest.mark.slow),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )

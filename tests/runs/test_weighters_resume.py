@@ -19,7 +19,8 @@ def reference(root, tmp_path_factory):
     return policy_runs.train(tmp_path_factory.mktemp("reference"), root, train_step=3, seed=1)
 
 
-@pytest.mark.parametrize("name", policy_runs.some_of("weighter", "loss", "adapt"))
+# `field`, which wants records, does in tests/data/test_record_numbers.py.
+@pytest.mark.parametrize("name", policy_runs.some_of("weighter", "loss", "adapt", without=("field",)))
 def test_every_weighter_goes_on_as_if_never_interrupted(root, reference, tmp_path, name):
     config = policy_runs.resumable(root, reference, "weighter", name, **FIELDS.get(name, {}))
     metrics, policy = policy_runs.assert_goes_on(config, tmp_path)

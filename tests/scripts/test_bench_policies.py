@@ -17,7 +17,7 @@ def root(tmp_path_factory):
 @pytest.mark.slow
 def test_policies_are_paired_with_static_and_refreshed_apart(root, tmp_path):
     output = tmp_path / "policies.json"
-    policies = ("adapt", "doremi, cached losses", "ado")
+    policies = ("adapt", "doremi, cached losses", "ado", "greats")
     chosen = ",".join(f'"{name}"' for name in policies)
     run("policies.py", *MODEL, *data(root), f"--policies={chosen}", "--rounds=1", "--block=4", f"--output={output}")
     result = json.loads(output.read_text())
@@ -27,7 +27,7 @@ def test_policies_are_paired_with_static_and_refreshed_apart(root, tmp_path):
     for name, policy in result["policies"].items():
         assert len(policy["time_over_static"]["values"]) == 1
         assert min(policy["step_seconds"]["values"]) > 0
-        assert (policy["refresh_seconds"] is None) == (name == "doremi, cached losses")
+        assert (policy["refresh_seconds"] is None) == (name in ("doremi, cached losses", "greats"))
     # The first policy of a round is between the first block of static and the first of those that are kept.
     ours = result["policies"]["adapt"]
     after = result["static_step_seconds"]["values"][0]

@@ -12,7 +12,7 @@ from dataflex_jax.data.window import Sequences, Window
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import Choice, Evidence, Request, Selector
 from dataflex_jax.policies.schedule import Schedule, Scheduled
-from dataflex_jax.selection.choosing import Chooser, Chosen, described
+from dataflex_jax.selection.choosing import Chooser, Chosen, described, share_of
 from tests.helpers.fake_signals import FakeRows, FakeSignals
 
 GROUPS = (Group("a", 0, 6), Group("b", 6, 9))
@@ -24,11 +24,11 @@ def best(evidence, request, num):
     return Choice(ids, evidence.rows[ids], evidence.rows)
 
 
-def chosen(counts, choose=best, **fields):
+def chosen(counts, choose=best, again=True, **fields):
     policy = Selector(lambda state, signals, request: (Evidence(SCORES), state), choose, **fields)
     chooser = Chooser(Scheduled("mine", policy, Schedule(0, 1, -1)), SimpleNamespace(num_rows=9), GROUPS)
     request = Request(jnp.int32(1), jnp.int32(1), jax.random.key(0))
-    return chooser.choose({}, FakeSignals(FakeRows(losses=SCORES)), request, counts)[0]
+    return chooser.choose({}, FakeSignals(FakeRows(losses=SCORES)), request, counts, again=again)[0]
 
 
 def test_a_choice_of_more_than_there_are_takes_each_once_before_any_again():
@@ -45,6 +45,13 @@ def test_a_choice_of_more_than_there_are_takes_each_once_before_any_again():
     # The best come once more, as the choice says; used up, it begins again.
     assert sorted(drawn[10:12]) == sorted(drawn[22:]) == [0, 3]
     assert len({tuple(drawn[start : start + 5]) for start in (0, 5, 12, 17)}) > 2
+
+
+def test_what_is_kept_of_too_few_candidates_is_all_of_them_once():
+    found = chosen([6, 2], again=False)
+    assert found.ids.tolist() == [3, 0, 5, 1, 4, 7, 6]
+    assert found.groups == (slice(0, 5), slice(5, 7))
+    assert [share_of(share, 9) for share in (1.0, 0.5, 0.01)] == [9, 4, 1]
 
 
 def test_what_may_be_taken_several_times_comes_as_often():

@@ -9,6 +9,8 @@ import optax
 import pytest
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.models.layout import param_shardings
+from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import (
     Alignments,
     Embeddings,
@@ -18,9 +20,12 @@ from dataflex_jax.policies.signals import (
     Preconditioner,
     Projection,
 )
+from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.moments import AdamState
-from dataflex_jax.signals.registry import Subject
+from dataflex_jax.signals.registry import Subject, row_function
+from dataflex_jax.signals.row_sets import ModelSignals
 from dataflex_jax.signals.rows import named_leaves, selected_paths
+from dataflex_jax.signals.sweep import Sweeper, source
 from tests.helpers.array_rows import POOL, TARGET_IDS, TARGET_POOL, signals_of, whole_batch
 from tests.helpers.gradient_model import (
     ADAPTED,
@@ -72,6 +77,56 @@ def test_embeddings_are_of_the_hidden_states_without_padding():
     signals = signals_of(Subject(model))
     assert_same(swept(signals, Embeddings(mean)), expected)
     assert_same(swept(signals, Embeddings(mean, then=scaled), np.float32(3)), 3 * np.asarray(expected))
+
+
+DEEP = dataclasses.replace(MODEL, num_hidden_layers=4)
+
+
+def mean_direction(hidden, real):
+    """Of states scaled to length 1, as a final norm with scales of 1 leaves their directions."""
+    return mean(hidden / jnp.linalg.norm(hidden, axis=2, keepdims=True), real)
+
+
+@pytest.mark.parametrize(("layers", "numbers"), [((-1, 1, -2), [4, 1, 3]), (2, [1, 3]), (9, [1, 2, 3, 4])], ids=str)
+def test_embeddings_of_some_layers_are_those_of_models_that_end_there(layers, numbers):
+    model, batch = build(DEEP), whole_batch()
+    expected = []
+    for number in numbers:
+        first = jax.tree.map(lambda stacked, n=number: stacked[:n], model.params["layers"])
+        cut = Model.shape(dataclasses.replace(DEEP, num_hidden_layers=number))
+        hidden = jax.jit(Model.hidden_states)(cut.having({**model.params, "layers": first}), batch)
+        expected.append(mean_direction(hidden, batch.real_inputs))
+    signals = signals_of(Subject(model))
+    found = swept(signals, Embeddings(mean_direction, layers=layers))
+    assert found.shape == (POOL.num_rows, len(numbers), DEEP.hidden_size)
+    assert_same(found, np.stack(expected, axis=1))
+    assert_same(swept(signals, Embeddings(mean_direction, then=scaled, layers=layers), np.float32(3)), 3 * found)
+
+
+def test_no_more_than_one_layers_hidden_states_are_kept():
+    model, batch = build(DEEP), jax.tree.map(jnp.asarray, whole_batch())
+    function = row_function(Embeddings(mean, layers=(1, 3)))
+    program = str(jax.make_jaxpr(lambda model: function((Subject(model), None), batch))(model))
+    rows, tokens = batch.mask.shape
+    assert f"[{rows},{tokens},{DEEP.hidden_size}]" in program
+    assert f"[{DEEP.num_hidden_layers},{rows},{tokens},{DEEP.hidden_size}]" not in program
+
+
+def test_embeddings_of_some_layers_on_eight_devices():
+    mesh, model = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), build(DEEP)
+    signal = Embeddings(mean, layers=(1, -1))
+    expected = signals_of(Subject(model)).candidates.sweep(signal)
+    with jax.set_mesh(mesh):
+        split = model.having(jax.device_put(model.params, param_shardings(mesh, model.params)))
+        found = ModelSignals(Subject(split), Sweeper(mesh, rows=4), source(POOL, mesh)).candidates.sweep(signal)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("layer", [0, 5, -5])
+def test_a_layer_that_there_is_not_is_named(layer):
+    line = rf"^layer {layer} is asked for, but the model has 4; layers from 1 to 4, or from -1 \(the last\) to -4, are"
+    with pytest.raises(InputError, match=line):
+        signals_of(Subject(build(DEEP))).candidates.sweep(Embeddings(mean, layers=(1, layer)))
 
 
 def scaled(features, operand):

@@ -2,18 +2,26 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
+from dataflex_jax.policies.common.exact import Compared, scores
+from dataflex_jax.policies.signals import GradientNorms
+from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.registry import Subject, register_signal
+from dataflex_jax.signals.sweep import source
 from tests.helpers.array_rows import (
     POOL,
     TARGET_GROUPS,
     TARGET_IDS,
     TARGET_NAMES,
     TARGET_POOL,
+    pool_of,
+    random_rows,
     signals_of,
     whole_batch,
 )
@@ -96,3 +104,21 @@ def test_a_model_alone_has_weight_one_and_what_it_is_not_given_is_missing():
     assert signals.targets is None
     assert signals.checkpoints == ((1.0, signals),)
     assert (signals.domain_gradients(), made) == ("gram", [1])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda signals: scores(Compared(None, "mean_of_cos", "all"), signals, "max"),
+        lambda signals: signals.targets.sweep(GradientNorms()),
+        lambda signals: signals.targets.gradient_sums(np.ones((6, 1))),
+    ],
+    ids=["exact influence", "norms", "directions"],
+)
+def test_gradients_of_packed_targets_are_refused_by_name(ask):
+    pool = pool_of(tasks=random_rows(6, 2)._replace(packed=True))
+    targets = TargetSet(pool, np.arange(6), np.zeros(6, int), ("tasks",))
+    mesh = make_mesh({}, jax.devices()[:1])
+    signals = signals_of(Subject(build(MODEL)), targets=(targets, source(pool, mesh)))
+    with pytest.raises(InputError, match=r"^config\.data\.packing = True: a row of the targets has several examples"):
+        ask(signals)

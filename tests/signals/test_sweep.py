@@ -238,3 +238,13 @@ def test_similarities_depend_on_nothing_but_their_row(opened):
             evidence, _ = rds().score({}, signals(opened, mesh, rows=rows, buckets=buckets), None)
             found.append(np.asarray(evidence.rows))
     np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_all_hosts_go_by_the_first_ones_memory_whatever_its_size(monkeypatch):
+    """Between hosts JAX sends 32 bits of an integer."""
+    monkeypatch.setattr(
+        sweep.multihost_utils, "broadcast_one_to_all", lambda array: np.asarray(jnp.asarray(array.astype(np.int32)))
+    )
+    for memory in (5, 2**31, 2**32, 80 * 2**30 + 7):
+        assert sweep._first_hosts(memory) == memory
+    assert Sweeper(make_mesh({}, jax.devices()[:1])).device_memory == 4 * 2**30

@@ -1,5 +1,6 @@
 """Evaluators: the held-out loss against sums by hand, and one that a plugin brings."""
 
+import importlib.util
 import math
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from dataflex_jax.configs import base
 from dataflex_jax.data.domains import open_domains
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder
@@ -172,3 +174,33 @@ def test_an_evaluator_that_is_none_or_raises_is_named(monkeypatch):
         run(None)
     with pytest.raises(InputError, match="what makes it must be a function of an EvaluationContext"):
         register_evaluator("without arguments")(lambda: None)
+
+
+class _Tasks:
+    """In the place of the harness's, which takes seconds to open them."""
+
+    def __init__(self, settings, tokenizer, mesh):
+        self.settings = settings
+
+    def results(self, name, model):
+        table = {"acc,none": 0.5, "acc_stderr,none": 0.1, "limit,none": self.settings.limit}
+        return {"results": {name: table}, "group_subtasks": {}, "n-samples": {name: {"effective": 4}}}
+
+
+def test_tasks_of_the_harness_are_evaluators_beside_the_others(monkeypatch):
+    monkeypatch.setattr(evaluation.harness, "Tasks", _Tasks)
+    config = base.get_config()
+    config.update(evaluators=(), eval_tasks=("mmlu", "arc_easy"), eval_tasks_every=7, eval_limit=3)
+    mmlu, arc = evaluation.evaluators(EvaluationContext(config, (), None, None))
+    assert [(each.name, each.every) for each in (mmlu, arc)] == [("mmlu", 7), ("arc_easy", 7)]
+    overall = {"acc": 0.5, "acc_stderr": 0.1, "limit": 3.0, "samples": 4}
+    assert arc.run(None) == {"split": "arc_easy", "domains": {}, "overall": overall}
+
+
+def test_tasks_that_cannot_be_asked_are_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    config = base.get_config()
+    evaluation.check_evaluators(config)
+    config.eval_tasks = ("mmlu",)
+    with pytest.raises(InputError, match=r"^config.eval_tasks = \('mmlu',\): needs lm_eval, .*dataflex_jax\[eval\]"):
+        evaluation.check_evaluators(config)

@@ -134,7 +134,7 @@ def test_a_read_only_store_is_used_where_it_is_complete(folder, tmp_path, monkey
     opened(tmp_path / "part", until=6)
     damage.make_read_only(monkeypatch)
     assert opened(folder)[1] == []
-    with pytest.raises(InputError, match=r"part is not a writable folder: .* \(losses are missing\)"):
+    with pytest.raises(InputError, match=r"part is not a writable folder: .* \(reference losses are missing\)"):
         opened(tmp_path / "part")
 
 

@@ -8,7 +8,16 @@ import pytest
 
 from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import Mixer, Weighter, register_mixer, register_weighter, registry
+from dataflex_jax.policies import (
+    Mixer,
+    Online,
+    Selector,
+    Weighter,
+    register_mixer,
+    register_selector,
+    register_weighter,
+    registry,
+)
 from dataflex_jax.policies.active import active_policies
 from dataflex_jax.training.rehearsal import Sizes, rehearse
 
@@ -26,15 +35,20 @@ def counting(update=None, weights=lambda state: state.weights, **functions):
     return Mixer(lambda natural: State(natural, 0), update, weights, **functions)
 
 
-def rehearsed(monkeypatch, variant, *, mixer=None, weighter=None):
-    for kind, register, policy in (("mixer", register_mixer, mixer), ("weighter", register_weighter, weighter)):
+def rehearsed(monkeypatch, variant, *, mixer=None, weighter=None, selector=None):
+    for kind, register, policy in (
+        ("mixer", register_mixer, mixer),
+        ("weighter", register_weighter, weighter),
+        ("selector", register_selector, selector),
+    ):
         registry.names(kind)
         monkeypatch.setitem(registry._FACTORIES, kind, dict(registry._FACTORIES[kind]))
         if policy is not None:
             register("mine")(_factory(policy))
     config = base.get_config(variant)
-    if config.mixer and "reference" in config.mixer:
-        config.mixer.reference = "a run"
+    for section in (config.mixer, config.selector):
+        if section and "reference" in section:
+            section.reference = "a run"
     policies = active_policies(config).drawing(NATURAL)
     states = tuple(scheduled.policy.init(SIZES.hidden) for scheduled in policies.weighters)
     rehearse(policies, policies.mixer.policy.init(NATURAL), states, SIZES)
@@ -101,4 +115,22 @@ def test_a_mixer_that_no_step_can_work_with_is_named(monkeypatch, mixer, message
 def test_a_weighter_that_no_step_can_work_with_is_named(monkeypatch, weigh, message):
     with pytest.raises(InputError, match=r"^weighter 'mine': ") as caught:
         rehearsed(monkeypatch, "weighter=mine", weighter=Weighter(lambda width: (), weigh))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["greats", "rho_loss"])
+def test_every_selector_inside_the_step_passes(monkeypatch, name):
+    rehearsed(monkeypatch, f"selector={name}")
+
+
+@pytest.mark.parametrize(
+    ("pick", "message"),
+    [
+        (lambda seen, num: jnp.arange(num + 1), "online.pick returned int32[9]; expected the places of 8 rows, int[8]"),
+        (lambda seen, num: jnp.argsort(seen.losses @ seen.gradients.gram)[:num], "online.pick raised AttributeError"),
+    ],
+)
+def test_a_selector_that_picks_what_no_step_can_work_with_is_named(monkeypatch, pick, message):
+    with pytest.raises(InputError, match=r"^selector 'mine': ") as caught:
+        rehearsed(monkeypatch, "selector=mine", selector=Selector(None, None, online=Online(pick)))
     assert message in str(caught.value)

@@ -12,10 +12,16 @@ import pytest
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies.selectors.delta_loss import in_window
 from dataflex_jax.selection.records import chosen_records
+from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.row_sets import SweptRows
 from dataflex_jax.training import optim, selecting
 from dataflex_jax.training.selecting import learning_rates, select
-from tests.helpers import select_run, tiny, tiny_chat
+from tests.helpers import (
+    select_run,
+    several,  # noqa: F401 - registers it
+    tiny,
+    tiny_chat,
+)
 from tests.helpers.select_run import SELECTOR
 
 
@@ -40,6 +46,19 @@ def test_the_scores_are_those_of_training(root, run):
         np.testing.assert_allclose(chosen.all_scores, trained["all_scores"], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(chosen.ids, trained["ids"])
         np.testing.assert_allclose(chosen.scores, trained["scores"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_selectors_by_embeddings_and_words_choose_the_same_on_one_device_and_on_eight(root, run, monkeypatch):
+    config = tiny_chat.config(root, selector="several")
+    _, on_eight = select(config.copy_and_resolve_references(), at(run, 4), None, 16)
+    monkeypatch.setattr(selecting, "make_mesh", lambda sizes: make_mesh({}, jax.devices()[:1]))
+    _, on_one = select(config, at(run, 4), None, 16)
+    np.testing.assert_array_equal(on_eight.all_scores, on_one.all_scores)
+    np.testing.assert_array_equal(on_eight.ids, on_one.ids)
+    # Each of the five has chosen 16.
+    which = np.asarray(on_one.all_scores, int) % 32
+    assert [int(((which >> place) & 1).sum()) for place in range(5)] == [16] * 5
 
 
 @pytest.mark.slow
@@ -73,7 +92,20 @@ def test_other_selectors_take_the_last_checkpoint_and_the_first_as_baseline(root
     np.testing.assert_array_equal(chosen.all_scores == chosen.all_scores.max(), inside)
 
 
-def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch):
+NICE = {"selector": "nice", "selector__reward": "tests.helpers.rewards:letters", "selector__max_new_tokens": 6}
+
+
+@pytest.mark.slow
+def test_checkpoints_answer_one_after_the_other(root, run):
+    config = tiny_chat.config(root, **NICE, selector__group_agg="mean")
+    weights = [0.25, 2.0]
+    apart = [select(config, at(run, step), None, 5)[1].all_scores for step in (2, 4)]
+    _, chosen = select(config, at(run, 2, 4), weights, 5)
+    np.testing.assert_allclose(chosen.all_scores, 0.25 * apart[0] + 2.0 * apart[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [SELECTOR, pytest.param(NICE, marks=pytest.mark.slow)], ids=["less", "nice"])
+def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch, fields):
     reads = []
     original = selecting.open_model
 
@@ -85,7 +117,7 @@ def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch):
         return model
 
     monkeypatch.setattr(selecting, "open_model", opened)
-    select(tiny_chat.config(root, **SELECTOR), at(run, 2, 4), None, 5)
+    select(tiny_chat.config(root, **fields), at(run, 2, 4), None, 5)
     second, fourth = at(run, 2, 4)
     assert [source for source, _ in reads] in ([second, fourth], [fourth, second, fourth])
 
@@ -93,6 +125,14 @@ def test_one_checkpoint_is_in_memory_at_a_time(root, run, monkeypatch):
 def test_by_default_a_twentieth_is_chosen(root, run):
     pool, chosen = select(tiny_chat.config(root, **SELECTOR), at(run, 5), None, None)
     assert len(chosen.ids) == round(0.05 * pool.num_rows) == 3
+
+
+def test_the_share_that_a_selector_keeps_is_chosen(root, run):
+    config = tiny_chat.config(root, selector="random", selector__keep=0.4)
+    pool, chosen = select(config, at(run, 5), None, None)
+    assert len(chosen.ids) == round(0.4 * pool.num_rows)
+    with pytest.raises(InputError, match=r"^config.selector.keep = 0.4: not together with --num=5; leave one out"):
+        select(config, at(run, 5), None, 5)
 
 
 def test_more_than_there_are_repeats_every_candidate_equally(root, run):
@@ -104,6 +144,9 @@ def test_a_selector_that_scores_is_needed(root, run):
     for options in ({}, {"selector": "full"}):
         with pytest.raises(InputError, match="--config: needs a selector that scores"):
             select(tiny_chat.config(root, **options), at(run, 5), None, 5)
+    options = {"selector": "rho_loss", "selector__reference": str(run)}
+    with pytest.raises(InputError, match=r"^config.selector.name = 'rho_loss': chooses inside training steps"):
+        select(tiny_chat.config(root, **options), at(run, 5), None, 5)
 
 
 def test_rows_of_documents_have_no_records(tmp_path, run):

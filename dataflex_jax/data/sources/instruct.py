@@ -96,6 +96,7 @@ class ConversationReader:
         tags: {"role_tag": ..., ...}: the keys and roles of a message; empty for alpaca and pairs.
         columns: fields that the records of a table must have.
         optional_columns: further fields, read where they are.
+        weight_key: the key of a message's weight; None: messages have none but the marks of the loss.
     """
 
     formatting: str
@@ -103,6 +104,7 @@ class ConversationReader:
     tags: Mapping[str, str]
     columns: tuple[str, ...]
     optional_columns: tuple[str, ...]
+    weight_key: str | None = None
 
     @classmethod
     def usual(cls, formatting: str) -> "ConversationReader":
@@ -153,7 +155,9 @@ class ConversationReader:
     @property
     def identity(self) -> dict[str, Any]:
         """JSON that changes when the conversations do."""
-        return {"formatting": self.formatting, "columns": dict(self.fields), "tags": dict(self.tags), "version": 1}
+        weights = {} if self.weight_key is None else {"weight_key": self.weight_key}
+        fields, tags = dict(self.fields), dict(self.tags)
+        return {"formatting": self.formatting, "columns": fields, "tags": tags, "version": 1, **weights}
 
     def text(self, fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """(canonical JSON, None), or (None, what is wrong with the record)."""
@@ -231,7 +235,10 @@ class ConversationReader:
     def _listed_turns(self, fields: Mapping[str, Any]) -> list[Message]:
         field = self.fields["messages"]
         messages = self._required(fields, "messages", list)
-        return [turn(message, self.tags, f"message {number} of {field!r}") for number, message in enumerate(messages)]
+        return [
+            turn(message, self.tags, f"message {number} of {field!r}", self.weight_key)
+            for number, message in enumerate(messages)
+        ]
 
     def _required(self, fields: Mapping[str, Any], name: str, kind: type) -> Any:
         field = self.fields[name]

@@ -18,6 +18,7 @@ MARKS = ("weight", "loss_weight", "train", "loss")
 _ABOUT_TRAINING = re.compile(
     r"(^|_)(weights?|loss(es)?|train(ed|ing|able)?|mask(s|ed)?|labels?|targets?|learn(ed|able)?|supervised?)(_|$)"
 )
+_LARGEST = 3.4e38  # of float32, about
 _KEPT_KEYS = ("name", "tool_call_id", "reasoning_content")
 _THOUGHTS = ("reasoning", "thinking")  # other names of "reasoning_content"
 _CALL_KEYS = {"name", "arguments", "id", "type", "index"}
@@ -27,13 +28,14 @@ class BadRecord(ValueError):
     """What is wrong with a record, in words."""
 
 
-def turn(message: Any, tags: Mapping[str, str], place: str) -> Message:
+def turn(message: Any, tags: Mapping[str, str], place: str, weight_key: str | None = None) -> Message:
     """The canonical form of a record's message.
 
     Args:
         message: as the record has it.
         tags: {"role_tag": ..., ...}: its keys and the names of its roles.
         place: where it stands, for messages.
+        weight_key: the key of an assistant's message's weight, any number >= 0; with 0 it is context only.
 
     Raises:
         BadRecord: it is no message, has an unknown role or no text, or asks for a loss that there is not.
@@ -65,9 +67,18 @@ def turn(message: Any, tags: Mapping[str, str], place: str) -> Message:
     elif calls:
         made["tool_calls"] = _calls(calls, place)
     keys = {key: value for key, value in message.items() if key not in (role_tag, content_tag)}
-    if not _is_target(keys, made["role"], place):
+    weight = keys.pop(weight_key, None) if made["role"] == "assistant" else None
+    if weight is not None and not is_weight(weight):
+        value = one_line(repr(weight), 80)
+        raise BadRecord(f"{place}: {weight_key!r} is {value}; a finite number >= 0 is expected")
+    if not _is_target(keys, made["role"], place) or weight == 0:
         made["target"] = False
     return made
+
+
+def is_weight(value: Any) -> bool:
+    """Whether it can be a weight: a number >= 0 that float32 holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LARGEST
 
 
 def _other_thoughts(message: Mapping[str, Any]) -> str | None:
@@ -83,7 +94,8 @@ def _is_target(keys: Mapping[str, Any], role: str, place: str) -> bool:
         if key in MARKS:
             if not isinstance(value, int | float) or value not in (0, 1):
                 value = one_line(repr(value), 80)
-                raise BadRecord(f"{place}: {key!r} is {value}; must be 0 or false (context only) or 1 or true (learnt)")
+                accepted = "must be 0 or false (context only) or 1 or true (learnt)"
+                raise BadRecord(f"{place}: {key!r} is {value}; {accepted}, unless the weighter 'field' goes by turns")
             if value and role != "assistant":
                 raise BadRecord(
                     f"{place}: {key!r} is {value}; only the assistant's messages are learnt, not a {role}'s"

@@ -107,21 +107,24 @@ class _Sample:
         parts: read through once to count their records.
         columns: fields that their records have.
         count: of records; where there are fewer, all are chosen.
+        at_random: whether they are drawn at random; otherwise they are the first.
     """
 
     parts: tuple[Part, ...]
     columns: tuple[str, ...]
     count: int
+    at_random: bool = True
 
     @functools.cached_property
     def chosen(self) -> tuple[set[int], ...]:
         """The numbers of the chosen records of each part."""
         every = [(n, record.index) for n, part in enumerate(self.parts) for record in part.records(self.columns, 0)]
-        if self.count > len(every):
+        if self.at_random and self.count > len(every):
             place = self.parts[0].place(0)
             logger.warning("%s: a sample of %d records is asked for, but there are %d", place, self.count, len(every))
         chosen = tuple(set() for _ in self.parts)
-        for i in np.random.default_rng(0).permutation(len(every))[: self.count]:
+        order = np.random.default_rng(0).permutation(len(every)) if self.at_random else range(len(every))
+        for i in order[: self.count]:
             number, index = every[i]
             chosen[number].add(index)
         return chosen
@@ -142,7 +145,8 @@ class SampledPart:
 
     def fingerprint(self, hash_file: Callable[[Path], str]) -> str:
         """Changes when the records do."""
-        return f"{self.sample.count} of {self.part.fingerprint(hash_file)}"
+        which = "" if self.sample.at_random else "first "
+        return f"{which}{self.sample.count} of {self.part.fingerprint(hash_file)}"
 
     def records(self, columns: Sequence[str], start: int, optional: Sequence[str] = ()) -> Iterator[Record]:
         """Chosen records from number `start` on."""
@@ -157,4 +161,10 @@ class SampledPart:
 def sampled(parts: Sequence[Part], columns: Sequence[str], count: int) -> tuple[SampledPart, ...]:
     """`count` records of all `parts` together, chosen at random once and for all; they have the fields `columns`."""
     sample = _Sample(tuple(parts), tuple(columns), count)
+    return tuple(SampledPart(part, number, sample) for number, part in enumerate(parts))
+
+
+def first(parts: Sequence[Part], columns: Sequence[str], count: int) -> tuple[SampledPart, ...]:
+    """The first `count` records of all `parts` together; they have the fields `columns`."""
+    sample = _Sample(tuple(parts), tuple(columns), count, at_random=False)
     return tuple(SampledPart(part, number, sample) for number, part in enumerate(parts))

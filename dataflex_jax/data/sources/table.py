@@ -21,7 +21,9 @@ from dataflex_jax.data.sources.builtin import builtin_streams
 from dataflex_jax.data.sources.dataset_info import dataset_info_streams
 from dataflex_jax.data.sources.formattings import formatting
 from dataflex_jax.data.sources.hub import hub_streams
+from dataflex_jax.data.sources.instruct import ConversationReader
 from dataflex_jax.data.sources.local import local_streams
+from dataflex_jax.data.sources.parts import first
 from dataflex_jax.data.sources.streams import Stream
 from dataflex_jax.errors import InputError
 
@@ -117,6 +119,9 @@ def check(data: ConfigDict, section: str = "data") -> None:
     for field, why in record.refuses.items():
         if data[field] is not None:
             raise InputError(f"not with source {record.name!r}: {why}; set it to None", option=f"{section}.{field}")
+    if section == "data" and data.max_samples is not None and data.domain_field is not None:
+        reason = "not with config.data.domain_field, which puts several domains into the same files"
+        raise InputError(reason, option="data.max_samples", value=data.max_samples)
     domains, values = data.domains, data.domain_values
     if domains is not None and (not domains or len(set(domains)) < len(domains)):
         reason = "name each domain once, at least one (or None: all found)"
@@ -140,4 +145,13 @@ def open_source(data: ConfigDict) -> tuple[Stream, ...]:
         InputError: nothing there, an unknown domain (the available ones are listed), or options that do not fit.
     """
     check(data)
-    return source(data.source).open(data)
+    return tuple(_as_asked(stream, data) for stream in source(data.source).open(data))
+
+
+def _as_asked(stream: Stream, data: ConfigDict) -> Stream:
+    """A stream with what `config.data` says of any source's."""
+    if data.max_samples is not None:
+        stream = dataclasses.replace(stream, train=first(stream.train, stream.reader.columns, data.max_samples))
+    if data.weight_key is not None and isinstance(stream.reader, ConversationReader):
+        stream = dataclasses.replace(stream, reader=dataclasses.replace(stream.reader, weight_key=data.weight_key))
+    return stream

@@ -9,14 +9,16 @@ where each item starts and the last one ends. examples.py has further columns. `
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt
 
+from dataflex_jax.data.sources.files import Record
 from dataflex_jax.data.sources.instruct import Conversation
+from dataflex_jax.data.sources.parts import Part
 from dataflex_jax.data.sources.streams import Stream
 from dataflex_jax.data.stores import checksums
 from dataflex_jax.data.stores.writer import RECORD_COUNTS, SPLIT_COUNTS, SPLITS, Column
@@ -159,15 +161,32 @@ class Store:
             split: which split.
             columns: the fields wanted; of a table only they are read.
         """
+        return (record.fields for _, record in self.located_records(split, columns))
+
+    def located_records(
+        self, split: str, columns: Sequence[str] = (), optional: Sequence[str] = ()
+    ) -> Iterator[tuple[Part, Record]]:
+        """`records` with the parts that they lie in; of a table, `optional` are fields that are read where they are."""
+        return self._of_examples(split, lambda part, start: part.records(columns, start, optional))
+
+    def conversations(self, split: str, first: int = 0) -> Iterator[Conversation]:
+        """The conversation of every example of "train" or "valid" from `first` on, read anew from its source."""
+        read = self._of_examples(split, self.stream.documents, first)
+        return (Conversation.from_json(document.text) for _, document in read)
+
+    def _of_examples(
+        self, split: str, read: Callable[[Part, int], Iterator[Any]], first: int = 0
+    ) -> Iterator[tuple[Part, Any]]:
+        """What `read` makes of a part, from a record on, without what is of no example, and the part."""
         examples = self.train if split == "train" else self.valid
         parts = self.stream.valid if split == "valid" and self.stream.valid else self.stream.train
-        owners, wanted = np.divmod(examples.ids, 1 << PART_BITS)
+        owners, wanted = np.divmod(examples.ids[first:], 1 << PART_BITS)
         for number, part in enumerate(parts):
             indices = iter(wanted[owners == number].tolist())
             index = next(indices, None)
-            for record in part.records(columns, index) if index is not None else ():
+            for record in read(part, index) if index is not None else ():
                 if record.index == index:
-                    yield record.fields
+                    yield part, record
                     index = next(indices, None)
                     if index is None:
                         break

@@ -13,7 +13,7 @@ import hashlib
 import importlib.resources
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -103,8 +103,12 @@ def _built_in_text(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _compiled(template: str, tokenizer: Tokenizer) -> rendering.ChatTemplate:
-    """A template to render with; others' are tried first, where they can do no harm."""
+def compiled(template: str, tokenizer: Tokenizer) -> rendering.ChatTemplate:
+    """A template to render with; others' are tried first, where they can do no harm.
+
+    Raises:
+        InputError: it is not valid, or takes too much.
+    """
     variables = {**tokenizer.template_variables, "eos_token": tokenizer.eos_token}
     if template not in map(_built_in_text, BUILT_IN):
         fault = rendering.tried(template, tuple(variables.items()))
@@ -152,7 +156,7 @@ class ChatEncoder:
     ):
         self._cutoff_len = cutoff_len
         self._train_on_prompt, self._mask_history = train_on_prompt, mask_history
-        self._template, self._source = _compiled(template, tokenizer), tokenizer.template_source
+        self._template, self._source = compiled(template, tokenizer), tokenizer.template_source
         self.identity = {  # changes when the tokens or targets do
             "version": 1,
             "template": hashlib.blake2b(template.encode(), digest_size=16).hexdigest(),
@@ -244,9 +248,7 @@ class ChatEncoder:
                         "a message is marked as context only, which data.train_on_prompt contradicts"
                     )
                 return text, [_Turn(0, len(text), len(text))]
-            spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            spoken = spoken[-1:] if self._mask_history else spoken
-            spoken = [i for i in spoken if i not in context_only and _says_something(messages[i])]
+            spoken = spoken_messages(messages, context_only, mask_history=self._mask_history)
             turns = (self._turn(i, messages, tools, text) for i in spoken)
             # A template may have no form for all that a message has, its thoughts for one.
             return text, [turn for turn in turns if text[turn.start : turn.content_end].strip()]
@@ -341,6 +343,19 @@ class ChatEncoder:
         if not found or not text.endswith(tail):
             raise _BadConversation(f"the chat template does not say where message {i} ends")
         return len(text) - len(tail)
+
+
+def spoken_messages(messages: Sequence[Message], context_only: Container[int], *, mask_history: bool) -> list[int]:
+    """The numbers of the messages that are trained on, if the template shows them.
+
+    Args:
+        messages: of a conversation.
+        context_only: numbers of those that are marked so.
+        mask_history: only the last turn is trained on.
+    """
+    spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    spoken = spoken[-1:] if mask_history else spoken
+    return [i for i in spoken if i not in context_only and _says_something(messages[i])]
 
 
 def _says_something(message: Message) -> bool:

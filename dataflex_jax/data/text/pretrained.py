@@ -308,12 +308,18 @@ def _begin_ids(config: Mapping[str, Any], backend: tokenizers.Tokenizer, roles: 
     if added is not None and config.get("tokenizer_class") not in (None, *_GENERIC):
         # Classes of their own, as LlamaTokenizer, go by this field and not by the post-processor.
         return _bos_ids(backend, roles) if added else ()
+    return frame(backend)[0]
+
+
+def frame(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that a backend's own post-processor puts before a text, and those behind it."""
     if backend.post_processor is None:
-        return ()
+        return (), ()
     one_word = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
     one_word.post_processor = backend.post_processor
     encoding = one_word.encode("a")
-    return tuple(encoding.ids[: encoding.sequence_ids.index(0)])
+    word = encoding.sequence_ids.index(0)
+    return tuple(encoding.ids[:word]), tuple(encoding.ids[word + 1 :])
 
 
 def _bos_ids(backend: tokenizers.Tokenizer, roles: Mapping[str, str]) -> tuple[int, ...]:

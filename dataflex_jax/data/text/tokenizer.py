@@ -116,9 +116,30 @@ class Tokenizer:
         """Token ids of whole documents, with the end of the text."""
         return [[*self.begin_ids, *ids, self.eos_id] for ids in self.encode_batch(texts)]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, special tokens included."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+    def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that a chat template, maybe another model's, has made.
+
+        Control tokens that stand in them are control tokens where there are such here; a text begins as documents do.
+        """
+        backend = self.copy_of_backend()
+        backend.encode_special_tokens = False
+        encoded = (encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False))
+        begin = list(self.begin_ids)
+        return [ids if ids[: len(begin)] == begin else begin + ids for ids in encoded]
+
+    def encode_whole(self, texts: Sequence[str], longest: int) -> list[list[int]]:
+        """Token ids of each text between the tokens that the tokenizer itself puts around one.
+
+        So embedding models were trained, such as Qwen3-Embedding, which reads a text off an end of text. A text is cut
+        where it is longer than `longest` with these; they stay.
+        """
+        begin, end = pretrained.frame(self._backend)
+        room = max(longest - len(begin) - len(end), 0)
+        return [[*begin, *ids[:room], *end] for ids in self.encode_batch(texts)]
+
+    def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
+        """The text of token ids; special tokens are included unless `special` is False."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the tokenizer, and where generation stops, in Hugging Face's layout.

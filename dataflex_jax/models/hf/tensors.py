@@ -12,6 +12,7 @@ from dataflex_jax.models.checks import shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_DECODER = "model."  # before the names of the decoder's tensors in a checkpoint with a head
 DTYPES = {"F32": jnp.dtype("float32"), "BF16": jnp.dtype("bfloat16"), "F16": jnp.dtype("float16")}
 
 _CONVERT = "only safetensors are read; convert it, e.g. with save_pretrained of transformers"
@@ -50,9 +51,18 @@ def header(file: Path, purpose: str = "") -> dict[str, Stored]:
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """What the files of a checkpoint hold, by name: of one file, or of those that an index names.
 
+    A decoder that was saved by itself, as embedding models are, goes by the names that it has in a whole model.
+
     Raises:
         InputError: there is neither, or one of the files cannot be used.
     """
+    stored = _stored_tensors(folder)
+    if "embed_tokens.weight" not in stored:
+        return stored
+    return {_DECODER + name: tensor for name, tensor in stored.items()}
+
+
+def _stored_tensors(folder: Path) -> dict[str, Stored]:
     if (folder / WEIGHTS).is_file():
         return header(folder / WEIGHTS)
     if not (folder / INDEX).is_file():

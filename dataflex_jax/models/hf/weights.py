@@ -41,6 +41,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 _COMPUTED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 _HEAD = layout.row("lm_head/kernel").hf
+_ANY_HEAD = re.compile(r"(lm_head|score)\.")  # predicts tokens, classifies
 
 
 class HFTensor(NamedTuple):
@@ -79,7 +80,12 @@ def hf_tensors(params: PyTree) -> list[HFTensor]:
 
 
 def load_params(
-    name_or_path: str, abstract: PyTree, option: str = "model.name_or_path", *, part: bool = False
+    name_or_path: str,
+    abstract: PyTree,
+    option: str = "model.name_or_path",
+    *,
+    part: bool = False,
+    head: bool = True,
 ) -> PyTree[Array]:
     """The weights of a checkpoint as parameters of a `decoder`, each read straight to its shards.
 
@@ -92,6 +98,7 @@ def load_params(
             checkpoint has is cast to theirs.
         option: what the user set to `name_or_path`, for messages.
         part: `abstract` is a part of the model; what else the checkpoint holds is passed over.
+        head: False: a head in the checkpoint is passed over.
 
     Raises:
         InputError: no such checkpoint; a file that is missing or cut short; a tensor that is missing, of another shape,
@@ -99,6 +106,8 @@ def load_params(
     """
     folder = local_folder(name_or_path, WEIGHT_FILES, option)
     stored = stored_tensors(folder)
+    if not head:
+        stored = {name: tensor for name, tensor in stored.items() if not _ANY_HEAD.match(name)}
     needed, tied = hf_tensors(abstract), not part and "lm_head" not in abstract
     _check_needed(folder, stored, needed)
     if not part:
@@ -197,7 +206,7 @@ def _check_all_used(stored: dict[str, Stored], needed: list[HFTensor], tied: boo
     known = {tensor.name for tensor in needed} | ({_HEAD} if tied else set())
     for name, found in stored.items():
         if name not in known and not _COMPUTED.search(name):
-            raise InputError(f"{found.file}: tensor {shown(name)} is no part of the configured model")
+            raise InputError(f"{found.file}: tensor {shown(found.name)} is no part of the configured model")
 
 
 def _load(stored: dict[str, Stored], tensors: list[HFTensor]) -> Array:
@@ -206,15 +215,15 @@ def _load(stored: dict[str, Stored], tensors: list[HFTensor]) -> Array:
     axes = (*param.sharding.spec, *(None,) * (param.ndim - len(param.sharding.spec)))
     sharding = NamedSharding(param.sharding.mesh, P(*axes[len(index) :][:: -1 if transposed else 1]))
     if not index:
-        return _as_param(_read(stored[tensors[0].name], sharding), transposed, param.dtype, param.sharding)
+        return _as_param(read_tensor(stored[tensors[0].name], sharding), transposed, param.dtype, param.sharding)
     stacked = jnp.zeros(param.shape, param.dtype, device=param.sharding)
     for tensor in tensors:
-        stacked = _with(stacked, _read(stored[tensor.name], sharding), tensor.index, transposed, param.sharding)
+        stacked = _with(stacked, read_tensor(stored[tensor.name], sharding), tensor.index, transposed, param.sharding)
         jax.block_until_ready(stacked)  # or the host would run ahead and hold the tensors of many layers
     return stacked
 
 
-def _read(stored: Stored, sharding: Sharding) -> Array:
+def read_tensor(stored: Stored, sharding: Sharding) -> Array:
     """The tensor as it is in the file. The file is not kept open: pages that were read would stay in memory with it."""
     parts = {}
 
@@ -232,7 +241,7 @@ def _read(stored: Stored, sharding: Sharding) -> Array:
 def _check_tied(head: Stored, embedding: Array) -> None:
     check_dtype(head)
     same = head.shape == embedding.shape and jnp.array_equal(
-        _read(head, embedding.sharding).astype(embedding.dtype), embedding
+        read_tensor(head, embedding.sharding).astype(embedding.dtype), embedding
     )
     if not same:
         raise InputError(

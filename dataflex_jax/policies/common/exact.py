@@ -95,7 +95,7 @@ def no_direction(name: str) -> InputError:
 
 def _directions(compared, targets, weights, columns):
     directions = targets.gradient_sums(weights[:, columns], compared.parameters)
-    lengths = np.asarray(_lengths(directions))
+    lengths = np.asarray(lengths_of(directions))
     for column, length in zip(columns, lengths, strict=True):
         if not (np.isfinite(length) and length > 0):
             raise no_direction(targets.group_names[column])
@@ -103,7 +103,9 @@ def _directions(compared, targets, weights, columns):
 
 
 @jax.jit
-def _lengths(directions: PyTree) -> Float[Array, " G"]:
+def lengths_of(directions: PyTree) -> Float[Array, " G"]:
+    """The length of each of G directions."""
+
     def squares(leaf: Float[Array, "G ..."]) -> Float[Array, " G"]:
         # Row by row first: a running sum of millions of numbers loses digits.
         return jax.vmap(lambda one: jnp.sum(jnp.einsum("...i,...i->...", one, one, precision="highest")))(leaf)

@@ -34,9 +34,9 @@ def kmeans(
     return cluster, distance, centroids + offset
 
 
-@functools.partial(jax.jit, static_argnames="num_clusters")
+@functools.partial(jax.jit, static_argnames=("num_clusters", "reseed"))
 def spherical_kmeans(
-    points: Float[Array, "n d"], num_clusters: int, key: PRNGKeyArray, iterations: int = 50
+    points: Float[Array, "n d"], num_clusters: int, key: PRNGKeyArray, iterations: int = 50, *, reseed: bool = False
 ) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, "k d"]]:
     """`kmeans` by direction: of points and centroids that are scaled to length 1, so that the largest cosine decides.
 
@@ -47,6 +47,7 @@ def spherical_kmeans(
         num_clusters: k <= n.
         key: of the starting points.
         iterations: at most so many times the centroids move.
+        reseed: whether centroids that have lost all their points move to those that are the farthest from their own.
 
     Returns:
         Each point's cluster, the distance (L2) of its direction from the centroid, and the centroids.
@@ -54,7 +55,7 @@ def spherical_kmeans(
     directions = _unit(points)
     offset = jnp.mean(directions, axis=0)
     cluster, distance, centroids = _lloyd(
-        directions - offset, num_clusters, key, iterations, lambda means: _unit(means + offset) - offset
+        directions - offset, num_clusters, key, iterations, lambda means: _unit(means + offset) - offset, reseed
     )
     return cluster, distance, centroids + offset
 
@@ -64,9 +65,14 @@ def _unit(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
 
 
 def _lloyd(
-    points: Float[Array, "n d"], num_clusters: int, key: PRNGKeyArray, iterations: int, settled: Callable
+    points: Float[Array, "n d"],
+    num_clusters: int,
+    key: PRNGKeyArray,
+    iterations: int,
+    settled: Callable,
+    reseed: bool = False,
 ) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, "k d"]]:
-    """See `kmeans`; `settled` makes centroids of means of points."""
+    """See `kmeans`; `settled` makes centroids of means of points, `reseed` as for `spherical_kmeans`."""
     start = points[jax.random.choice(key, points.shape[0], (num_clusters,), replace=False)]
 
     def assign(centroids):
@@ -84,9 +90,12 @@ def _lloyd(
         return changed & (done < iterations)
 
     def move(carry):
-        centroids, cluster, _, _, done = carry
+        centroids, cluster, distance, _, done = carry
         counts = jnp.bincount(cluster, length=num_clusters)[:, None]
         sums = jax.ops.segment_sum(points, cluster, num_clusters)
+        if reseed:
+            farthest = points[jnp.argsort(-distance, stable=True)[:num_clusters]]
+            centroids = farthest[jnp.cumsum(counts[:, 0] == 0) - 1]
         centroids = jnp.where(counts > 0, settled(sums / jnp.maximum(counts, 1)), centroids)
         after, distance = assign(centroids)
         return centroids, after, distance, jnp.any(after != cluster), done + 1

@@ -1,7 +1,7 @@
 """One vector a row from its last hidden states: what weighters and selectors embed a row by."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dataflex_jax.policies.signals import Embed
 
@@ -73,6 +73,17 @@ def last_token(
     last = mask.shape[1] - 1 - jnp.argmax(jnp.flip(real, axis=1), axis=1)
     states = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
     return jnp.where(jnp.any(real, axis=1)[:, None], _unit(states) if normalised else states, empty)
+
+
+def side_by_side(embeddings: Float[Array, "B L E"], operand: PyTree = None) -> Float[Array, "B D"]:
+    """The embeddings of a row's L layers as one of L * E numbers, L2-normalised; 0 where all are.
+
+    Args:
+        embeddings: each L2-normalised.
+        operand: unused, so that it may be an `Embeddings.then`.
+    """
+    del operand
+    return _unit(embeddings.reshape(embeddings.shape[0], -1))
 
 
 # By the names that options have; all normalise. Functions of the module, because a sweep is compiled once for each

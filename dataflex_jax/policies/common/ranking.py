@@ -19,6 +19,15 @@ def best(scores: Float[Array, " n"], num: int) -> Choice:
     return Choice(ids=ids, scores=scores[ids], all_scores=scores)
 
 
+def drawn(log_weights: Float[Array, " n"], key: PRNGKeyArray, num: int) -> Int[Array, " num"]:
+    """Draws `num` distinct candidates, each next one in proportion to its weight among those left.
+
+    By Gumbel top-k, which has the distribution of sequential draws (Kool et al. 2019, arXiv 1903.06059).
+    """
+    # The default mode has 24 random bits, too few for the best of millions.
+    return top(log_weights + jax.random.gumbel(key, log_weights.shape, jnp.float32, mode="high"), num)
+
+
 def draw(
     stratum: Int[Array, " n"],
     log_weights: Float[Array, " S"],
@@ -29,9 +38,8 @@ def draw(
 ) -> Choice:
     """Draws `num` candidates, each with a probability proportional to the weight of its stratum.
 
-    Without replacement by Gumbel top-k, which has the distribution of sequential draws (Kool et al. 2019, arXiv
-    1903.06059). With replacement a stratum is drawn by its mass and then one of its members, which is exact for pools
-    of any size, where float32 cumulative sums over candidates would not be.
+    Without replacement as `drawn`. With replacement a stratum is drawn by its mass and then one of its members, which
+    is exact for pools of any size, where float32 cumulative sums over candidates would not be.
 
     Args:
         stratum: of each candidate, in [0, S).
@@ -47,13 +55,11 @@ def draw(
         stratum_key, member_key = jax.random.split(key)
         counts = jnp.bincount(stratum, length=log_weights.shape[0])
         starts = jnp.cumsum(counts) - counts
-        drawn = jax.random.categorical(stratum_key, jnp.log(counts) + log_weights, shape=(num,))
-        members = jax.random.randint(member_key, (num,), 0, counts[drawn])
-        ids = jnp.argsort(stratum, stable=True)[starts[drawn] + members]
+        of = jax.random.categorical(stratum_key, jnp.log(counts) + log_weights, shape=(num,))
+        members = jax.random.randint(member_key, (num,), 0, counts[of])
+        ids = jnp.argsort(stratum, stable=True)[starts[of] + members]
     else:
-        # The default mode has 24 random bits, too few for the best of millions.
-        gumbel = jax.random.gumbel(key, stratum.shape, jnp.float32, mode="high")
-        ids = top(log_weights[stratum] + gumbel, num)
+        ids = drawn(log_weights[stratum], key, num)
     p = probabilities(stratum, log_weights)
     return Choice(ids=ids, scores=p[ids], all_scores=p)
 
@@ -78,8 +84,8 @@ def sample(
         # In float32 the sums over many candidates would lose the unlikely ones, and so would 23 random bits.
         with jax.enable_x64(True):
             ends = jnp.cumsum(jnp.where(jnp.any(p > 0), p, 1.0).astype(jnp.float64))
-            drawn = (coarse.astype(jnp.float64) + fine.astype(jnp.float64) * 2.0**-23) * ends[-1]
-            places = jnp.searchsorted(ends, drawn, side="right")
+            points = (coarse.astype(jnp.float64) + fine.astype(jnp.float64) * 2.0**-23) * ends[-1]
+            places = jnp.searchsorted(ends, points, side="right")
             ids = jnp.minimum(places, p.shape[0] - 1).astype(jnp.int32)
     else:
         gumbel = jax.random.gumbel(key, p.shape, jnp.float32, mode="high")

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
-from dataflex_jax.policies.common.embedded import embedded, saying
+from dataflex_jax.policies import Choice, Evidence, Request, Selector, Signals, options, register_selector
+from dataflex_jax.policies.common.embedded import EmbeddingOptions, embedded, needs, saying
 from dataflex_jax.policies.common.neighbours import Neighbours, nearest, usable
-from dataflex_jax.policies.common.pooling import POOLINGS
 
 
 class Ranked(NamedTuple):
@@ -25,10 +24,12 @@ class Ranked(NamedTuple):
 
 
 @register_selector("near")
-def near(*, pooling: str = "mean", max_k: int = 1000) -> Selector:
+@options.including(EmbeddingOptions)
+def near(shared: EmbeddingOptions, *, max_k: int = 1000) -> Selector:
     """Takes the nearest neighbour of every target, then every second one, and so on, until there are enough.
 
-    Neighbours are exact, by the L2 distance of embeddings: pooled last hidden states of the current model, of length 1.
+    Neighbours are exact, by the L2 distance of embeddings of length 1: pooled last hidden states of the current model,
+    by default their mean, or what other source of embeddings `shared` names.
     A candidate comes once, at its best rank; of equal ranks the nearer comes first. Candidates that are not among the
     `max_k` nearest of any target follow after all others, by their distance from the nearest target. Ranks are of the
     whole pool, also where a mixer draws by domain.
@@ -37,18 +38,17 @@ def near(*, pooling: str = "mean", max_k: int = 1000) -> Selector:
     scores are -(rank + distance / 4).
 
     Args:
-        pooling: of a row's hidden states: their "mean", the "last" one, or the "position_weighted" mean.
+        shared: whose embeddings; see `EmbeddingOptions`.
         max_k: neighbours of each target that are ranked; at most all candidates.
 
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    options.one_of("pooling", pooling, tuple(POOLINGS))
     options.at_least("max_k", max_k, 1)
-    say = saying("near")
+    signal, say = shared.signal("mean"), saying("near")
 
     def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
-        targets, candidates = embedded("near", pooling, signals)
+        targets, candidates = embedded("near", signal, signals)
         available = int(usable(candidates).sum())
         if max_k > available:
             say(f"max_k = {max_k} is more than the {available} candidates with an embedding; all of them are ranked.")
@@ -60,7 +60,7 @@ def near(*, pooling: str = "mean", max_k: int = 1000) -> Selector:
         scores = -(rows.rank + rows.distance / 4)
         return Choice(ids=ids, scores=scores[ids], all_scores=scores)
 
-    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}))
+    return Selector(score=score, choose=choose, needs=needs(signal))
 
 
 def ranked(found: Neighbours) -> Ranked:

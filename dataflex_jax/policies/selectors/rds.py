@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import (
-    TARGETS,
     Choice,
     Embeddings,
     Evidence,
+    FixedEmbeddings,
     Request,
     Selector,
     Signals,
@@ -21,15 +21,17 @@ from dataflex_jax.policies import (
     register_selector,
 )
 from dataflex_jax.policies.common.anchors import TOKENS
-from dataflex_jax.policies.common.influence import cosines, unit
-from dataflex_jax.policies.common.pooling import POOLINGS
+from dataflex_jax.policies.common.embedded import EmbeddingOptions, needs, similarities
+from dataflex_jax.policies.common.influence import unit
 
 
 @register_selector("rds")
-def rds(*, pooling: str = "position_weighted", tokens: str = "all") -> Selector:
+@options.including(EmbeddingOptions)
+def rds(shared: EmbeddingOptions, *, tokens: str = "all") -> Selector:
     """Has the target groups choose in turn, of each group its targets in turn, each the most similar candidate left.
 
-    The similarity is the cosine of two embeddings under the current model, each a pool of the last hidden states. Turn
+    The similarity is the cosine of two embeddings, each a pool of the current model's last hidden states, by default
+    the mean in which the j-th weighs j, or from another source that `shared` names. Turn
     t, from 0, is that of group `t % G`, and there of target `(t // G) % (targets of the group)`, until `num` candidates
     are chosen. Over several checkpoints, cosines are summed with the checkpoints' weights first.
 
@@ -39,32 +41,32 @@ def rds(*, pooling: str = "position_weighted", tokens: str = "all") -> Selector:
     candidates left at every turn. `config.targets.group_rows` bounds M.
 
     Args:
-        pooling: embedding of a row: "position_weighted": the mean of its hidden states in which the j-th weighs j;
-            "mean"; or the "last" one.
+        shared: whose embeddings; see `EmbeddingOptions`.
         tokens: whose hidden states are pooled: "all" of a row, as the authors do; "inputs": all but its last one, which
             is only predicted in training, so that rows are as long as there.
 
     Raises:
         ValueError: a hyperparameter out of its range.
     """
-    options.one_of("pooling", pooling, tuple(POOLINGS))
     options.one_of("tokens", tokens, TOKENS)
-    embedding = Embeddings(POOLINGS[pooling], whole=tokens == "all")
+    if shared.fixed and tokens != "all":
+        options.refuse("tokens", tokens, "not used, an embedding model reads all of a text; leave it 'all'")
+    embedding = shared.signal("position_weighted", whole=tokens == "all")
 
     def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
-        similarities, sizes = target_similarities(embedding, signals)
-        return Evidence(similarities, jnp.asarray(sizes)), state
+        found, sizes = target_similarities(embedding, signals)
+        return Evidence(found, jnp.asarray(sizes)), state
 
     def choose(evidence: Evidence, request: Request, num: int) -> Choice:
         ids = in_turn(evidence.rows, evidence.shared, num)
         all_scores = jnp.max(evidence.rows, axis=1)
         return Choice(ids=ids, scores=all_scores[ids], all_scores=all_scores)
 
-    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}))
+    return Selector(score=score, choose=choose, needs=needs(embedding))
 
 
 def target_similarities(
-    embedding: Embeddings, signals: Signals
+    embedding: Embeddings | FixedEmbeddings, signals: Signals
 ) -> tuple[Float[np.ndarray, "N M"], Int[np.ndarray, " G"]]:
     """The cosine of each candidate with each target, the targets group by group, and how many each group has.
 
@@ -77,17 +79,17 @@ def target_similarities(
         raise InputError("selector 'rds' needs a target set to compare the candidates with")
     groups, names = np.asarray(signals.targets.groups), signals.targets.group_names
     by_group = np.argsort(groups, kind="stable")
-    compared = Embeddings(embedding.embed, embedding.whole, then=cosines)
-    similarities, usable = np.float32(0), np.ones(len(by_group), bool)
-    for weight, checkpoint in signals.checkpoints:
+    asked = ((1.0, signals),) if isinstance(embedding, FixedEmbeddings) else signals.checkpoints
+    total, usable = np.float32(0), np.ones(len(by_group), bool)
+    for weight, checkpoint in asked:
         directions = unit(jnp.asarray(checkpoint.targets.sweep(embedding, ids=by_group), jnp.float32))
         usable &= np.isfinite(directions).all(axis=1)
-        similarities = similarities + np.float32(weight) * checkpoint.candidates.sweep(compared, operand=directions)
+        total = total + np.float32(weight) * similarities(checkpoint.candidates, embedding, directions)
     sizes = np.bincount(groups[by_group][usable], minlength=len(names)).astype(np.int32)
     for name, size in zip(names, sizes, strict=True):
         if size == 0:
             raise InputError(f"selector 'rds': no target of group {name!r} has a finite embedding to compare with")
-    return similarities[:, usable], sizes
+    return total[:, usable], sizes
 
 
 def in_turn(similarities: Float[Array, "n M"], sizes: Int[Array, " G"], num: int) -> Int[Array, " num"]:

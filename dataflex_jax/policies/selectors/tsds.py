@@ -6,14 +6,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
+from dataflex_jax.policies import Choice, Evidence, Request, Selector, Signals, options, register_selector
 from dataflex_jax.policies.common import ranking
-from dataflex_jax.policies.common.embedded import embedded, saying
+from dataflex_jax.policies.common.embedded import EmbeddingOptions, embedded, needs, saying
 from dataflex_jax.policies.common.neighbours import kernel_densities, nearest, usable
-from dataflex_jax.policies.common.pooling import POOLINGS
 
 # Neighbours are looked for among many more candidates than are taken.
 _LARGEST_PART = 10
+# So many neighbours of each target are looked at first.
+_NEIGHBOURS = 64
 
 
 class Transported(NamedTuple):
@@ -32,25 +33,26 @@ class Plan(NamedTuple):
     """The optimal transport of the targets' mass to their neighbours.
 
     Attributes:
-        mass: float64, from each target to each of its neighbours; 1/M in all from each target.
+        mass: float64, from each target to its first w neighbours, the others have none; 1/M in all from each target.
         cap: the largest product of a density and a mass.
         bound: whether it would be lower if there were more neighbours.
     """
 
-    mass: Float[np.ndarray, "M k"]
+    mass: Float[np.ndarray, "M w"]
     cap: float
     bound: bool
 
 
 @register_selector("tsds")
+@options.including(EmbeddingOptions)
 def tsds(
+    shared: EmbeddingOptions,
     *,
     alpha: float = 0.6,
     C: float = 5.0,
     sigma: float = 0.75,
     max_k: int = 5000,
     kde_k: int = 1000,
-    pooling: str = "mean",
     replacement: bool = False,
 ) -> Selector:
     """Draws candidates by the mass that an optimal transport of the targets gives them (arXiv 2410.11303).
@@ -65,13 +67,13 @@ def tsds(
     scores are p.
 
     Args:
+        shared: whose embeddings; see `EmbeddingOptions`. By default the mean of the current model's hidden states.
         alpha: in [0, 1]; 1: the nearest neighbour of each target alone, 0: as even as `max_k` allows.
         C: scale of distances, > 0.
         sigma: width of the density's kernel `max(0, 1 - d^2 / sigma^2)`, >= 0; 0: all densities are 1.
         max_k: neighbours of each target; at most a tenth of the candidates.
         kde_k: candidates that a density is summed over, of those that are a target's neighbours; at most a tenth of the
             candidates.
-        pooling: of a row's hidden states: their "mean", the "last" one, or the "position_weighted" mean.
         replacement: whether a candidate may be drawn several times.
 
     Raises:
@@ -82,8 +84,7 @@ def tsds(
     options.at_least("sigma", sigma, 0)
     options.at_least("max_k", max_k, 1)
     options.at_least("kde_k", kde_k, 1)
-    options.one_of("pooling", pooling, tuple(POOLINGS))
-    say = saying("tsds")
+    signal, say = shared.signal("mean"), saying("tsds")
 
     def at_most(name: str, value: int, available: int) -> int:
         most = max(1, available // _LARGEST_PART)
@@ -92,7 +93,7 @@ def tsds(
         return min(value, most)
 
     def score(state: dict, signals: Signals, request: Request) -> tuple[Evidence, dict]:
-        targets, candidates = embedded("tsds", pooling, signals)
+        targets, candidates = embedded("tsds", signal, signals)
         available = int(usable(candidates).sum())
         found = nearest(targets, candidates, at_most("max_k", max_k, available))
         ids, places = np.unique(found.ids, return_inverse=True)
@@ -100,14 +101,15 @@ def tsds(
         plan = transport(found.distances, densities[places].reshape(found.ids.shape), alpha, C)
         if plan.bound and found.ids.shape[1] < available:
             say("max_k binds: the mass of a target would be spread over more neighbours than it has.")
-        p = np.bincount(found.ids.ravel(), plan.mass.ravel(), minlength=len(candidates))
+        ids = found.ids[:, : plan.mass.shape[1]]
+        p = np.bincount(ids.ravel(), plan.mass.ravel(), minlength=len(candidates))
         return Evidence(Transported(p.astype(np.float32), found.closest)), state
 
     def choose(evidence: Evidence, request: Request, num: int) -> Choice:
         rows: Transported = evidence.rows
         return ranking.sample(rows.probability, request.key, num, then=rows.distance, replacement=replacement)
 
-    return Selector(score=score, choose=choose, replacement=replacement, needs=frozenset({TARGETS}))
+    return Selector(score=score, choose=choose, replacement=replacement, needs=needs(signal))
 
 
 def transport(distances: Float[np.ndarray, "M k"], densities: Float[np.ndarray, "M k"], alpha: float, C: float) -> Plan:
@@ -115,19 +117,46 @@ def transport(distances: Float[np.ndarray, "M k"], densities: Float[np.ndarray, 
 
     For a given t each target fills its neighbours, the nearest first, up to t / rho until its 1/M is used up. The
     objective is then convex and piecewise linear in t: where t falls below `1 / (M sum_{l <= m} 1 / rho_l)`, a target
-    needs its (m+1)-th neighbour too, and the slope falls by `(alpha / C) (d_{m+1} - d_m) sum_{l <= m} 1 / rho_l`. One
-    sort of these places finds where it reaches 0. Below the least t at which every target's neighbours hold its mass
+    needs its (m+1)-th neighbour too, and the slope falls by `(alpha / C) (d_{m+1} - d_m) sum_{l <= m} 1 / rho_l`. The
+    optimum is where it reaches 0. Few neighbours of a target are as a rule enough to find it: more are looked at until
+    no corner of those left out can be above it. Below the least t at which every target's neighbours hold its mass
     there is no plan.
     """
-    distances, densities = np.asarray(distances, np.float64), np.asarray(densities, np.float64)
-    share = 1 / len(distances)
-    room = np.cumsum(1 / densities, axis=1)
-    corners = share / room
-    falls = (alpha / C) * room[:, :-1] * np.diff(distances, axis=1)
-    descending = np.argsort(-corners[:, :-1], axis=None, kind="stable")
-    optimal = np.searchsorted(np.cumsum(falls.ravel()[descending]), (1 - alpha) * len(distances))
-    wanted = corners[:, :-1].ravel()[descending[optimal]] if optimal < len(descending) else 0.0
-    least = corners[:, -1].max()
+    share, width = 1 / len(distances), 0
+    while width < distances.shape[1]:
+        width = min(max(2 * width, _NEIGHBOURS), distances.shape[1])
+        near, around = (np.asarray(part[:, :width], np.float64) for part in (distances, densities))
+        room = np.cumsum(1 / around, axis=1)
+        corners = share / room
+        falls = (alpha / C) * room[:, :-1] * np.diff(near, axis=1)
+        wanted = _reaching((1 - alpha) * len(distances), corners[:, :-1].ravel(), falls.ravel())
+        least = corners[:, -1].max()
+        if wanted >= least:
+            break
     cap = max(wanted, least)
     mass = np.diff(np.minimum(cap * room, share), axis=1, prepend=0)
     return Plan(mass, float(cap), bool(wanted < least and alpha < 1))
+
+
+def _reaching(limit: float, corners: Float[np.ndarray, " n"], falls: Float[np.ndarray, " n"]) -> float:
+    """The highest corner such that its fall and those of all corners above it sum to `limit`; 0: there is none.
+
+    In time n: half of what is left is put aside again and again.
+    """
+    if falls.sum() < limit:
+        return 0.0
+    pivot = 0.0
+    while len(corners):
+        middle = len(corners) // 2
+        pivot = np.partition(corners, middle)[middle]
+        above = corners > pivot
+        before = falls[above].sum()
+        if above.any() and before >= limit:
+            corners, falls = corners[above], falls[above]
+            continue
+        below = corners < pivot
+        here = before + falls[corners == pivot].sum()
+        if here >= limit:
+            break
+        limit, corners, falls = limit - here, corners[below], falls[below]
+    return float(pivot)

@@ -125,7 +125,9 @@ def test_bad_records(reader, record, message):
 
 def config(root, **fields):
     known = {"source": "dataset_info", "root": str(root), "formatting": None, "domains": None, "domain_field": None}
-    return ConfigDict({**known, "domain_values": None, "text_field": "text", **fields})
+    return ConfigDict(
+        {**known, "domain_values": None, "text_field": "text", "max_samples": None, "weight_key": None, **fields}
+    )
 
 
 def write_info(folder, entries, **files):
@@ -295,6 +297,27 @@ def test_num_samples_takes_that_many_records_and_always_the_same(tmp_path, split
     assert six != whole[:6]
     prints = [[part.fingerprint(lambda path: path.name) for part in stream.train] for stream in streams]
     assert prints[1] == prints[2] != prints[3] != prints[0]
+
+
+def test_max_samples_takes_the_first_records_of_each_domain(tmp_path):
+    write_info(tmp_path / "files", {}, a__jsonl=PLAIN[:12], b__jsonl=PLAIN[12:])
+    (tmp_path / "files" / "dataset_info.json").unlink()
+    write_info(tmp_path, {"many": {"file_name": "files"}, "few": {"file_name": "few.json"}}, few__json=PLAIN[:3])
+
+    def opened(number):
+        few, many = open_source(config(tmp_path, domains=("few", "many"), max_samples=number))
+        return conversations(few), conversations(many), [p.fingerprint(lambda path: path.name) for p in many.train]
+
+    few, many, whole = opened(None)
+    assert opened(14)[:2] == (few, many[:14])
+    assert opened(2)[:2] == (few[:2], many[:2])
+    assert len({tuple(opened(number)[2]) for number in (2, 14)} | {tuple(whole)}) == 3
+
+
+def test_max_samples_is_refused_where_files_hold_several_domains(tmp_path):
+    data = config(tmp_path, source="local", domain_field="kind", max_samples=3)
+    with pytest.raises(InputError, match=r"^config\.data\.max_samples = 3: not with config\.data\.domain_field"):
+        open_source(data)
 
 
 def test_a_link_to_nothing_in_a_datasets_folder_is_refused(tmp_path):

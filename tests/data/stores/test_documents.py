@@ -32,6 +32,8 @@ def config(tmp_path, **fields):
             "domains": None,
             "domain_field": None,
             "domain_values": None,
+            "max_samples": None,
+            "weight_key": None,
             "hub_config": None,
             "hub_split": "train",
             "text_field": "text",

@@ -72,3 +72,21 @@ def test_kmeans_of_repeated_points_leaves_clusters_empty():
     np.testing.assert_array_equal(cluster, 0)
     np.testing.assert_array_equal(distance, 0)
     assert np.isfinite(np.asarray(centroids)).all()
+
+
+def test_empty_clusters_are_seeded_with_the_farthest_points():
+    """Two of three centroids begin on equal points, of which one is left without any; it goes to the far point."""
+    key = jax.random.key(0)
+    start = np.asarray(jax.random.choice(key, 12, (3,), replace=False))
+    rng = np.random.default_rng(0)
+    points = np.array([0, 0, 1]) + 0.05 * rng.normal(size=(12, 3))
+    points[start] = [0, 0, 1]
+    far = np.setdiff1d(np.arange(12), start)[4]
+    points[far] = [1, 0, 0]
+    points = jnp.asarray(points, jnp.float32)
+    without, _, _ = spherical_kmeans(points, 3, key, 1)
+    assert np.bincount(without, minlength=3).min() == 0
+    cluster, _, centroids = spherical_kmeans(points, 3, key, 10, reseed=True)
+    assert np.bincount(cluster, minlength=3).min() > 0
+    assert np.sum(np.asarray(cluster) == cluster[far]) == 1
+    np.testing.assert_allclose(centroids[cluster[far]], [1, 0, 0], atol=1e-6)

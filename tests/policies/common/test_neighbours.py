@@ -1,5 +1,6 @@
 """Nearest neighbours and kernel densities against NumPy's brute force."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,9 +17,9 @@ def distances_of(queries, points):
     return np.linalg.norm(differences, axis=2)
 
 
-@pytest.fixture(params=[(512, 16384), (5, 16), (64, 7)], ids=str)
+@pytest.fixture(params=[(64, 131072, 4096), (5, 16, 10), (64, 7, 64)], ids=str)
 def tiles(request, monkeypatch):
-    for name, value in zip(("_QUERIES", "_POINTS"), request.param, strict=True):
+    for name, value in zip(("_QUERIES", "_POINTS", "_ROUND"), request.param, strict=True):
         monkeypatch.setattr(neighbours, name, value)
 
 
@@ -68,6 +69,32 @@ def test_results_do_not_depend_on_the_tiles(monkeypatch):
     tiled = nearest(queries, points, 10)
     np.testing.assert_array_equal(tiled.ids, whole.ids)
     np.testing.assert_allclose(tiled.distances, whole.distances, rtol=1e-6)
+
+
+def test_eight_devices_find_what_one_does(monkeypatch):
+    monkeypatch.setattr(neighbours, "_POINTS", 8)
+    rng = np.random.default_rng(6)
+    queries, points = unit(rng.normal(size=(13, 16))), unit(rng.normal(size=(101, 16)))
+    points[[4, 50]] = points[3]
+    points[100] = np.nan
+    found = {k: (nearest(queries, points, k), kernel_densities(points[:100], k, 1.2)) for k in (3, 90)}
+    with jax.set_mesh(jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)):
+        for k, (alone, density) in found.items():
+            split = nearest(queries, points, k)
+            np.testing.assert_array_equal(split.ids, alone.ids)
+            np.testing.assert_allclose(split.distances, alone.distances, rtol=1e-5)
+            np.testing.assert_allclose(split.closest, alone.closest, rtol=1e-5)
+            np.testing.assert_allclose(kernel_densities(points[:100], k, 1.2), density, rtol=1e-5)
+
+
+def test_densities_do_not_depend_on_where_it_gets_crowded(monkeypatch):
+    """The first round has no more than k points within sigma, a later one has, and from there on all are sorted."""
+    monkeypatch.setattr(neighbours, "_ROUND", 10)
+    rng = np.random.default_rng(7)
+    points = np.concatenate([3 * np.eye(40, dtype=np.float32)[:15], 0.1 * unit(rng.normal(size=(25, 40)))])
+    squares = np.sort(distances_of(points, points) ** 2, axis=1)[:, :4]
+    expected = np.maximum(0, 1 - squares).sum(axis=1)
+    np.testing.assert_allclose(kernel_densities(points, 4, 1.0), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("k", "sigma"), [(60, 0.9), (7, 0.9), (3, 10.0), (1, 0.5)])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import registry
+from dataflex_jax.policies import HELD_OUT, registry
 from dataflex_jax.policies.mixers.odm import VARIANTS, odm
+from tests.helpers.fake_signals import FakeRows, FakeSignals
 from tests.helpers.observations import of_domains
 
 
@@ -70,6 +71,54 @@ def test_equals_the_transcription(variant, num_domains, warmup, alpha):
         assert float(mixer.sampling_weights(state).min()) >= eps * (1 - 1e-5)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_held_out_losses_reward_by_their_fall_since_the_update_before(variant):
+    rng = np.random.default_rng(1)
+    groups = np.array([0, 1, 1, 2, 2, 2])
+    losses = np.sort(rng.uniform(2, 4, (6, 6)), axis=0)[::-1]
+    losses[:, 5] = np.nan  # a row without a token in the loss
+    held_out = np.stack([losses[:, 0], losses[:, 1:3].mean(1), losses[:, 3:5].mean(1)], axis=1)
+    falls = np.concatenate([np.zeros((1, 3)), held_out[:-1] - held_out[1:]])
+    qs = rng.dirichlet(np.full(3, 5.0), 6)
+    mixer = odm(variant=variant, alpha=0.5, reward="validation", reward_scale=7.0)
+    state = mixer.init(jnp.full(3, 1 / 3))
+    scale = {"exp3": 10, "dataflex": 1 / 15}.get(variant, 1.0)  # what the transcription multiplies with, undone
+    expected = transcription(variant, 0.5, 7.0 * scale * falls, np.ones((6, 3), bool), qs, 0)
+    for s, (reward, weights, eps) in enumerate(expected, 1):
+        state = mixer.refresh(state, FakeSignals(held_out=FakeRows(losses=losses[s - 1], groups=groups)))
+        state = mixer.update(state, of_domains(s, rng.uniform(2, 9, 3), [1, 0, 1], drawn_with=qs[s - 1]))
+        np.testing.assert_allclose(state.reward, reward, rtol=3e-4, atol=1e-6)
+        np.testing.assert_allclose(mixer.sampling_weights(state), weights, atol=2e-5)
+        np.testing.assert_allclose(state.eps, eps, rtol=1e-6)
+
+
+def test_between_two_updates_held_out_losses_reward_nothing():
+    mixer = odm(reward="validation", reward_scale=50.0)
+    assert HELD_OUT in mixer.needs
+    natural = jnp.asarray([0.7, 0.3])
+    state = mixer.init(natural)
+    state = mixer.update(state, of_domains(1, [3, 2], [1, 1]))
+    np.testing.assert_array_equal(mixer.sampling_weights(state), natural)
+    for losses in ([3.0, 3.0], [2.9, 2.5]):
+        state = mixer.refresh(state, FakeSignals(held_out=FakeRows(losses=losses, groups=[0, 1])))
+        state = mixer.update(state, of_domains(2, [3, 2], [1, 1]))
+    assert state.weights[1] > state.weights[0]
+    np.testing.assert_allclose(state.fall, [0.1, 0.5], rtol=1e-5)
+    after = mixer.update(state, of_domains(3, [9, 1], [1, 1]))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_of_a_new_domain_no_fall_is_known_yet():
+    mixer = odm(reward="validation")
+    fresh = mixer.init(jnp.ones(2) / 2)
+    old = mixer.refresh(fresh, FakeSignals(held_out=FakeRows(losses=[3.0, 3.0], groups=[0, 1])))
+    aligned = old._replace(measured=jnp.array([True, False]), held_out=jnp.array([3.0, 0.0]))
+    state = mixer.refresh(
+        mixer.on_resume(aligned, fresh), FakeSignals(held_out=FakeRows(losses=[2.0, 2.0], groups=[0, 1]))
+    )
+    assert state.fall.tolist() == [1.0, 0.0]
+
+
 def test_check_value_of_the_official_form():
     mixer = odm(alpha=0.9)
     state = mixer.update(mixer.init(jnp.ones(3) / 3), of_domains(1000, [3, 2, 1], [1, 1, 1]))
@@ -108,7 +157,12 @@ def test_many_domains_do_not_collapse_to_uniform():
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
-    [("alpha", 1.0, "alpha"), ("variant", "exp4", "official, paper"), ("reward_scale", 0.0, "reward_scale")],
+    [
+        ("alpha", 1.0, "alpha"),
+        ("reward", "test", "training, validation"),
+        ("variant", "exp4", "official, paper"),
+        ("reward_scale", 0.0, "reward_scale"),
+    ],
 )
 def test_impossible_hyperparameters_are_refused_by_name(option, value, message):
     with pytest.raises(ValueError, match=message):

@@ -10,6 +10,7 @@ from scipy.optimize import linprog
 
 from dataflex_jax.policies import Evidence
 from dataflex_jax.policies.common import pooling
+from dataflex_jax.policies.selectors import tsds as tsds_module
 from dataflex_jax.policies.selectors.tsds import Transported, transport, tsds
 from tests.helpers.fake_signals import FakeRows, FakeSignals, request
 
@@ -59,6 +60,20 @@ def test_the_plan_is_optimal(kind, seed):
     assert (plan.mass * densities <= plan.cap * (1 + 1e-9)).all()
     reached = objective(distances, alpha, C, plan.mass, plan.cap)
     np.testing.assert_allclose(reached, solved(distances, densities, alpha, C), atol=1e-9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plan_is_the_same_however_many_neighbours_are_looked_at_first(monkeypatch, kind):
+    for seed in range(5):
+        distances, densities, alpha, C = problem(kind, seed)
+        whole = transport(distances, densities, alpha, C)
+        monkeypatch.setattr(tsds_module, "_NEIGHBOURS", 2)
+        plan = transport(distances, densities, alpha, C)
+        monkeypatch.undo()
+        width = plan.mass.shape[1]
+        np.testing.assert_allclose(plan.mass, whole.mass[:, :width], atol=1e-12)
+        assert not whole.mass[:, width:].any()
+        assert (plan.cap, plan.bound) == (pytest.approx(whole.cap), whole.bound)
 
 
 def test_the_problems_have_both_branches():

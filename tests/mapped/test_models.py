@@ -9,7 +9,7 @@ import pytest
 
 from dataflex_jax.data.targets import open_targets
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.mapped import models
+from dataflex_jax.mapped import models, programs
 from dataflex_jax.mapped.draws import Draws
 from dataflex_jax.mapped.members import Member
 from dataflex_jax.sharding import make_mesh
@@ -107,7 +107,8 @@ def test_a_stopped_training_goes_on_bit_for_bit(root, whole, stopped, tmp_path):
         assert checkpoints.latest() is None  # nobody needs them any more
 
 
-def test_eight_devices_train_the_same_models(root, whole, tmp_path):
+def test_eight_devices_and_vectorised_members_are_the_same_models(root, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "vectorises", lambda mesh: True)  # as on an accelerator
     losses, _ = train(config(root), tmp_path, devices=8, at_once=None)
     np.testing.assert_allclose(losses, whole[1], rtol=1e-5)
 

@@ -161,7 +161,7 @@ class Policies:
             raise InputError(f"{component.place('params')}: a mapping of names to values is expected")
         return parameters
 
-    def _add(self, kind: str, name: str, parameters: Lines, **schedule: int) -> None:
+    def _add(self, kind: str, name: str, parameters: Lines, **schedule: float) -> None:
         given = Given(parameters)
         if kind == "order":
             policy, fields, notes = order(given, name)
@@ -237,9 +237,8 @@ class Policies:
         kind, name = given.one_of("family", _FAMILIES), given.text("component")
         if name is None:
             given.refuse("component", "the name of a component is expected")
-        mode, share = given.text("mode", "filter"), given.number("keep_ratio", 0.5)
-        if kind == "selector" and mode != "draw" and share < 1:
-            given.refuse("mode", "a selector draws here, and filters for no other; accepted: draw")
+        filters = given.one_of("mode", {"filter": True, "draw": False}, "filter")
+        share = given.number("keep_ratio", 0.5)
         if kind in self._draft.policies and kind != "weighter":
             given.refuse("family", f"a second one; here a run has one {kind}")
         warmup, every = given.integer("warmup_step", 0), given.integer("every", 1)
@@ -247,6 +246,9 @@ class Policies:
         schedule = {"warmup_step": warmup}
         if kind != "weighter":
             schedule |= {"update_step": every, "update_times": -1}
+        if kind == "selector" and filters:
+            schedule |= {"keep": float(share)}
+            self._draft.note(given.place("mode"), "with a mixer so much of each domain is kept, not of all together")
         self._add(kind, name, self._parameters(kind, name, path), **schedule)
 
 

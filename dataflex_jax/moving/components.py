@@ -125,13 +125,13 @@ SELECTORS = {
         "near",
         without_effect=(*_CACHE, "indices_path"),
         compares=True,
-        note="neighbours are found among the model's own embeddings, or config.selector.embedding_model's, not in a file",
+        note="neighbours are found by the model's embeddings, or config.selector.embedding_model's; no file is read",
     ),
     "tsds": Component(
         "tsds",
         without_effect=(*_CACHE, "probs_path"),
         compares=True,
-        note="the plan is made of the model's own embeddings, or config.selector.embedding_model's, not read from a file",
+        note="the plan is made of the model's embeddings, or config.selector.embedding_model's; no file is read",
     ),
     "coincide": Component(
         "coincide",

@@ -176,11 +176,12 @@ class Policies:
             component = _COMPONENTS[kind].get(name)
             if component is None:
                 self._given.refuse("component_name", f"no counterpart; there are {', '.join(_COMPONENTS[kind])}")
-            policy, fields = component.policy, self._fields(component, given, name)
-        self._draft.add(kind, policy, fields | schedule)
+            warmup = schedule.get("warmup_step", self._draft.fields.get("warmup_step", 0))
+            policy, fields = component.policy, self._fields(component, given, name, warmup)
+        self._draft.add(kind, policy, schedule | fields)
 
-    def _fields(self, component: Component, given: Given, name: str) -> dict[str, Any]:
-        warmup = given.integer("warmup_steps", 0) if name == "odm" else 0
+    def _fields(self, component: Component, given: Given, name: str, warmup: float) -> dict[str, Any]:
+        own = given.integer("warmup_steps", 0) if name == "odm" else 0
         fields = component.hyperparameters(given, name)
         if component.compares and fields.get("objective") not in ("diverse_only", "uniform"):
             self.comparing.append(name)
@@ -188,10 +189,10 @@ class Policies:
             self._draft.note(self._given.place("component_name"), f"{name}: {component.note}")
         if name == "odm":
             self._check_domains(given, "initial_proportions", fields["initial_proportions"])
-            if warmup > self._draft.fields.get("warmup_step", 0):
+            if own > warmup:
                 reason = "the mixer's own warm-up, the longer of two; config.mixer.warmup_step"
                 self._draft.note(given.place("warmup_steps"), reason)
-                fields["warmup_step"] = warmup
+                fields["warmup_step"] = own
         if name == "doremi":
             if fields["reference"] is None:
                 given.refuse("reference_model_path", "the folder of the reference model is expected")

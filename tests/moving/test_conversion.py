@@ -160,6 +160,7 @@ def test_a_pipeline_is_all_of_its_stages_each_with_its_schedule(folder):
 def test_a_selector_that_filters_keeps_its_share(folder):
     c = configuration_of(dynamic(folder, "dynamic_lego", "hierarchical", train_step=100))
     assert (c.selector.name, c.selector.keep, c.selector.update_step, c.mixer.name) == ("loss", 0.5, 200, "odm")
+    assert c.mixer.warmup_step == 2000  # the component's own, the longer of two
     c = configuration_of(dynamic(folder, "dynamic_lego", "select_only", train_step=100))
     assert c.selector.keep is None
 

@@ -231,7 +231,8 @@ def _progress(run: Planned) -> tuple[float, str]:
         file.seek(max(0, file.seek(0, 2) - (1 << 16)))
         found = re.findall(rb'^\{"step": (\d+),.*\n', file.read(), re.MULTILINE)
     step = int(found[-1]) if found else 0
-    return (min(step / steps, 1.0) if steps else 0.0), f"step {step} of {steps}"
+    # Of a run of some epochs the steps are not known from outside.
+    return (min(step / steps, 1.0), f"step {step} of {steps}") if steps else (0.0, f"step {step}")
 
 
 def main(argv: list[str]) -> None:

@@ -5,6 +5,7 @@ Imports `lm_eval`, which is optional; `tasks.py` imports this module when it is 
 
 import collections
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from dataflex_jax.harness.continuation import Continuations, Ending, Sampling
 from dataflex_jax.harness.likelihood import Likelihoods
 from dataflex_jax.harness.plan import Tokens
 from dataflex_jax.models.model import Model
+
+logger = logging.getLogger(__name__)
 
 _MAX_NEW_TOKENS = 256  # where a task does not say how many, as the harness has it
 
@@ -95,6 +98,11 @@ class LanguageModel(TemplateLM):
         self, requests: Sequence[tuple[Any, Tokens, Tokens]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
+        if cut := sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs):
+            message = (
+                "%d of %d requests are longer than the %d tokens that the model reads; their beginnings are left out"
+            )
+            logger.warning(message, cut, len(pairs), self.max_length)
         return [tuple(answer) for answer in self._likelihoods.of(self.model, pairs, self.max_length)]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:

@@ -119,7 +119,7 @@ class Likelihoods:
                 for each in rest.text.questions
                 for i, label in enumerate(each.labels)
             ]
-            places[row, : len(asked)], labels[row, : len(asked)] = np.array(asked).T
+            places[row, : len(asked)], labels[row, : len(asked)] = np.array(asked).reshape(-1, 2).T
         return Texts(*map(self._placed, (tokens, prefix, places, labels)))
 
     def _placed(self, rows: np.ndarray) -> Any:

@@ -148,6 +148,11 @@ def _open(manager: Any, name: str) -> Sequence[Any]:
         raise InputError(
             f"task {name!r} cannot be opened ({what}); its data come from the Hugging Face hub, or where its YAML says"
         ) from error
+    for task in loaded["tasks"].values():
+        if getattr(task, "MULTIMODAL", False):
+            raise InputError(f"task {name!r} asks about images or sounds, which no model here takes")
+        if getattr(task, "UNSAFE_CODE", False):
+            raise InputError(f"task {name!r} runs code that the model writes, which is not done here")
     group = loaded["groups"].get(name)
     return list(loaded["tasks"].values()) if group is None else [group]
 

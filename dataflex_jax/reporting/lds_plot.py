@@ -75,7 +75,7 @@ def _intervals(ax: Axes, figures: Mapping[str, Bounds], theme: Theme) -> None:
         color = theme.text if name == _RANDOM else next(iter(line_styles(["scores"]).values())).color
         ax.plot([low, high], [place, place], color=color, linewidth=1.5)
         ax.plot([value], [place], "o", color=color, markersize=5)
-    ax.axvline(0.0, color=theme.grid, linewidth=1.2)
+    ax.axvline(0.0, color=theme.grid, linewidth=1.2, zorder=0)
     ax.set_ylim(len(figures) - 0.5, -0.5)
     ax.yaxis.set_major_locator(FixedLocator(range(len(figures))))
     ax.set_yticklabels(list(figures), parse_math=False)

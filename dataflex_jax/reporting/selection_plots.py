@@ -21,7 +21,7 @@ from dataflex_jax.reporting.plot_style import (
     new_figure,
 )
 from dataflex_jax.reporting.run_folder import RunRecords
-from dataflex_jax.reporting.selections import read_selection, selection_paths
+from dataflex_jax.reporting.selections import Selection, read_selection, selection_paths
 
 _MOST_HISTOGRAMS = 4
 _MOST_OVERLAPS = 16
@@ -29,15 +29,14 @@ _BINS = 40
 
 
 def score_histograms_figure(run: RunRecords, theme: Theme = LIGHT) -> Chart | None:
-    """One plot a choice: the shares of the candidates and of the chosen rows by score."""
+    """One plot a choice: the shares of the candidates and of the chosen rows by score; None where scores are alike."""
     choices = [read_selection(path) for path in selection_paths(run, _MOST_HISTOGRAMS)]
-    if not choices:
+    if all(np.ptp(_known_scores(chosen)) == 0 for chosen in choices):
         return None
     figure, axes = new_figure(theme, 3.4 * len(choices) + 0.8, 3.0, columns=len(choices))
     styles = line_styles(["candidates", "chosen"])
     for ax, chosen in zip(axes, choices, strict=True):
-        kept = chosen.scores if chosen.all_scores is None else chosen.all_scores
-        finite = kept[np.isfinite(kept)].astype(np.float64)
+        finite = _known_scores(chosen)
         edges = np.histogram_bin_edges(np.concatenate([finite, chosen.scores]), _BINS)
         of = {"candidates": finite} if chosen.all_scores is not None else {}
         for name, scores in {**of, "chosen": chosen.scores}.items():
@@ -84,6 +83,12 @@ def overlaps_figure(run: RunRecords, theme: Theme = LIGHT) -> Chart | None:
     draw_grid(ax, theme, np.array([chosen.step for chosen in choices]), shares)
     label(ax, theme, x="that are in the choice after step", y="rows of the choice after step")
     return figure
+
+
+def _known_scores(chosen: Selection) -> np.ndarray:
+    """Those of all candidates that have one, or of the chosen alone where no others were kept; float64."""
+    kept = chosen.scores if chosen.all_scores is None else chosen.all_scores
+    return kept[np.isfinite(kept)].astype(np.float64)
 
 
 def _draw_histogram(

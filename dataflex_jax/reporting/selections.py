@@ -62,10 +62,21 @@ def read_selection(path: Path) -> Selection:
         raise InputError(f"{path}: cannot be read; the .npz file that a run writes there is expected") from error
     step = int(_NAME.fullmatch(path.name)[1])
     found = Selection(step, *(arrays.get(name) for name in Selection._fields[1:]))
-    alike = (found.ids, found.scores, *(() if found.lengths is None else (found.lengths,)))
-    if any(array is None or array.ndim != 1 or len(array) != len(found.ids) for array in alike) or not len(found.ids):
-        raise InputError(f"{path}: not a selection; arrays `ids` and `scores` of one length are expected")
+    if not _is_sound(found):
+        raise InputError(f"{path}: not a selection; arrays `ids` and `scores` of numbers and one length are expected")
     return found
+
+
+def _is_sound(found: Selection) -> bool:
+    """Whether what must be there is, in numbers, and what belongs together has one length."""
+    if found.ids is None or found.scores is None:
+        return False
+    given = [array for array in found[1:] if array is not None]
+    if any(array.ndim != 1 or array.dtype.kind not in "iuf" or len(array) == 0 for array in given):
+        return False
+    lengths = [None if array is None else len(array) for array in found[1:]]
+    ids, scores, _, of_chosen, sizes, rows = lengths
+    return ids == scores and of_chosen in (None, ids) and sizes == rows and (of_chosen is None) == (sizes is None)
 
 
 def selections_table(run: RunRecords) -> Table | None:
@@ -91,7 +102,8 @@ def selections_table(run: RunRecords) -> Table | None:
 
 
 def examples_table(run: RunRecords) -> Table | None:
-    """What was scored highest and lowest at the last choice, as text; None where the run did not write it.
+    """What was scored highest and lowest at the last choice, as text; None where the run did not write it, or where all
+    scores are alike, as those of the random selector.
 
     Raises:
         InputError: the file is malformed.
@@ -110,9 +122,11 @@ def examples_table(run: RunRecords) -> Table | None:
         length, domain = text_of(record.get("length")), text_of(record.get("domain"))
         cells = (f"{score:.4g}", domain, length, chosen, _CONTROLS.sub("�", text))
         rows.append((f"{end} {ranks[end]}", list(map(Cell, cells))))
+    if len({record["score"] for record in records}) < 2:
+        return None
     step = int(paths[-1].stem.removeprefix("step_"))
     title = f"Highest and lowest scored after step {step}"
-    return Table(title, ["score", "domain", "length", "chosen", "text"], rows, words=True) if rows else None
+    return Table(title, ["score", "domain", "length", "chosen", "text"], rows, words=True)
 
 
 def _percent(share: Any) -> str:

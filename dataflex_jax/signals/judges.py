@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dataflex_jax.data.listed import ListedRows
-from dataflex_jax.data.rows import Row
+from dataflex_jax.data.listed import input_rows
 from dataflex_jax.data.sources.instruct import Conversation
 from dataflex_jax.data.text.chat import ChatEncoder
 from dataflex_jax.data.text.tokenizer import Tokenizer, load_tokenizer
@@ -48,7 +47,7 @@ def judged(
         texts = tokenizer.encode_rendered([exchange.text for exchange in exchanges])
     else:
         texts = _templated(judge, tokenizer, exchanges, conversations)
-    rows = ListedRows([_row(ids or [tokenizer.eos_id]) for ids in texts])
+    rows = input_rows([ids or [tokenizer.eos_id] for ids in texts])
     operands = Subject(classifier.model), classifier.head
     swept = source(rows.pool("judged texts"), sweeper.mesh)
     return sweeper.run(row_function(_JUDGED), operands, swept, np.arange(rows.num_rows), "rewards of responses")
@@ -76,11 +75,6 @@ def answered(conversation: Conversation, exchange: Exchange) -> Conversation:
     said = [i for i in spoken if "".join(messages[i]["content"].split()).startswith(reference)]
     place = (said or spoken)[-1]
     return Conversation([*messages[:place], {"role": "assistant", "content": exchange.response}], conversation.tools)
-
-
-def _row(ids: list[int]) -> Row:
-    # A row's last token is only predicted, so one more follows that nobody looks at.
-    return Row(np.array([*ids, 0], np.int32), np.zeros(len(ids), bool))
 
 
 def _last(hidden: Float[Array, "B T D"], real: Float[Array, "B T"]) -> Float[Array, "B D"]:

@@ -209,8 +209,9 @@ class ModelSignals:
         )
         exchanges, answers = generation.answered(asked, tokens, lengths, self._codec)
         swept = source(answers.pool("responses"), sweeper.mesh)
-        # Those of a target are padded to one length, so that sums over them are compiled for few shapes.
-        swept = swept._replace(lengths=np.repeat(swept.lengths.reshape(-1, samples).max(axis=1), samples))
+        # Sums over those of a target shall have few shapes.
+        longest = np.repeat(swept.lengths.reshape(-1, samples).max(axis=1), samples)
+        swept = swept._replace(lengths=longest, together=samples)
         groups = target_set.groups[each], target_set.names
         found = SweptRows(subject, sweeper, swept, np.arange(len(each)), *groups, "responses")
         return Responses(found, lengths.reshape(-1, samples), exchanges)

@@ -36,11 +36,20 @@ _IN_FLIGHT = 2
 
 
 class Source(NamedTuple):
-    """Rows, how long they are, and what makes batches of them."""
+    """Rows, how long they are, and what makes batches of them.
+
+    Attributes:
+        pool: the rows.
+        lengths: inputs of each.
+        loader: makes batches.
+        together: rows that are asked for together; a batch of fewer is filled up to as many, so that few sizes of
+            batches are compiled.
+    """
 
     pool: Pool
     lengths: Int64[np.ndarray, " N"]
     loader: Loader
+    together: int = 1
 
 
 def source(pool: Pool, mesh: Mesh) -> Source:
@@ -203,7 +212,7 @@ class Sweeper:
 
     def _batch_rows(self, call: "_Call", rows: Source, places, load, length: int) -> int:
         """Rows of a batch of this length, a multiple of the number of shards."""
-        most = -(-len(places) // self._shards)
+        most = -(-rows.together * -(-len(places) // rows.together) // self._shards)
         if self._rows is not None:
             return self._shards * min(most, -(-self._rows // self._shards))
         key = (*call.kind, tuple(rows.pool.buckets))

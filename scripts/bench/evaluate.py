@@ -22,17 +22,18 @@ from contestants import Contestant, Failed, Peak
 # JAX and torch are imported in functions only, because both processes import this module first.
 
 
-def _exported(folder: Path) -> str:
-    """A random model with a tokenizer, in Hugging Face's format."""
+def _exported(folder: Path, mmlu_root: str) -> str:
+    """A random model with a tokenizer of the questions' words, in Hugging Face's format."""
     from dataflex_jax.configs import base
     from dataflex_jax.training.exporting import export_checkpoint
     from dataflex_jax.training.setup import train_and_evaluate
 
     config = base.get_config()
     config.update(train_step=1, eval_rows=1, tensorboard=False)
-    config.data.update(tokenizer="train:4096", seq_len=64, batch_size=2)
+    config.data.update(source="local", root=f"{mmlu_root}/dev", formatting="mmlu", template="qwen")
+    config.data.update(tokenizer="train:4096", batch_size=1)
     config.model.update(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2)
-    config.model.update(intermediate_size=1024, max_position_embeddings=2048, dtype="float32", tie_word_embeddings=True)
+    config.model.update(intermediate_size=1024, max_position_embeddings=4096, dtype="float32", tie_word_embeddings=True)
     train_and_evaluate(config, folder / "run")
     export_checkpoint(str(folder / "run"), folder / "model")
     return str(folder / "model")
@@ -136,7 +137,7 @@ def main(argv: list[str]) -> None:
         raise InputError("--mmlu_root is missing: the folder with MMLU's csv files")
     task = {name: options[name].value for name in ("mmlu_root", "subjects", "num_fewshot", "limit", "batch_size")}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = options.checkpoint or _exported(Path(folder))
+        checkpoint = options.checkpoint or _exported(Path(folder), options.mmlu_root)
         try:
             result = measure(task | {"checkpoint": checkpoint}, options.rounds)
         except Failed as failure:

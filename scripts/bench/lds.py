@@ -109,16 +109,20 @@ def text(folder: Path) -> tuple[ConfigDict, Callable[[Pool], Mapping[str, np.nda
 
 def scored(config: ConfigDict, selector: str, run: Path, file: Path) -> list[Path]:
     """Files of a selector's scores by the model of a run: as one score, and where it has such for each group."""
+    one = file.with_name(f"{file.stem} (one score).npz")
+    if file.exists():
+        return [path for path in (file, one) if path.exists()]
     config = config.copy_and_resolve_references()
     with config.ignore_type():
         config.selector = registry.policy_config("selector", selector)
     pool, chosen = select(config, [str(run)], None, 1, by_group=selector == "less")
-    one = file
-    if several := chosen.by_group is not None and len(chosen.by_group) > 1:
-        one = file.with_name(f"{file.stem} (one score).npz")
-        write_selection(file, pool, chosen, all_scores=True)
-    write_selection(one, pool, chosen._replace(by_group=None), all_scores=True)
-    return [file, one] if several else [one]
+    alone = chosen._replace(by_group=None)
+    if chosen.by_group is None or len(chosen.by_group) == 1:
+        write_selection(file, pool, alone, all_scores=True)
+        return [file]
+    write_selection(one, pool, alone, all_scores=True)
+    write_selection(file, pool, chosen, all_scores=True)
+    return [file, one]
 
 
 def study(name: str, folder: Path, make: Callable, selectors: tuple[str, ...]) -> dict[str, Any]:

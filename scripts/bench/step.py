@@ -72,7 +72,7 @@ def loader_rate(of: Contestant, steps: int) -> float:
     start = time.perf_counter()
     for _ in range(steps):
         plan, planned = draws.sampler.plan(planned)
-        jax.block_until_ready(of.job.loader.load(draws.sequences.ids(plan), plan.drawn_with))
+        jax.block_until_ready(of.job.load(plan, draws.sequences.ids(plan), plan.drawn_with))
     return steps * draws.sampler.batch_size / (time.perf_counter() - start)
 
 
@@ -94,7 +94,7 @@ def measure(config: ConfigDict, scratch: Path, stack: contextlib.ExitStack) -> d
     # A copy: the step's state is donated.
     contestants[BARE] = contestants[ours]._replace(mixer=jax.tree.map(jnp.copy, contestants[ours].mixer))
     plan, _ = job.draws.sampler.plan(position.sampler)
-    batch = job.loader.load(job.draws.sequences.ids(plan), plan.drawn_with)
+    batch = job.load(plan, job.draws.sequences.ids(plan), plan.drawn_with)
 
     blocks: dict[str, list[Block]] = {name: [] for name in contestants}
     # The first round compiles and is not counted.

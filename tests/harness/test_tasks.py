@@ -49,6 +49,13 @@ def test_tasks_that_fail_to_open_are_one_line():
         tasks._open(SimpleNamespace(load=load), "mmlu")
 
 
+@pytest.mark.parametrize(("mark", "reason"), [("MULTIMODAL", "asks about images"), ("UNSAFE_CODE", "runs code that")])
+def test_tasks_that_ask_for_more_than_text_are_refused(mark, reason):
+    loaded = {"groups": {}, "tasks": {"a": SimpleNamespace(**{mark: True})}}
+    with pytest.raises(InputError, match=f"^task 'a' {reason}"):
+        tasks._open(SimpleNamespace(load=lambda name: loaded), "a")
+
+
 def test_a_group_is_asked_whole_and_a_tag_task_by_task():
     loaded = {"groups": {"mmlu": "the group"}, "tasks": {"a": "task a", "b": "task b"}}
     manager = SimpleNamespace(load=lambda name: loaded)

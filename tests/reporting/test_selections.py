@@ -89,7 +89,8 @@ def test_what_was_scored_highest_and_lowest_is_shown_as_text(chosen):
         for rank, i in enumerate(ids, start=1)
     ]
     path = folder / "selections" / "step_00000015.jsonl"
-    path.write_text('{"end": "highest", "score": 1.0, "text": "a\\u0000\\u001bb\\u202e"}\n')
+    line = '{"end": "highest", "score": 1.0, "text": "a\\u0000\\u001bb\\u202e"}\n'
+    path.write_text(line + line.replace("1.0", "0.5"))
     assert examples_table(RunRecords.load(folder)).rows[0][1][4].text == "a��b\u202e"
 
 
@@ -129,7 +130,18 @@ def test_a_damaged_file_is_named(chosen, contents):
         selections_table(RunRecords.load(folder))
 
 
-@pytest.mark.parametrize("arrays", [{"ids": [1, 2]}, {"ids": [1, 2], "scores": [1.0]}, {"ids": [], "scores": []}])
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"ids": [1, 2]},
+        {"ids": [1, 2], "scores": [1.0]},
+        {"ids": [], "scores": []},
+        {"ids": ["a"], "scores": ["b"]},
+        {"ids": [1], "scores": [1.0], "lengths": [3]},
+        {"ids": [1], "scores": [1.0], "lengths": [3], "pool_lengths": [3, 4], "pool_rows": [5]},
+        {"ids": [1], "scores": [1.0], "all_scores": [[1.0]]},
+    ],
+)
 def test_a_file_of_something_else_is_named(chosen, arrays):
     folder, _ = chosen
     np.savez(folder / "selections" / "step_00000010.npz", **arrays)
@@ -142,3 +154,16 @@ def test_a_damaged_line_is_named(chosen):
     (folder / "selections" / "step_00000015.jsonl").write_text('{"end": "highest", "score": "x", "text": ""}\n')
     with pytest.raises(InputError, match=r"step_00000015\.jsonl:1: `end`, `score` and `text` of a candidate"):
         examples_table(RunRecords.load(folder))
+
+
+def test_scores_that_are_all_alike_are_not_shown(chosen):
+    folder, arrays = chosen
+    for step, of in arrays.items():
+        path = folder / "selections" / f"step_{step:08d}.npz"
+        np.savez(path, **of | {"scores": 0 * of["scores"], "all_scores": np.zeros(60, np.float32)})
+        lines = map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())
+        path.with_suffix(".jsonl").write_text("".join(json.dumps(line | {"score": 0.0}) + "\n" for line in lines))
+    run = RunRecords.load(folder)
+    assert score_histograms_figure(run) is None
+    assert examples_table(run) is None
+    assert length_histogram_figure(run) is not None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dataflex_jax.data import loader
 from dataflex_jax.data.batch import collated
 from dataflex_jax.data.rows import Row
 from dataflex_jax.data.targets import TargetSet
@@ -309,3 +310,16 @@ def test_an_exchange_ends_before_the_stop_token():
     assert exchanges == [Exchange(question.task, "g", "abcg*")]
     np.testing.assert_array_equal(rows.row(0).tokens, [1, 2, 3, 7, STOP])
     np.testing.assert_array_equal(rows.row(0).mask, [False, False, True, True])
+
+
+@pytest.mark.slow
+def test_sums_over_some_responses_of_a_target_have_batches_of_one_size(monkeypatch):
+    """However many of them have a reward; a batch of two tells how much memory a row takes."""
+    rows = signals_of(build(MODEL), rows=None).respond(SAMPLED, jax.random.key(3)).rows
+    sizes, load = [], loader.Loader.load
+    monkeypatch.setattr(loader.Loader, "load", lambda self, ids: sizes.append(len(ids)) or load(self, ids))
+    for members in ([0], [0, 2], [0, 1, 2]):
+        weights = np.zeros((rows.num_rows, 1))
+        weights[members] = 1
+        rows.gradient_sums(weights)
+    assert sizes == [2, 3, 3, 3]

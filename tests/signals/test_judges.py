@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dataflex_jax.data.listed import ListedRows
+from dataflex_jax.data.listed import input_rows
 from dataflex_jax.data.sources.instruct import Conversation
 from dataflex_jax.data.text.chat import template_text, tuned_with
 from dataflex_jax.data.text.tokenizer import load_tokenizer
@@ -42,7 +42,7 @@ def written(folder, template):
 def by_hand(judge, texts):
     """Its probability of texts that are tokens."""
     classifier = open_classifier(judge, MESH, LIKE, "selector.reward")
-    rows, ids = ListedRows([judges._row(tokens) for tokens in texts]), np.arange(len(texts))
+    rows, ids = input_rows(texts), np.arange(len(texts))
     swept = SweptRows(
         Subject(classifier.model), Sweeper(MESH, rows=4), source(rows.pool(), MESH), ids, ids * 0, ("a",), "texts"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dataflex_jax.data.listed import ListedRows
+from dataflex_jax.data.listed import input_rows
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.hf.classifier import open_classifier, probability
 from dataflex_jax.models.hf.config import from_hf
@@ -43,7 +43,7 @@ def written(folder, name, tensors=None, **fields):
 def logits_of(folder, name, mesh):
     """Of `classified_texts`, through a sweep."""
     classifier = open_classifier(str(folder), mesh, LIKE, OPTION)
-    rows = ListedRows([judges._row(text) for text in classified_texts(from_hf(MODELS[name]))])
+    rows = input_rows(classified_texts(from_hf(MODELS[name])))
     ids = np.arange(rows.num_rows)
     asked = SweptRows(
         Subject(classifier.model), Sweeper(mesh, rows=4), source(rows.pool(), mesh), ids, ids * 0, ("a",), "texts"

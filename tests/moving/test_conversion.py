@@ -232,6 +232,21 @@ def test_components_that_have_no_counterpart_are_refused(folder, train_type, nam
     assert error.match(f"^(?:{folder}/)?{message}")
 
 
+def test_of_deepspeed_s_file_what_is_not_auto_is_refused(folder):
+    (folder / "z3.json").write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": "auto"}')
+    assert not any(note.matters for note in sft(folder, deepspeed="z3.json").notes if note.place.name == "deepspeed")
+    (note,) = (note for note in sft(folder, deepspeed="z2.json").notes if note.place.name == "deepspeed")
+    assert note.matters
+    assert note.reason.endswith("z2.json is not here, and was not read")
+    (folder / "z3.json").write_text('{"gradient_clipping": 0.5}')
+    with pytest.raises(InputError, match=r"run.yaml:21: deepspeed = 'z3.json': its gradient_clipping is 0.5; say"):
+        sft(folder, deepspeed="z3.json")
+    assert configuration_of(sft(folder, deepspeed="z3.json", max_grad_norm=0.5)).optim.clip_norm == 0.5
+    (folder / "z3.json").write_text('{"optimizer": {"type": "Lion"}}')
+    with pytest.raises(InputError, match=r"deepspeed = 'z3.json': it names the optimizer; here it"):
+        sft(folder, deepspeed="z3.json")
+
+
 def test_a_parameter_that_a_component_does_not_have_is_refused(folder):
     (folder / "components.yaml").write_text("mixers:\n  random:\n    params: {seeds: 1}\n")
     with pytest.raises(InputError, match=r"components.yaml:3: seeds = 1: no parameter of random; accepted: seed$"):

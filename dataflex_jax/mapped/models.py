@@ -31,7 +31,7 @@ from dataflex_jax.policies.active import active_policies
 from dataflex_jax.reporting.progress import Progress, Throughput
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.sweep import Sweeper
-from dataflex_jax.training import fits, run_config
+from dataflex_jax.training import duration, fits, run_config
 from dataflex_jax.training.assembly import Experiment, compared_with, open_inputs, run_signals
 from dataflex_jax.training.checkpoint import Checkpoints, Contents
 from dataflex_jax.training.locate import choose_tokenizer
@@ -68,7 +68,8 @@ def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Ite
     """What models of a configuration share, with the mesh set.
 
     Args:
-        config: of each of them. A mesh of all devices along "data" takes the place of the configuration's.
+        config: of each of them; `epochs` are passes over the whole pool, also for members that see a part of it. A mesh
+            of all devices along "data" takes the place of the configuration's.
         folder: for what is kept of them.
         whole_pool: whether rows are drawn from the pool as a whole, not domain by domain.
 
@@ -89,6 +90,7 @@ def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Ite
     fits.check_tokenizer(config)
     with Checkpoints(folder, keep=1) as checkpoints, jax.set_mesh(mesh):
         inputs = open_inputs(config.data, folder, checkpoints.newest_sound())
+        duration.settle(config, inputs.pool.num_rows)
         experiment = make_experiment(config, inputs, mesh, whole_pool=whole_pool)
         with preemption.watch() as stop_requested:
             sweeper = Sweeper(mesh, rows=config.sweep.batch_rows, poll=preemption.polling(stop_requested))

@@ -188,6 +188,14 @@ def test_adapters_on_weights_are_trained_as_they_would_be_alone(root, tmp_path, 
     np.testing.assert_allclose(losses[1], [figures[name]["nll"] for name in sorted(figures)], rtol=1e-5)
 
 
+def test_epochs_are_of_the_whole_pool(root, tmp_path):
+    short = config(root, epochs=0.5, train_step=None)
+    with models.opened(short, tmp_path) as shared:
+        assert (
+            short.train_step == shared.experiment.config.train_step == -(-shared.experiment.inputs.pool.num_rows // 16)
+        )
+
+
 def test_random_frozen_parameters_have_one_seed(root, tmp_path):
     with pytest.raises(InputError, match=r"^config.seed: random frozen parameters have one seed"):
         train(config(root, lora__rank=2), tmp_path, members=MEMBERS[:2])

@@ -216,7 +216,7 @@ def test_what_would_change_the_results_is_refused_by_name(folder, fields, messag
             "dynamic_mix",
             "dynamic_moe",
             {},
-            "run.yaml:26: component_name = 'dynamic_moe': not converted; configs/dynamic_moe",
+            "run.yaml:26: component_name = 'dynamic_moe': not converted; configs",
         ),
         ("dynamic_select", "less", {}, r"run.yaml: eval_dataset \(not given\): less compares with it; name one"),
         ("dynamic_select", "loss", {"update_step": 0}, "run.yaml:23: update_step = 0: the steps between two updates"),

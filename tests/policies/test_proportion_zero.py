@@ -65,7 +65,8 @@ def trajectory(policy, steps):
         if policy.refresh is not None and step in (2, 11):
             gradients = rng.normal(size=(4, 6))
             signals = fake_signals.FakeSignals(
-                domain_gradients=DomainGradients(jnp.asarray(gradients @ gradients.T), None, jnp.float32(1e-2))
+                domain_gradients=DomainGradients(jnp.asarray(gradients @ gradients.T), None, jnp.float32(1e-2)),
+                held_out=fake_signals.FakeRows(gates=np.square(gradients), groups=np.arange(4)),
             )
             state = policy.refresh(state, signals)
         states.append(update(state, seen._replace(drawn_with=policy.sampling_weights(state))))

@@ -105,7 +105,7 @@ class Gradients:
         adam: precondition by the optimizer's state; None: the plain gradient.
         then: keeps only what is wanted of the P numbers [B, P] -> [B, ...]; traced into the sweep.
         parameters: one of `PARAMETERS`; "blocks": the adapters where there are any, else the kernels of the blocks'
-            linear layers; "all": all trained ones, embeddings, head, norms and biases too.
+            linear layers, those of experts too; "all": all trained ones, embeddings, head, norms and biases too.
     """
 
     projection: Projection

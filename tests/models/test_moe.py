@@ -124,11 +124,11 @@ def test_the_routers_losses_are_over_real_tokens_of_all_layers():
     np.testing.assert_allclose(moe.z_loss(sums, jnp.float32(real.sum())), z, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["qwen2_moe", "mixtral"])
-def test_eight_devices_compute_as_one(name):
+@pytest.mark.parametrize(("name", "rows"), [("qwen2_moe", 8), ("mixtral", 8), ("olmoe", 3)])
+def test_eight_devices_compute_as_one(name, rows):
     cfg = from_hf(MODELS[name] | {"vocab_size": 64, "num_key_value_heads": 4}, dtype="float32")
     model = Model.shape(cfg).having(random_params(cfg, seed=1))
-    tokens = random_tokens(rows=8, length=12)
+    tokens = random_tokens(rows=rows, length=12)
 
     @functools.partial(jax.jit, static_argnums=0)
     def value_and_gradient(shape, params, tokens):

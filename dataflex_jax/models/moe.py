@@ -24,6 +24,8 @@ from dataflex_jax.models.mlp import MLP
 from dataflex_jax.sharding import BATCH_AXES, constrain, divisible_axis, map_rows, rows_are_split
 
 BLOCK_SLOTS = 128  # of one expert in one product, at most
+# But no more than this share of an expert's average, which bounds the padding; nor fewer than these where it has them.
+_LEAST_SLOTS, _SHARE = 16, 1 / 16
 
 
 def _float32_product(
@@ -189,7 +191,8 @@ class _Blocks(NamedTuple):
 def _blocks(experts: Int[Array, " slots"], number: int) -> _Blocks:
     """Places for slots, of which each goes to one of `number` experts."""
     slots = experts.shape[0]
-    size = min(BLOCK_SLOTS, max(1, math.ceil(slots / number)))
+    average = math.ceil(slots / number)
+    size = min(BLOCK_SLOTS, max(_LEAST_SLOTS, int(_SHARE * average)), average)
     blocks = slots // size + min(number, slots)
     counts = jnp.zeros(number, jnp.int32).at[experts].add(1)
     needed = -(-counts // size)

@@ -95,6 +95,12 @@ def _shapes(jaxpr):
     return [part.split("]")[0] for part in jaxpr.split("[")[1:] if part.split("]")[0].replace(",", "").isdigit()]
 
 
+@pytest.mark.parametrize(("slots", "number"), [(131072, 128), (65536, 8), (16384, 60)])
+def test_padding_is_less_than_a_tenth_of_many_slots(slots, number):
+    blocks = jax.eval_shape(functools.partial(moe._blocks, number=number), jax.ShapeDtypeStruct((slots,), jnp.int32))
+    assert slots < blocks.real.size < 1.1 * slots
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 def test_routes_to_the_most_likely(normalized):
     logits = np.random.default_rng(2).normal(0, 2, (2, 5, 7))

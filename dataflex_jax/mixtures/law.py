@@ -51,7 +51,7 @@ class Checked(NamedTuple):
         predicted: of each run, by the law of the other folds.
         r2: the share of the variance that is predicted; 0 or less: no better than the mean.
         spearman: the rank correlation.
-        foretells: whether a law is better than the mean, and its rank correlation more than chance.
+        foretells: whether a law is better than the mean; of no metric where none has a rank correlation above chance.
     """
 
     predicted: Float64[np.ndarray, "S M"]
@@ -98,7 +98,9 @@ def cross_validated(weights: Float64[np.ndarray, "S K"], values: Float64[np.ndar
         predicted[fold_of == fold] = Law(*of_fold).at(weights[fold_of == fold])
     r2 = 1 - ((values - predicted) ** 2).sum(axis=0) / ((values - values.mean(axis=0)) ** 2).sum(axis=0)
     ranks = np.array([_rank_correlation(*pair) for pair in zip(predicted.T, values.T, strict=True)])
-    return Checked(predicted, r2, ranks, (r2 > 0) & (ranks > by_chance(len(weights))))
+    # A law that is weak counts where another one is strong: without it the metric's own domain would be starved.
+    better = r2 > 0
+    return Checked(predicted, r2, ranks, better & (better & (ranks > by_chance(len(weights)))).any())
 
 
 def by_chance(runs: int) -> float:

@@ -80,6 +80,15 @@ def test_of_noise_it_foretells_nothing():
     assert not np.any(foretold)
 
 
+def test_a_weak_law_counts_beside_a_strong_one_and_noise_does_not():
+    runs, random = planted.runs(40, 0.002), np.random.default_rng(5)
+    noise = [0.0, 0.9 * np.std(runs.values[:, 1]), 5.0]
+    values = runs.values + random.normal(size=runs.values.shape) * noise
+    checked = law.cross_validated(runs.weights, values, seed=0)
+    assert 0 < checked.r2[1] < 0.6
+    assert checked.foretells.tolist() == [True, True, False]
+
+
 def test_sensitivity_is_the_derivative_towards_a_domain():
     where, step = planted.prior(), 1e-6
     for domain in range(5):

@@ -1,4 +1,4 @@
-"""Held-out loss of a checkpoint, per domain, and whatever else `config.evaluators` names; or benchmarks.
+"""Held-out loss of a checkpoint by domain, and what else `config.evaluators` names; or benchmarks.
 
     python -m dataflex_jax.evaluate --checkpoint=MODEL
         [--config=configs/odm.py:local --config.data.root=DIR ...]

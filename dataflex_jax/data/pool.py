@@ -95,7 +95,7 @@ class Pool:
             return None
         wanted, found, place = set(ids.tolist()), {}, 0
         for domain in self.domains:
-            for record in domain.store.records(self._split):
+            for record in domain.store.records(self.split):
                 if place in wanted:
                     found[place] = domain.store.conversation(record)
                 place += 1

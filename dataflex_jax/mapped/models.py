@@ -68,7 +68,8 @@ def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Ite
     """What models of a configuration share, with the mesh set.
 
     Args:
-        config: of each of them. A mesh of all devices along "data" takes the place of the configuration's.
+        config: of each of them; `epochs` are passes over the whole pool, also for members that see a part of it. A mesh
+            of all devices along "data" takes the place of the configuration's.
         folder: for what is kept of them.
         whole_pool: whether rows are drawn from the pool as a whole, not domain by domain.
 

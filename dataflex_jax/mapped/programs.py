@@ -1,7 +1,8 @@
 """The mapped programs: the train step and the losses of S models, each compiled as one.
 
 The members' axis is manual over the mesh's "data" axis, so that a device works on its own members alone and no
-collective is needed; on a device their axis is mapped by `jax.vmap`.
+collective is needed. On a device they are vectorised by `jax.vmap`, which fills an accelerator; a CPU, which one of
+them fills, takes one after the other (`jax.lax.map`) in the same program.
 """
 
 import dataclasses
@@ -49,10 +50,8 @@ class MappedStep:
         def without(state: TrainState, batch: Batch, drawn: Array, fixed: Fixed):
             return step(state, batch, fixed)
 
-        mapped = jax.vmap(without if drawn.all() else one, in_axes=(0, 0, 0, None))
-        specs = (_SPLIT, _SPLIT, _SPLIT, _WHOLE)
-        split = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=_SPLIT, check_vma=False)
-        self._jitted = jax.jit(split, donate_argnums=0)
+        mapped = _mapped(without if drawn.all() else one, 3, mesh)
+        self._jitted = jax.jit(mapped, donate_argnums=0)
         self._compiled: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, states: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
@@ -81,11 +80,29 @@ def mapped_losses(num_groups: int, mesh: Mesh) -> Callable[[PyTree, Model, Batch
     Both are [S, G]; the batch, the same for all models, has in `domain` the group of each row.
     """
 
-    def one(params: PyTree, model: Model, batch: Batch) -> tuple[Float[Array, " G"], Float[Array, " G"]]:
+    def one(params: PyTree, fixed: tuple[Model, Batch]) -> tuple[Float[Array, " G"], Float[Array, " G"]]:
+        model, batch = fixed
         losses = model.with_params(params).token_losses(batch).losses
         statistics = domain_statistics(losses, batch, num_groups)
         return statistics.loss * statistics.tokens, statistics.tokens
 
-    mapped = jax.vmap(one, in_axes=(0, None, None))
-    specs = (_SPLIT, _WHOLE, _WHOLE)
-    return jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=_SPLIT, check_vma=False))
+    mapped = _mapped(one, 1, mesh)
+    return jax.jit(lambda params, model, batch: mapped(params, (model, batch)))
+
+
+def vectorises(mesh: Mesh) -> bool:
+    """Whether members are vectorised on a device."""
+    return mesh.devices.flat[0].platform != "cpu"
+
+
+def _mapped(function: Callable, arguments: int, mesh: Mesh) -> Callable:
+    """`function` of each member's own arguments, the first ones, and a last one that all share."""
+
+    def local(*given: PyTree) -> PyTree:
+        own, shared = given[:-1], given[-1]
+        if vectorises(mesh):
+            return jax.vmap(function, in_axes=(*(0,) * arguments, None))(*own, shared)
+        return jax.lax.map(lambda member: function(*member, shared), own)
+
+    specs = (*(_SPLIT,) * arguments, _WHOLE)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=_SPLIT, check_vma=False)

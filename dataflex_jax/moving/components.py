@@ -125,13 +125,33 @@ SELECTORS = {
         "near",
         without_effect=(*_CACHE, "indices_path"),
         compares=True,
-        note="neighbours are found at each update among the model's own embeddings; no file of indices is read",
+        note="neighbours are found by the model's embeddings, or config.selector.embedding_model's; no file is read",
     ),
     "tsds": Component(
         "tsds",
         without_effect=(*_CACHE, "probs_path"),
         compares=True,
-        note="the plan is made at each update of the model's own embeddings; no file of probabilities is read",
+        note="the plan is made of the model's embeddings, or config.selector.embedding_model's; no file is read",
+    ),
+    "coincide": Component(
+        "coincide",
+        {
+            "num_clusters": ("num_clusters", 10000),
+            "temperature": ("tau", 1.0),
+            "clustering_max_iter": ("kmeans_iterations", 10),
+            "seed": ("cluster_seed", 42),
+        },
+        only={"embedding_model_name_or_path": None, "embedding_layers": None, "single_member_density": 1.0},
+        without_effect=(
+            *_CACHE,
+            "embedding_model_dtype",
+            "clustering_batch_size",
+            "clustering_num_workers",
+            "clustering_device",
+            "assignment_chunk_size",
+            "density_chunk_size",
+        ),
+        note="of texts, without images",
     ),
     "random": Component("random", only={"replacement": False}, without_effect=(*_CACHE, "seed")),
 }
@@ -209,8 +229,7 @@ OWN = "a class of your own: docs/writing_a_policy.md says how it is written here
 MISSING = {
     "selector": {
         "custom": OWN,
-        "nice": "no counterpart: its rewards come from a model that vLLM or a service runs",
-        "coincide": "no counterpart: it chooses images with their texts",
+        "nice": "its rewards come from a model that vLLM or a service runs; configs/nice.py has rewards of other kinds",
     },
     "mixer": {"dynamic_moe": "no counterpart: models have no experts here"},
     "weighter": {"custom": OWN},

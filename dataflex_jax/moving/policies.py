@@ -161,7 +161,7 @@ class Policies:
             raise InputError(f"{component.place('params')}: a mapping of names to values is expected")
         return parameters
 
-    def _add(self, kind: str, name: str, parameters: Lines, **schedule: int) -> None:
+    def _add(self, kind: str, name: str, parameters: Lines, **schedule: float) -> None:
         given = Given(parameters)
         if kind == "order":
             policy, fields, notes = order(given, name)
@@ -176,11 +176,12 @@ class Policies:
             component = _COMPONENTS[kind].get(name)
             if component is None:
                 self._given.refuse("component_name", f"no counterpart; there are {', '.join(_COMPONENTS[kind])}")
-            policy, fields = component.policy, self._fields(component, given, name)
-        self._draft.add(kind, policy, fields | schedule)
+            warmup = schedule.get("warmup_step", self._draft.fields.get("warmup_step", 0))
+            policy, fields = component.policy, self._fields(component, given, name, warmup)
+        self._draft.add(kind, policy, schedule | fields)
 
-    def _fields(self, component: Component, given: Given, name: str) -> dict[str, Any]:
-        warmup = given.integer("warmup_steps", 0) if name == "odm" else 0
+    def _fields(self, component: Component, given: Given, name: str, warmup: float) -> dict[str, Any]:
+        own = given.integer("warmup_steps", 0) if name == "odm" else 0
         fields = component.hyperparameters(given, name)
         if component.compares and fields.get("objective") not in ("diverse_only", "uniform"):
             self.comparing.append(name)
@@ -188,10 +189,10 @@ class Policies:
             self._draft.note(self._given.place("component_name"), f"{name}: {component.note}")
         if name == "odm":
             self._check_domains(given, "initial_proportions", fields["initial_proportions"])
-            if warmup > self._draft.fields.get("warmup_step", 0):
+            if own > warmup:
                 reason = "the mixer's own warm-up, the longer of two; config.mixer.warmup_step"
                 self._draft.note(given.place("warmup_steps"), reason)
-                fields["warmup_step"] = warmup
+                fields["warmup_step"] = own
         if name == "doremi":
             if fields["reference"] is None:
                 given.refuse("reference_model_path", "the folder of the reference model is expected")
@@ -237,9 +238,8 @@ class Policies:
         kind, name = given.one_of("family", _FAMILIES), given.text("component")
         if name is None:
             given.refuse("component", "the name of a component is expected")
-        mode, share = given.text("mode", "filter"), given.number("keep_ratio", 0.5)
-        if kind == "selector" and mode != "draw" and share < 1:
-            given.refuse("mode", "a selector draws here, and filters for no other; accepted: draw")
+        filters = given.one_of("mode", {"filter": True, "draw": False}, "filter")
+        share = given.number("keep_ratio", 0.5)
         if kind in self._draft.policies and kind != "weighter":
             given.refuse("family", f"a second one; here a run has one {kind}")
         warmup, every = given.integer("warmup_step", 0), given.integer("every", 1)
@@ -247,6 +247,9 @@ class Policies:
         schedule = {"warmup_step": warmup}
         if kind != "weighter":
             schedule |= {"update_step": every, "update_times": -1}
+        if kind == "selector" and filters:
+            schedule |= {"keep": float(share)}
+            self._draft.note(given.place("mode"), "with a mixer so much of each domain is kept, not of all together")
         self._add(kind, name, self._parameters(kind, name, path), **schedule)
 
 

@@ -1,5 +1,9 @@
 """LLaMA-Factory's fields: the model, the method, the batch, the optimizer, how long and how often."""
 
+from pathlib import Path
+
+from dataflex_jax.errors import shown
+from dataflex_jax.foreign import read_object
 from dataflex_jax.moving.draft import Code, Draft, Given
 
 STAGES = ("sft", "pt")
@@ -170,9 +174,23 @@ def cadence(given: Given, draft: Draft) -> None:
     if isinstance(resume, str):
         given.refuse("resume_from_checkpoint", "import its weights: python -m dataflex_jax.export --import_from=DIR")
     if given.has("deepspeed"):
-        reason = "config.mesh splits the parameters over all devices as ZeRO-3 does; this file is not read"
-        given.raw("deepspeed")
-        draft.note(given.place("deepspeed"), reason, matters=False)
+        _deepspeed(given, draft)
+
+
+def _deepspeed(given: Given, draft: Draft) -> None:
+    """Parameters are split in any case; what DeepSpeed's file says beside that is refused where it is not "auto"."""
+    value = given.raw("deepspeed")
+    path = Path(draft.located(value)) if isinstance(value, str) else None
+    fields = value if path is None else read_object(path) if path.exists() else {}
+    for name in ("optimizer", "scheduler"):
+        if name in fields:
+            given.refuse("deepspeed", f"it names the {name}; here it is AdamW with config.optim.schedule")
+    clip = fields.get("gradient_clipping", "auto")
+    if clip not in ("auto", draft.fields.get("optim.clip_norm", 1.0)):
+        given.refuse("deepspeed", f"its gradient_clipping is {shown(clip)}; say so by max_grad_norm, and there 'auto'")
+    unread = "" if path is None or path.exists() else f"; {path} is not here, and was not read"
+    reason = f"config.mesh splits the parameters over all devices as ZeRO-3 does{unread}"
+    draft.note(given.place("deepspeed"), reason, matters=bool(unread))
 
 
 def _steps(given: Given, name: str) -> int | None:

@@ -9,12 +9,17 @@ from dataflex_jax.models import layout
 WSD_DECAY = 0.1  # share of the run over which "wsd" decays
 
 
-def learning_rate(optim: ConfigDict, train_step: int) -> optax.Schedule:
+def learning_rate(optim: ConfigDict, train_step: int | None) -> optax.Schedule:
     """Linear warm-up from 0 over `warmup_ratio * train_step` steps, then `optim.schedule`.
 
     The first update uses the schedule at 0, as in Hugging Face's trainer.
+
+    Args:
+        optim: `config.optim`.
+        train_step: steps of the run; None where they are not known yet, as before the data of epochs are read, and
+            nothing is trained.
     """
-    peak = optim.learning_rate
+    peak, train_step = optim.learning_rate, train_step or 1
     warmup = round(optim.warmup_ratio * train_step)
     rest = max(train_step - warmup, 1)
     decay = max(round(WSD_DECAY * train_step), 1)

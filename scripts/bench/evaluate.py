@@ -3,8 +3,8 @@
     python scripts/bench/evaluate.py --mmlu_root=DIR [--subjects=law,...] [--num_fewshot=5] [--limit=20]
 
 Needs the extras `eval` and `torch`, and accelerate. Each backend runs in a process of its own, and answers the same
-questions of MMLU in turns with the same exported model: by default a random one, float32, with a tokenizer of 4096
-tokens; --checkpoint names another. The first turn of each, in which it compiles, is not counted; its answers are
+questions of MMLU in turns with the same exported model: by default a random one, float32, with --tokenizer;
+--checkpoint names another. The first turn of each, in which it compiles, is not counted; its answers are
 compared.
 """
 
@@ -22,17 +22,18 @@ from contestants import Contestant, Failed, Peak
 # JAX and torch are imported in functions only, because both processes import this module first.
 
 
-def _exported(folder: Path) -> str:
-    """A random model with a tokenizer, in Hugging Face's format."""
+def _exported(folder: Path, mmlu_root: str, tokenizer: str) -> str:
+    """A random model in Hugging Face's format."""
     from dataflex_jax.configs import base
     from dataflex_jax.training.exporting import export_checkpoint
     from dataflex_jax.training.setup import train_and_evaluate
 
     config = base.get_config()
     config.update(train_step=1, eval_rows=1, tensorboard=False)
-    config.data.update(tokenizer="train:4096", seq_len=64, batch_size=2)
+    config.data.update(source="local", root=f"{mmlu_root}/dev", formatting="mmlu", template="qwen")
+    config.data.update(tokenizer=tokenizer, batch_size=1)
     config.model.update(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2)
-    config.model.update(intermediate_size=1024, max_position_embeddings=2048, dtype="float32", tie_word_embeddings=True)
+    config.model.update(intermediate_size=1024, max_position_embeddings=4096, dtype="float32", tie_word_embeddings=True)
     train_and_evaluate(config, folder / "run")
     export_checkpoint(str(folder / "run"), folder / "model")
     return str(folder / "model")
@@ -136,12 +137,12 @@ def main(argv: list[str]) -> None:
         raise InputError("--mmlu_root is missing: the folder with MMLU's csv files")
     task = {name: options[name].value for name in ("mmlu_root", "subjects", "num_fewshot", "limit", "batch_size")}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = options.checkpoint or _exported(Path(folder))
+        checkpoint = options.checkpoint or _exported(Path(folder), options.mmlu_root, options.tokenizer)
         try:
             result = measure(task | {"checkpoint": checkpoint}, options.rounds)
         except Failed as failure:
             raise TrainingError(str(failure)) from failure
-    result["checkpoint"] = options.checkpoint
+    result |= {"checkpoint": options.checkpoint, "tokenizer": options.tokenizer}
     results.write(options.output, result)
     print(f"{result['speed_over_transformers']['median']:.2f} times the requests a second of transformers")
 
@@ -150,6 +151,7 @@ if __name__ == "__main__":
     from dataflex_jax import cli
 
     cli.define_path("checkpoint", None, "A model in Hugging Face's format; by default a random one of 7M parameters.")
+    cli.define_path("tokenizer", "train:4096", "Of a random model; by default one that is trained on the questions.")
     cli.define_path("mmlu_root", None, "The folder with MMLU's csv files.")
     subjects = ["abstract_algebra", "high_school_us_history", "professional_law", "virology"]
     flags.DEFINE_list("subjects", subjects, "Subjects whose questions are asked.")

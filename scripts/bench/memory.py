@@ -72,7 +72,7 @@ def measure(config, vocab_size: int) -> tuple[Memory, dict]:
     with jax.set_mesh(mesh):
         cfg = resolved_model(config, vocab_size)
         trained, mixer = trained_of(cfg, config.model.trainable), active_policies(config).mixer
-        rate = optim.learning_rate(config.optim, config.train_step or 1)
+        rate = optim.learning_rate(config.optim, config.train_step)
         num_domains = len(config.data.domains or "1234567")
         proportions = jnp.ones(num_domains) / num_domains
         start = Start(Model.shape(cfg), trained, optim.adamw(config.optim, rate), mixer.policy.init(proportions))

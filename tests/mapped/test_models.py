@@ -9,7 +9,7 @@ import pytest
 
 from dataflex_jax.data.targets import open_targets
 from dataflex_jax.errors import InputError, TrainingError
-from dataflex_jax.mapped import models
+from dataflex_jax.mapped import models, programs
 from dataflex_jax.mapped.draws import Draws
 from dataflex_jax.mapped.members import Member
 from dataflex_jax.sharding import make_mesh
@@ -107,7 +107,8 @@ def test_a_stopped_training_goes_on_bit_for_bit(root, whole, stopped, tmp_path):
         assert checkpoints.latest() is None  # nobody needs them any more
 
 
-def test_eight_devices_train_the_same_models(root, whole, tmp_path):
+def test_eight_devices_and_vectorised_members_are_the_same_models(root, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "vectorises", lambda mesh: True)  # as on an accelerator
     losses, _ = train(config(root), tmp_path, devices=8, at_once=None)
     np.testing.assert_allclose(losses, whole[1], rtol=1e-5)
 
@@ -185,6 +186,14 @@ def test_adapters_on_weights_are_trained_as_they_would_be_alone(root, tmp_path, 
     )
     figures = tiny.records(tmp_path / "run", "eval.jsonl")[-1]["domains"]
     np.testing.assert_allclose(losses[1], [figures[name]["nll"] for name in sorted(figures)], rtol=1e-5)
+
+
+def test_epochs_are_of_the_whole_pool(root, tmp_path):
+    short = config(root, epochs=0.5, train_step=None)
+    with models.opened(short, tmp_path) as shared:
+        assert (
+            short.train_step == shared.experiment.config.train_step == -(-shared.experiment.inputs.pool.num_rows // 16)
+        )
 
 
 def test_random_frozen_parameters_have_one_seed(root, tmp_path):

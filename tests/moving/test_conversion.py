@@ -76,6 +76,7 @@ def test_the_recipe_takes_variants_in_place_of_its_policies(folder):
         ("tsds", {}),
         ("near", {}),
         ("random", {}),
+        ("coincide", {"num_clusters": 10000, "tau": 1.0, "cluster_seed": 42}),
     ],
 )
 def test_selectors(folder, name, expected):
@@ -83,7 +84,7 @@ def test_selectors(folder, name, expected):
     assert {field: c.selector[field] for field in expected} == expected
     assert (c.selector.name, c.warmup_step, c.update_step, c.update_times) == (name, 10, 20, 2)
     assert (c.train_step, c.epochs) == (50, None)
-    assert (c.targets.domains == ("t",)) is (name not in ("loss", "delta_loss", "random"))
+    assert (c.targets.domains == ("t",)) is (name not in ("loss", "delta_loss", "random", "coincide"))
 
 
 def test_other_names_of_a_component_s_values(folder):
@@ -156,6 +157,14 @@ def test_a_pipeline_is_all_of_its_stages_each_with_its_schedule(folder):
     assert "the target set of less, adapt" in "\n".join(map(str, recipe.notes))
 
 
+def test_a_selector_that_filters_keeps_its_share(folder):
+    c = configuration_of(dynamic(folder, "dynamic_lego", "hierarchical", train_step=100))
+    assert (c.selector.name, c.selector.keep, c.selector.update_step, c.mixer.name) == ("loss", 0.5, 200, "odm")
+    assert c.mixer.warmup_step == 2000  # the component's own, the longer of two
+    c = configuration_of(dynamic(folder, "dynamic_lego", "select_only", train_step=100))
+    assert c.selector.keep is None
+
+
 def test_what_has_no_counterpart_is_listed_with_its_place_and_reason(folder):
     recipe = dynamic(folder, "dynamic_mix", "odm", template="qwen3_nothink")
     said = {str(note): note.matters for note in recipe.notes}
@@ -213,7 +222,7 @@ def test_what_would_change_the_results_is_refused_by_name(folder, fields, messag
         ("dynamic_mix", "odm", {"mixture_sample_rule": "uniform"}, "run.yaml:27: mixture_sample_rule = .*: with it no"),
         ("dynamic_mix", "odm", {"dataset": "a,b,c"}, r"components.yaml:\d+: initial_proportions = .*: one for each of"),
         ("dynamic_reorder", "reuse_selector_scores", {}, r"components.yaml:\d+: score_source = .*: with a selector"),
-        ("dynamic_lego", "hierarchical", {}, r"components.yaml:\d+: mode = 'filter': a selector draws here"),
+        ("dynamic_select", "nice", {}, "run.yaml:26: component_name = 'nice': its rewards come from a model that vLLM"),
     ],
 )
 def test_components_that_have_no_counterpart_are_refused(folder, train_type, name, fields, message):
@@ -221,6 +230,21 @@ def test_components_that_have_no_counterpart_are_refused(folder, train_type, nam
         dynamic(folder, train_type, name, **fields)
     assert "\n" not in str(error.value)
     assert error.match(f"^(?:{folder}/)?{message}")
+
+
+def test_of_deepspeed_s_file_what_is_not_auto_is_refused(folder):
+    (folder / "z3.json").write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": "auto"}')
+    assert not any(note.matters for note in sft(folder, deepspeed="z3.json").notes if note.place.name == "deepspeed")
+    (note,) = (note for note in sft(folder, deepspeed="z2.json").notes if note.place.name == "deepspeed")
+    assert note.matters
+    assert note.reason.endswith("z2.json is not here, and was not read")
+    (folder / "z3.json").write_text('{"gradient_clipping": 0.5}')
+    with pytest.raises(InputError, match=r"run.yaml:21: deepspeed = 'z3.json': its gradient_clipping is 0.5; say"):
+        sft(folder, deepspeed="z3.json")
+    assert configuration_of(sft(folder, deepspeed="z3.json", max_grad_norm=0.5)).optim.clip_norm == 0.5
+    (folder / "z3.json").write_text('{"optimizer": {"type": "Lion"}}')
+    with pytest.raises(InputError, match=r"deepspeed = 'z3.json': it names the optimizer; here it"):
+        sft(folder, deepspeed="z3.json")
 
 
 def test_a_parameter_that_a_component_does_not_have_is_refused(folder):

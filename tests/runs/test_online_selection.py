@@ -38,3 +38,10 @@ def test_it_goes_on_as_if_never_interrupted_and_counts_what_was_drawn(root, refe
         assert position.rows_seen.sum() == 8 * WARMUP + 16 * (STEPS - WARMUP)
         assert position.tokens_seen <= 8 * STEPS * made.data.seq_len
         np.testing.assert_array_equal(position.sampler.cursors, position.rows_seen)
+
+
+@pytest.mark.slow
+def test_with_weighters_and_microbatches_it_goes_on(root, reference, tmp_path):
+    made = config(root, reference, "greats", weighter="loss+adapt", data__batch_size=16, data__grad_accumulation=2)
+    metrics, _ = policy_runs.assert_goes_on(made, tmp_path)
+    assert all(0 < line["effective_sample_size"] <= 16.001 for line in metrics)

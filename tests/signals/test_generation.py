@@ -184,10 +184,10 @@ def test_responses_are_the_same_on_eight_devices(responses):
 def test_scores_are_the_same_on_eight_devices(projection):
     options = dict(mc_samples=3, max_new_tokens=6, gradient_type="sgd", baseline="mean", proj_dim=64)
     selector = nice(reward=f"{__name__}:letters", projection=projection, **options)
-    scores = []
+    model, scores = build(MODEL), []  # on no mesh
     for mesh in (make_mesh({}, jax.devices()[:1]), make_mesh({"data": 2, "fsdp": 4})):
         with jax.set_mesh(mesh):
-            evidence, _ = selector.score({}, signals_of(build(MODEL), mesh=mesh), request(seed=3))
+            evidence, _ = selector.score({}, signals_of(model, mesh=mesh), request(seed=3))
             scores.append(np.asarray(evidence.rows))
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
 

@@ -8,6 +8,8 @@ from dataflex_jax import config as configuration
 from dataflex_jax.configs import base
 from dataflex_jax.errors import InputError
 from dataflex_jax.training import duration, run_config
+from dataflex_jax.training.exporting import export_checkpoint
+from dataflex_jax.training.imports import imported
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny
 from tests.helpers.command import assert_same_curves
@@ -76,3 +78,14 @@ def test_a_run_of_epochs_is_the_run_of_as_many_steps_and_goes_on_like_it(tmp_pat
     assert_same_curves(tmp_path / "epochs", tmp_path / "steps")
     again = tiny.config(root, "odm", train_step=None, epochs=0.1, eval_rows=2)
     assert train_and_evaluate(again, tmp_path / "epochs").step == steps
+
+
+def test_weights_are_imported_for_a_run_of_epochs(tmp_path):
+    root = tiny.write_domains(tmp_path / "domains", characters=3000)
+    train_and_evaluate(tiny.config(root, None, train_step=1, eval_rows=1), tmp_path / "start")
+    export_checkpoint(tmp_path / "start", tmp_path / "hf")
+    fields = {"model__name_or_path": str(tmp_path / "hf"), "model__from_scratch": False, "eval_rows": 1}
+    config = tiny.config(root, None, train_step=None, epochs=0.02, **fields)
+    config.data.tokenizer = str(tmp_path / "hf")
+    imported(config.copy_and_resolve_references(), tmp_path / "run")
+    assert train_and_evaluate(config, tmp_path / "run").step == run_config.read(tmp_path / "run").train_step >= 1

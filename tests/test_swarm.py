@@ -18,6 +18,7 @@ from tests.helpers.command_line import parsed
 from tests.mixtures import planted
 
 DOMAINS = ["code", "digits", "vowels"]
+TARGETS = ["target/vowels", "target/code"]
 RUNS, STEPS = 8, 6
 _RECIPE = """
 from pathlib import Path
@@ -27,6 +28,7 @@ def get_config(mixer=""):
     config = tiny.config(Path({root!r}), mixer, train_step={steps}, checkpoint_every=4)
     config.model.update(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1)
     config.model.num_hidden_layers = 1
+    config.targets.update(source="local", root={root!r}, domains=("vowels", "code"))
     return config
 """
 
@@ -76,14 +78,16 @@ def test_it_writes_the_mixtures_and_what_was_measured(folder, written):
     np.testing.assert_array_equal(weights[:RUNS], expected)
     assert weights[RUNS + 1][0] == 0
     for row in measured:  # a byte is a token
-        for name in DOMAINS:
+        for name in (*DOMAINS, *TARGETS):
             nll, bits = float(row[f"nll/{name}"]), float(row[f"bits_per_byte/{name}"])
             assert bits == pytest.approx(nll / np.log(2), rel=0.02)
+        # The rows of a target group are those that the domain has in all.
+        assert float(row["nll/target/code"]) == pytest.approx(float(row["nll/code"]), rel=0.1)
 
 
 def test_it_writes_the_law_the_proposal_and_a_picture(written):
     found = json.loads((written / "swarm.json").read_text())
-    assert list(found["metrics"]) == [f"bits_per_byte/{name}" for name in DOMAINS]
+    assert list(found["metrics"]) == [f"bits_per_byte/{name}" for name in TARGETS]
     assert found["runs"] == RUNS + 4
     for figures in found["metrics"].values():
         assert figures["deviation_of_seeds"] > 0

@@ -175,6 +175,10 @@ def test_caps_hold_in_what_is_proposed_of_tables(foreign, capsys):
         (("--target_tokens=-1",), r"^--target_tokens=-1.0: must be a number > 0"),
         (("--target_tokens=1e12",), r"^--target_tokens=1e\+12: the domains have .* tokens, and each is taken 4 times"),
         (("--config.data.domains=code",), r"^config.data.domains = \('code',\): a mixture has two domains or more"),
+        (
+            ("--config.data.proportions=0,1,0",),
+            r"^config.data.proportions = .*: a mixture has two domains or more above 0",
+        ),
         (("--config.data.max_epochs=1",), r"^config.data.max_epochs: models that are trained as one program"),
         (("--config.train_step=9",), r"models.json: its models were trained with config.train_step = 6, not 9"),
         (("--ratios=r.csv",), r"^--metrics is missing: both tables are needed"),

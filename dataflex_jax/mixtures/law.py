@@ -149,31 +149,46 @@ def _descended(
         near = np.clip(off, -1.0, 1.0)
         return (used * near * (off - near / 2)).sum(axis=1) / count, off, rises
 
-    damping = np.full(len(points), 1e-3)
+    damping = np.full((len(points), 1), 1e-3)
     losses, off, rises = loss(points)
     for _ in range(_MOST_STEPS):
-        slopes = np.concatenate([np.ones((*rises.shape, 1)), rises[..., None] * weights], axis=-1) / DELTA
-        counts = used / np.maximum(np.abs(off), 1.0)
-        gradient = np.einsum("psd,ps->pd", slopes, counts * off)
-        curvature = np.swapaxes(slopes * counts[..., None], 1, 2) @ slopes
-        diagonal = np.einsum("pdd->pd", curvature)
-        damped = curvature + (damping[:, None] * diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True))[
-            :, None
-        ] * np.eye(points.shape[1])
-        new = points - np.linalg.solve(damped, gradient[..., None])[..., 0]
-        new[:, 1:] = np.clip(new[:, 1:], -STEEPEST, STEEPEST)
+        new = np.clip(points - _step(weights, off, rises, used, damping), *_limits(points.shape[1]))
         new_losses, new_off, new_rises = loss(new)
         better = new_losses < losses
         fallen = np.where(better, losses - new_losses, 0.0)
+        losses, moved = np.where(better, new_losses, losses), better[:, None]
         points, off, rises = (
-            np.where(better[:, None], now, before)
-            for now, before in ((new, points), (new_off, off), (new_rises, rises))
+            np.where(moved, new, points),
+            np.where(moved, new_off, off),
+            np.where(moved, new_rises, rises),
         )
-        losses = np.where(better, new_losses, losses)
-        damping = np.clip(np.where(better, damping / 5, damping * 5), 1e-9, 1e9)
-        if (fallen <= 1e-12 * (losses + 1e-12)).all() and (better | (damping > 1e6)).all():
+        damping = np.clip(np.where(moved, damping / 5, damping * 5), 1e-9, 1e9)
+        if (fallen <= 1e-12 * (losses + 1e-12)).all() and (moved | (damping > 1e6)).all():
             break
     return points, losses
+
+
+def _step(
+    weights: Float64[np.ndarray, "S K"],
+    off: Float64[np.ndarray, "P S"],
+    rises: Float64[np.ndarray, "P S"],
+    used: Float64[np.ndarray, "P S"],
+    damping: Float64[np.ndarray, "P 1"],
+) -> Float64[np.ndarray, "P D"]:
+    """What Levenberg and Marquardt take off each problem's point, in which the runs are `off` by so many deltas."""
+    slopes = np.concatenate([np.ones((*rises.shape, 1)), rises[..., None] * weights], axis=-1) / DELTA
+    counts = used / np.maximum(np.abs(off), 1.0)
+    gradient = np.einsum("psd,ps->pd", slopes, counts * off)
+    curvature = np.swapaxes(slopes * counts[..., None], 1, 2) @ slopes
+    diagonal = np.einsum("pdd->pd", curvature)
+    ridge = damping * diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True)  # a domain may be in none of the runs
+    return np.linalg.solve(curvature + ridge[..., None] * np.eye(slopes.shape[-1]), gradient[..., None])[..., 0]
+
+
+def _limits(size: int) -> tuple[np.ndarray, np.ndarray]:
+    high = np.full(size, STEEPEST)
+    high[0] = np.inf
+    return -high, high
 
 
 def _rank_correlation(a: Float64[np.ndarray, " S"], b: Float64[np.ndarray, " S"]) -> float:

@@ -79,8 +79,10 @@ def opened_swarm(config: ConfigDict, folder: Path) -> Iterator[Swarm]:
         if config.targets.source is not None:
             measured.append(open_targets(shared.experiment.config, inputs.domains, inputs.tokenizer_source))
         proportions = shared.experiment.config.data.proportions  # numbers, whatever form they had
-        natural = starting_proportions("proportions", proportions, inputs.pool.natural)
-        natural = np.asarray(natural, np.float64)
+        natural = np.asarray(starting_proportions("proportions", proportions, inputs.pool.natural), np.float64)
+        if (natural > 0).sum() < 2:
+            reason = "a mixture has two domains or more above 0"
+            raise InputError(reason, option="data.proportions", value=proportions)
         tokens = np.array([float(domain.train.lengths().sum()) for domain in inputs.domains])
         yield Swarm(shared, names, natural / natural.sum(), tokens, tuple(measured))
 

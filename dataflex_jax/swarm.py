@@ -23,7 +23,7 @@ from ml_collections import config_flags
 
 from dataflex_jax import cli
 from dataflex_jax.errors import InputError
-from dataflex_jax.files import expanded
+from dataflex_jax.files import expanded, unwritable
 from dataflex_jax.foreign import read_object
 from dataflex_jax.mixtures import fitting, proposal, results, swarm, tables
 from dataflex_jax.mixtures.swarm import Design
@@ -59,6 +59,8 @@ def main(argv: list[str]) -> None:
     options = flags.FLAGS
     if options.output is None:
         raise InputError("--output is missing: a folder")
+    if fault := unwritable(Path(options.output) / results.JSON):
+        raise InputError(f"cannot be written ({fault}); choose another folder", option="--output", value=options.output)
     if options.target_tokens is not None and not options.target_tokens > 0:
         raise InputError("must be a number > 0", option="--target_tokens", value=options.target_tokens)
     if any(options[name].present for name in _OF_TABLES):

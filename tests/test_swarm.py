@@ -192,12 +192,14 @@ def test_what_cannot_be_done_is_one_line(folder, written, arguments, message):
     assert "\n" not in str(raised.value)
 
 
-def test_tables_need_tokens_where_they_have_limits(foreign):
+def test_what_cannot_be_done_with_tables_is_one_line(foreign):
     with pytest.raises(InputError, match=r"^--tokens and --target_tokens: give both or none"):
         from_tables(foreign, "--target_tokens=10")
     (foreign / "tokens.json").write_text('{"domains": {"news": 1, "code": "many"}}')
     with pytest.raises(InputError, match=r"tokens.json: must hold .* with a number for each domain, and 'code' has no"):
         from_tables(foreign, f"--tokens={foreign / 'tokens.json'}", "--target_tokens=10")
+    with pytest.raises(InputError, match=r"^--output=/proc/x: cannot be written \(.*\); choose another folder"):
+        from_tables(foreign, output="/proc/x")
     with pytest.raises(InputError, match=r"^--output is missing: a folder"), parsed(command=swarm):
         swarm.main(["swarm"])
 

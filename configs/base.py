@@ -76,6 +76,13 @@ def get_config(arg: str = "") -> ConfigDict:
     model.rms_norm_eps = placeholder(float)
     model.rope_theta = placeholder(float)
     model.tie_word_embeddings = placeholder(bool)
+    model.num_experts = placeholder(int)  # this and the six to come: of the architectures that are mixtures of experts
+    model.num_experts_per_tok = placeholder(int)
+    model.moe_intermediate_size = placeholder(int)  # width of an expert, where it is not intermediate_size
+    model.shared_expert_intermediate_size = placeholder(int)
+    model.norm_topk_prob = placeholder(bool)  # probabilities of the chosen experts are divided by their sum
+    model.router_aux_loss_coef = placeholder(float)  # times the load-balancing loss in the training loss; 0: without
+    model.router_z_loss_coef = placeholder(float)  # times the mean squared logsumexp of the routers' logits; None: 0
     model.initializer_range = placeholder(float)
     model.dtype = "bfloat16"  # of the forward and backward pass; norms, softmax and losses are float32
     model.param_dtype = "float32"  # of the master weights and the optimizer state
@@ -92,7 +99,9 @@ def get_config(arg: str = "") -> ConfigDict:
     lora.dropout = 0.0  # of their inputs, while training
     lora.name_or_path = placeholder(str)  # PEFT adapter to start from (folder or hub id); None: fresh ones
     lora.use_rslora = False  # scale by alpha / sqrt(rank)
-    lora.target_modules = ("all",)  # of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; "all": all seven
+    lora.target_modules = (
+        "all",
+    )  # of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; "all": all seven, or the experts' apart
     lora.base_dtype = "bfloat16"  # of the frozen parameters; the adapters have model.param_dtype
 
     # The data.

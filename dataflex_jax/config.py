@@ -15,7 +15,7 @@ from dataflex_jax.data.sources import table as sources
 from dataflex_jax.data.text.chat import BUILT_IN
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import expanded
-from dataflex_jax.models.config import ATTENTION_IMPLEMENTATIONS, DTYPES, REMAT_POLICIES
+from dataflex_jax.models.config import ATTENTION_IMPLEMENTATIONS, DTYPES, LARGEST, REMAT_POLICIES
 from dataflex_jax.models.hf.resolve import model_config
 from dataflex_jax.models.layout import LORA_MODULES
 from dataflex_jax.policies import options
@@ -149,16 +149,13 @@ CHECKS: dict[str, Check] = {
     "model.resize_vocab": _BOOL,
     "model.architecture": _TEXT,
     "model.vocab_size": _optional(_integer(2, 2**26)),
-    "model.hidden_size": _optional(_integer(1, 2**20)),
-    "model.intermediate_size": _optional(_integer(1, 2**22)),
-    "model.num_hidden_layers": _optional(_integer(1, 2**13)),
-    "model.num_attention_heads": _optional(_integer(1, 2**16)),
-    "model.num_key_value_heads": _optional(_integer(1, 2**16)),
-    "model.head_dim": _optional(_integer(1, 2**14)),
+    **{f"model.{name}": _optional(_integer(1, most)) for name, most in LARGEST.items() if name != "vocab_size"},
     "model.max_position_embeddings": _optional(_integer(1)),
     "model.rms_norm_eps": _optional(_number(0, open_low=True)),
     "model.rope_theta": _optional(_number(0, open_low=True)),
     "model.tie_word_embeddings": _optional(_BOOL),
+    "model.norm_topk_prob": _optional(_BOOL),
+    **dict.fromkeys(("model.router_aux_loss_coef", "model.router_z_loss_coef"), _optional(_number(0))),
     "model.initializer_range": _optional(_number(0, open_low=True)),
     "model.dtype": _one_of(*DTYPES),
     "model.param_dtype": _one_of(*DTYPES),

@@ -8,7 +8,7 @@ a mesh (`jax.set_mesh`).
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -106,7 +106,9 @@ def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
-def gather_weights(params: PyTree, dtype: jnp.dtype, prefix: str, rules: Rules) -> PyTree:
+def gather_weights(
+    params: PyTree, dtype: jnp.dtype, prefix: str, rules: Rules, as_stored: Collection[str] = ()
+) -> PyTree:
     """One layer's parameters as its matmuls want them: kernels cast to `dtype`, then gathered over "fsdp".
 
     The cast comes first so that the gather moves `dtype`. The gradient of a kernel comes back split over "fsdp".
@@ -116,12 +118,14 @@ def gather_weights(params: PyTree, dtype: jnp.dtype, prefix: str, rules: Rules) 
         dtype: the compute dtype.
         prefix: the path of the stacked parameters, such as "layers".
         rules: for the stacked parameters.
+        as_stored: paths of stacked parameters that are whole on every device, and are returned as they are.
     """
 
     def gather(path, leaf):
-        if leaf.ndim < 2:
+        name = f"{prefix}/{leaf_name(path)}"
+        if leaf.ndim < 2 or name in as_stored:
             return leaf
-        return gather_weight(leaf, dtype, tuple(_spec(f"{prefix}/{leaf_name(path)}", leaf.ndim + 1, rules))[1:])
+        return gather_weight(leaf, dtype, tuple(_spec(name, leaf.ndim + 1, rules))[1:])
 
     return jax.tree_util.tree_map_with_path(gather, params)
 

@@ -26,6 +26,16 @@ def check_positive(name: str, value: Any, kind: type, most: int = MAX_INTEGER) -
         raise InputError(f"model {name}={shown(value)}: must be {accepted}")
 
 
+def check_not_negative(name: str, value: Any) -> None:
+    """Refuses what is no number from 0 on.
+
+    Raises:
+        InputError: names the field.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_NUMBER:
+        raise InputError(f"model {name}={shown(value)}: must be a number >= 0")
+
+
 def check_choice(name: str, value: Any, accepted: Collection[Any]) -> None:
     """Refuses what is not among the accepted values.
 

@@ -5,13 +5,23 @@ import math
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import families
-from dataflex_jax.models.checks import check_bool, check_choice, check_positive
-from dataflex_jax.models.layout import LORA_MODULES
+from dataflex_jax.models.checks import check_bool, check_choice, check_not_negative, check_positive
+from dataflex_jax.models.layout import ATTENTION_MODULES, LORA_MODULES
 
 DTYPES = ("bfloat16", "float32")
 REMAT_POLICIES = ("none", "full", "dots", "attention")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Of a mixture of experts; None in a dense model.
+EXPERT_FIELDS = (
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "norm_topk_prob",
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+)
 # Far beyond any model: what is larger was written by mistake, and only listing the tensors would take all memory.
 LARGEST = {
     "vocab_size": 1 << 26,
@@ -21,6 +31,10 @@ LARGEST = {
     "num_attention_heads": 1 << 16,
     "num_key_value_heads": 1 << 16,
     "head_dim": 1 << 14,
+    "num_experts": 1 << 16,
+    "num_experts_per_tok": 1 << 16,
+    "moe_intermediate_size": 1 << 22,
+    "shared_expert_intermediate_size": 1 << 22,
 }
 
 
@@ -60,8 +74,8 @@ class LoraConfig:
         dropout: share of an adapter's inputs that are zeroed while training.
         use_rslora: scale = alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023,
             https://arxiv.org/abs/2312.03732).
-        target_modules: names of linear layers of the blocks, or "all" among them for all seven; kept in the order of
-            `LORA_MODULES`.
+        target_modules: names of linear layers of the blocks, or "all" among them for all seven (of a mixture of experts
+            for those of the attention, the only ones that may have any); kept in the order of `LORA_MODULES`.
         base_dtype: of the frozen parameters.
     """
 
@@ -91,6 +105,22 @@ class LoraConfig:
             self, "target_modules", tuple(m for m in LORA_MODULES if everything or m in self.target_modules)
         )
 
+    def of_attention(self, architecture: str) -> "LoraConfig":
+        """The adapters of a mixture of experts: "all" are those of the attention.
+
+        Raises:
+            InputError: others are asked for by name.
+        """
+        if self.target_modules == LORA_MODULES:
+            return dataclasses.replace(self, target_modules=ATTENTION_MODULES)
+        for name in self.target_modules:
+            if name not in ATTENTION_MODULES:
+                raise InputError(
+                    f"model lora target_modules={name!r}: the experts of {architecture!r} have no adapters; accepted: "
+                    + ", ".join(map(repr, ("all", *ATTENTION_MODULES)))
+                )
+        return self
+
     @property
     def scale(self) -> float:
         """What the product of the factors is multiplied by."""
@@ -101,8 +131,8 @@ class LoraConfig:
 class ModelConfig:
     """One decoder: Hugging Face's fields, then how this framework runs it. Hashable, so it may be a static argument.
 
-    Left as None, `head_dim` is hidden_size / num_attention_heads, `num_key_value_heads` is num_attention_heads, and
-    `attention_bias` and `qk_norm` are what the family has.
+    Left as None, `head_dim` is hidden_size / num_attention_heads, `num_key_value_heads` is num_attention_heads,
+    `attention_bias` and `qk_norm` are what the family has, and so are the fields of a mixture of experts.
 
     Attributes:
         architecture: the name of a family in `families` (Hugging Face's model_type).
@@ -110,6 +140,14 @@ class ModelConfig:
         attention_bias: biases of the q, k and v projections; where the family has it so also of the output projection.
         qk_norm: RMSNorm over each head of the queries and keys.
         sliding_window: None, or how many keys a query sees, itself included, in every layer.
+        num_experts: of a mixture of experts, in each block. None, as the fields to come, in a dense model.
+        num_experts_per_tok: how many of them a token is routed to.
+        moe_intermediate_size: the width of an expert, where the family has that field; else it is intermediate_size.
+        shared_expert_intermediate_size: the width of the expert that all tokens go through, where the family has one.
+        norm_topk_prob: the probabilities of the chosen experts are divided by their sum.
+        router_aux_loss_coef: what the load-balancing loss is multiplied by when it is added to the training loss.
+        router_z_loss_coef: as much of the mean squared logsumexp of the router's logits (Zoph et al. 2022,
+            https://arxiv.org/abs/2202.08906); no family has it by itself.
         initializer_range: standard deviation of random kernels and embeddings.
         dtype: of the activations and matmuls; norms, softmax, rotary embeddings and losses are float32.
         param_dtype: of the stored parameters.
@@ -136,6 +174,13 @@ class ModelConfig:
     attention_bias: bool | None = None
     qk_norm: bool | None = None
     sliding_window: int | None = None
+    num_experts: int | None = None
+    num_experts_per_tok: int | None = None
+    moe_intermediate_size: int | None = None
+    shared_expert_intermediate_size: int | None = None
+    norm_topk_prob: bool | None = None
+    router_aux_loss_coef: float | None = None
+    router_z_loss_coef: float | None = None
     initializer_range: float = 0.02
     hidden_act: str = "silu"
     dtype: str = "bfloat16"
@@ -180,10 +225,39 @@ class ModelConfig:
             check_choice("attention_bias", self.attention_bias, (family.attention_bias,))
         if not family.window.supported:
             check_choice("sliding_window", self.sliding_window, (None,))
+        self._check_experts()
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("param_dtype", self.param_dtype, DTYPES)
         check_choice("remat", self.remat, REMAT_POLICIES)
         check_choice("attention", self.attention, ATTENTION_IMPLEMENTATIONS)
+
+    def _check_experts(self):
+        experts = self.family.experts
+        if experts is None:
+            for name in EXPERT_FIELDS:
+                check_choice(name, getattr(self, name), (None,))
+            return
+        defaults = {"norm_topk_prob": experts.norm_topk_prob or False, "router_z_loss_coef": 0.0}
+        for name, value in (dict(self.family.defaults) | defaults).items():
+            if name in EXPERT_FIELDS and getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        widths = {"moe_intermediate_size": experts.own_width, "shared_expert_intermediate_size": experts.shared}
+        for name in (*EXPERT_FIELDS[:2], *widths):
+            if widths.get(name, True):
+                check_positive(name, getattr(self, name), int, LARGEST[name])
+            else:
+                check_choice(name, getattr(self, name), (None,))
+        if self.num_experts_per_tok > self.num_experts:
+            raise InputError(
+                f"model num_experts_per_tok={self.num_experts_per_tok}: must be at most num_experts={self.num_experts}"
+            )
+        check_bool("norm_topk_prob", self.norm_topk_prob)
+        if experts.norm_topk_prob is not None:
+            check_choice("norm_topk_prob", self.norm_topk_prob, (experts.norm_topk_prob,))
+        for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+            check_not_negative(name, getattr(self, name))
+        if self.lora is not None:
+            object.__setattr__(self, "lora", self.lora.of_attention(self.architecture))
 
     @property
     def family(self) -> families.Family:
@@ -195,12 +269,17 @@ class ModelConfig:
         """Whether the attention's output projection has a bias."""
         return self.attention_bias and self.family.output_bias
 
+    @property
+    def expert_width(self) -> int:
+        """Of each expert that tokens are routed to."""
+        return self.moe_intermediate_size or self.intermediate_size
+
     def num_params(self) -> int:
         """How many numbers the parameters hold, without adapters; tied embeddings count once."""
         query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        block = self._block_matmul_params() + 2 * self.hidden_size
+        block = self._block_matmul_params(self.num_experts) + 2 * self.hidden_size
         block += (query + 2 * key_value) * self.attention_bias + self.hidden_size * self.output_bias
-        block += 2 * self.head_dim * self.qk_norm
+        block += sum(self.qk_norm_widths()) * self.qk_norm
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return self.num_hidden_layers * block + embeddings + self.hidden_size
 
@@ -208,13 +287,15 @@ class ModelConfig:
         """Model FLOPs to train on one token of a row of `seq_len` tokens: forward and backward, nothing recomputed.
 
         6 * M + 12 * num_hidden_layers * num_attention_heads * head_dim * k, where M counts the weights that are
-        multiplied (the projections, the MLP, the output head, not the embedding lookup) and k is the mean number of
-        keys that a query sees: (seq_len + 1) / 2 under the causal mask, fewer with a sliding window. With adapters
-        4 * M + 6 * (numbers in the adapters) takes the place of 6 * M: frozen weights have no gradient.
+        multiplied (the projections, the MLP or the router and the experts that a token is routed to, the output head,
+        not the embedding lookup) and k is the mean number of keys that a query sees: (seq_len + 1) / 2 under the causal
+        mask, fewer with a sliding window. With adapters 4 * M + 6 * (numbers in the adapters) takes the place of 6 * M:
+        frozen weights have no gradient.
         """
         window = min(self.sliding_window or seq_len, seq_len)
         mean_keys = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
-        matmul_params = self.num_hidden_layers * self._block_matmul_params() + self.vocab_size * self.hidden_size
+        block = self._block_matmul_params(self.num_experts_per_tok)
+        matmul_params = self.num_hidden_layers * block + self.vocab_size * self.hidden_size
         attention = 12 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * mean_keys
         if self.lora is None:
             return 6 * matmul_params + attention
@@ -228,18 +309,31 @@ class ModelConfig:
         return self.num_hidden_layers * self.lora.rank * sum(sum(widths[name]) for name in self.lora.target_modules)
 
     def linear_widths(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each linear layer of a block, by its name in `LORA_MODULES`."""
+        """(inputs, outputs) of each linear layer of a block that may have an adapter, by its name in `LORA_MODULES`."""
         hidden, mlp = self.hidden_size, self.intermediate_size
         query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        return {
+        attention = {
             "q_proj": (hidden, query),
             "k_proj": (hidden, key_value),
             "v_proj": (hidden, key_value),
             "o_proj": (query, hidden),
-            "gate_proj": (hidden, mlp),
-            "up_proj": (hidden, mlp),
-            "down_proj": (mlp, hidden),
         }
+        if self.family.experts is not None:
+            return attention
+        return attention | {"gate_proj": (hidden, mlp), "up_proj": (hidden, mlp), "down_proj": (mlp, hidden)}
 
-    def _block_matmul_params(self) -> int:
-        return sum(inputs * outputs for inputs, outputs in self.linear_widths().values())
+    def qk_norm_widths(self) -> tuple[int, int]:
+        """Of the norms of the queries and of the keys."""
+        if self.family.qk_norm_over_heads:
+            return self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return self.head_dim, self.head_dim
+
+    def _block_matmul_params(self, experts: int | None) -> int:
+        """The weights of a block's products, with so many of the experts."""
+        dense = sum(inputs * outputs for inputs, outputs in self.linear_widths().values())
+        if experts is None:
+            return dense
+        mixture = 3 * experts * self.expert_width + self.num_experts
+        if self.shared_expert_intermediate_size is not None:
+            mixture += 3 * self.shared_expert_intermediate_size + 1
+        return dense + self.hidden_size * mixture

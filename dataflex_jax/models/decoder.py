@@ -7,7 +7,7 @@ and one layer's gathered weights are alive at a time.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ from dataflex_jax.models.attention import causal_attention
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.embed import embed
 from dataflex_jax.models.layout import gather_weights
-from dataflex_jax.models.linear import AdaptedLinear, Product, dot_general, set_dropout, set_product
+from dataflex_jax.models.linear import Product, kernel_options, linear, set_dropout, set_product
 from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
+from dataflex_jax.models.mlp import MLP
+from dataflex_jax.models.moe import MoE
 from dataflex_jax.models.remat import remat_policy
 from dataflex_jax.models.rope import apply_rope, rope_tables
 from dataflex_jax.sharding import BATCH_AXES, constrain
@@ -40,6 +42,8 @@ class Hooks(NamedTuple):
         product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
         tile_tokens: how many tokens of a device's rows have their logits in memory at once.
         frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
+        of_router: what is kept of the logits of each layer's router: `aux["of_router"]`, as `of_layer`'s. Nothing of
+            the layers of a dense model, which have none.
         of_layer: what is kept of the hidden states after each layer, before the final norm: `aux["of_layer"]`, stacked
             over the layers. Computed in the scan's body, so that one layer's hidden states are alive at a time.
     """
@@ -49,6 +53,7 @@ class Hooks(NamedTuple):
     product: Product | None = None
     tile_tokens: int = TILE_TOKENS
     frozen_head: bool = False
+    of_router: Callable[[Float[Array, "B T E"]], PyTree] | None = None
     of_layer: Callable[[Float[Array, "B T D"]], PyTree] | None = None
 
 
@@ -74,13 +79,14 @@ class Attention(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.cfg = cfg
-        self.q_proj = _linear(cfg, "q_proj", rngs, cfg.attention_bias)
-        self.k_proj = _linear(cfg, "k_proj", rngs, cfg.attention_bias)
-        self.v_proj = _linear(cfg, "v_proj", rngs, cfg.attention_bias)
-        self.o_proj = _linear(cfg, "o_proj", rngs, cfg.output_bias)
+        self.q_proj = linear(cfg, "q_proj", rngs, cfg.attention_bias)
+        self.k_proj = linear(cfg, "k_proj", rngs, cfg.attention_bias)
+        self.v_proj = linear(cfg, "v_proj", rngs, cfg.attention_bias)
+        self.o_proj = linear(cfg, "o_proj", rngs, cfg.output_bias)
         if cfg.qk_norm:
-            self.q_norm = _norm(cfg, cfg.head_dim, rngs)
-            self.k_norm = _norm(cfg, cfg.head_dim, rngs)
+            query, key = cfg.qk_norm_widths()
+            self.q_norm = _norm(cfg, query, rngs)
+            self.k_norm = _norm(cfg, key, rngs)
 
     def __call__(self, x, rope, attend):
         """[B, T, D] -> ([B, T, D], memory); `rope` from `rope_tables`, `attend` of queries, keys and values."""
@@ -90,45 +96,40 @@ class Attention(nnx.Module):
             split = projected.reshape(*x.shape[:2], -1, cfg.head_dim)
             return checkpoint_name(constrain(split, BATCH_AXES, None, "tensor", None), name)
 
-        query, key, value = heads(self.q_proj(x), "q"), heads(self.k_proj(x), "k"), heads(self.v_proj(x), "v")
-        if cfg.qk_norm:
+        query, key, value = self.q_proj(x), self.k_proj(x), heads(self.v_proj(x), "v")
+        if cfg.family.qk_norm_over_heads:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = heads(query, "q"), heads(key, "k")
+        if cfg.qk_norm and not cfg.family.qk_norm_over_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         attended, memory = attend(apply_rope(query, *rope), apply_rope(key, *rope), value)
         return checkpoint_name(self.o_proj(attended.reshape(*x.shape[:2], -1)), "projected"), memory
 
 
-class MLP(nnx.Module):
-    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
-
-    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-        self.gate_proj = _linear(cfg, "gate_proj", rngs)
-        self.up_proj = _linear(cfg, "up_proj", rngs)
-        self.down_proj = _linear(cfg, "down_proj", rngs)
-
-    def __call__(self, x):
-        """[B, T, D] -> [B, T, D]."""
-        gate, up = (checkpoint_name(linear(x), "projected") for linear in (self.gate_proj, self.up_proj))
-        gated = constrain(nnx.silu(gate) * up, BATCH_AXES, None, "tensor")
-        return checkpoint_name(self.down_proj(gated), "projected")
-
-
 class Block(nnx.Module):
-    """Attention and MLP, each after an RMSNorm and added to the residual stream."""
+    """Attention and MLP or mixture of experts, each after an RMSNorm and added to the residual stream."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.input_layernorm = _norm(cfg, cfg.hidden_size, rngs)
         self.attention = Attention(cfg, rngs)
         self.post_attention_layernorm = _norm(cfg, cfg.hidden_size, rngs)
-        self.mlp = MLP(cfg, rngs)
+        experts = cfg.family.experts
+        self.mlp_name = "mlp" if experts is None else experts.block
+        setattr(self, self.mlp_name, MLP(cfg, rngs) if experts is None else MoE(cfg, rngs))
 
     def __call__(self, x, rope, attend):
         """[B, T, D] -> ([B, T, D], memory, aux); `rope` from `rope_tables`, `attend` of queries, keys and values.
 
-        `aux` is a dict of arrays: what the block says beside its output, such as the loads of a router.
+        `aux` is a dict of arrays: what the block says beside its output, "router_logits" [B, T, E] if it has a router.
         """
         attended, memory = self.attention(self.input_layernorm(x), rope, attend)
         x = constrain(x + attended, BATCH_AXES, None, None)
-        return constrain(x + self.mlp(self.post_attention_layernorm(x)), BATCH_AXES, None, None), memory, {}
+        mlp, normed, aux = getattr(self, self.mlp_name), self.post_attention_layernorm(x), {}
+        if isinstance(mlp, MoE):
+            y, aux["router_logits"] = mlp(normed)
+        else:
+            y = mlp(normed)
+        return constrain(x + y, BATCH_AXES, None, None), memory, aux
 
 
 class Decoder(nnx.Module):
@@ -151,7 +152,7 @@ class Decoder(nnx.Module):
         self.norm = _norm(cfg, cfg.hidden_size, nnx.Rngs(head_key))
         if not cfg.tie_word_embeddings:
             self.lm_head = nnx.Linear(
-                cfg.hidden_size, cfg.vocab_size, use_bias=False, **_kernel_options(cfg), rngs=nnx.Rngs(head_key)
+                cfg.hidden_size, cfg.vocab_size, use_bias=False, **kernel_options(cfg), rngs=nnx.Rngs(head_key)
             )
 
 
@@ -249,9 +250,12 @@ def run_blocks(
         set_dropout(module, hooks.dropout_keys, index)
         if hooks.product is not None:
             set_product(module, hooks.product, index)
-        x, memory, aux = module(x, rope, partial(attend, memory, index))
+        x, memory, said = module(x, rope, partial(attend, memory, index))
+        aux = {}
+        if hooks.of_router is not None and "router_logits" in said:
+            aux["of_router"] = hooks.of_router(said["router_logits"])
         if hooks.of_layer is not None:
-            aux = aux | {"of_layer": hooks.of_layer(x)}
+            aux["of_layer"] = hooks.of_layer(x)
         return (x, memory), aux
 
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
@@ -295,23 +299,6 @@ def token_losses(
     weight, labels = output_weight(params), tokens_BxT1[:, 1:]
     losses = cross_entropy(hidden, weight, labels, tile_tokens=hooks.tile_tokens, frozen_weight=hooks.frozen_head)
     return Decoded(losses, hidden, aux)
-
-
-def _linear(cfg: ModelConfig, name: str, rngs: nnx.Rngs, use_bias: bool = False) -> nnx.Linear:
-    """The block's linear layer of that name in `layout.LORA_MODULES`, with its adapter if it has one."""
-    widths = cfg.linear_widths()[name]
-    if cfg.lora is not None and name in cfg.lora.target_modules:
-        return AdaptedLinear(cfg, name, *widths, use_bias=use_bias, **_kernel_options(cfg), rngs=rngs)
-    return nnx.Linear(*widths, use_bias=use_bias, **_kernel_options(cfg), rngs=rngs)
-
-
-def _kernel_options(cfg: ModelConfig) -> dict[str, Any]:
-    return {
-        "dtype": jnp.dtype(cfg.dtype),
-        "param_dtype": jnp.dtype(cfg.param_dtype),
-        "kernel_init": nnx.initializers.normal(cfg.initializer_range),
-        "dot_general": dot_general,
-    }
 
 
 def _norm(cfg: ModelConfig, width: int, rngs: nnx.Rngs) -> nnx.RMSNorm:

@@ -44,9 +44,25 @@ class Window(NamedTuple):
     supported: bool = True
 
 
-def _read_one_window(hf: Mapping[str, Any]) -> int | None:
-    window = hf.get("sliding_window", 4096)
-    return _agreed(hf, window, _FULL if window is None else _SLIDING)
+def _one_window(default: int | None) -> Callable[[Mapping[str, Any]], int | None]:
+    """Reads "sliding_window", which has this default."""
+
+    def read(hf: Mapping[str, Any]) -> int | None:
+        window = hf.get("sliding_window", default)
+        return _agreed(hf, window, _FULL if window is None else _SLIDING)
+
+    return read
+
+
+def _read_window_if_used(hf: Mapping[str, Any]) -> int | None:
+    used = hf.get("use_sliding_window")
+    check_bool("use_sliding_window", False if used is None else used)
+    return _one_window(4096)(hf) if used else _agreed(hf, None, _FULL)
+
+
+def _write_window_if_used(window: int | None, layers: int) -> dict[str, Any]:
+    del layers
+    return {"use_sliding_window": window is not None, "sliding_window": window}
 
 
 def _read_no_window(hf: Mapping[str, Any]) -> int | None:
@@ -98,9 +114,30 @@ def _attention(hf: Mapping[str, Any], window: int | None, implied: list[str]) ->
 
 
 NO_WINDOW = Window(_read_no_window, lambda window, layers: {}, supported=False)
-ONE_WINDOW = Window(_read_one_window, lambda window, layers: {"sliding_window": window})
+ONE_WINDOW = Window(_one_window(4096), lambda window, layers: {"sliding_window": window})
+ONE_WINDOW_OR_NONE = Window(_one_window(None), lambda window, layers: {"sliding_window": window})
+WINDOW_IF_USED = Window(_read_window_if_used, _write_window_if_used)  # "use_sliding_window", in all layers
 # "use_sliding_window", from the layer "max_window_layers" on; "layer_types" overrides both.
 WINDOW_FROM_A_LAYER_ON = Window(_read_window_from_a_layer_on, _write_window_from_a_layer_on)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experts:
+    """How a family's blocks route tokens to experts; computed by `moe`.
+
+    Attributes:
+        block: the name of the mixture among the parameters, which `layout` knows.
+        own_width: whether the width of an expert is "moe_intermediate_size"; else it is "intermediate_size".
+        shared: whether every token goes through an expert of its own beside those it is routed to, times the sigmoid of
+            a product.
+        norm_topk_prob: whether the probabilities of the chosen experts are divided by their sum; None: as the field
+            "norm_topk_prob" says.
+    """
+
+    block: str = "mlp"
+    own_width: bool = False
+    shared: bool = False
+    norm_topk_prob: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +153,8 @@ class Family:
             only these families have; not where it is left out.
         output_bias: whether, where these have biases, the attention's output projection has one too.
         qk_norm: RMSNorm over each head of the queries and keys.
+        qk_norm_over_heads: that norm is over the channels of all heads together.
+        experts: of a mixture of experts; None: a dense model.
         window: how the sliding window is read and written.
         neutral: fields with the only values that this decoder computes.
         names: config.json's names of our fields, where they differ, such as {"rope_theta": "rotary_emb_base"}.
@@ -127,6 +166,8 @@ class Family:
     attention_bias: bool | None = None
     output_bias: bool = True
     qk_norm: bool = False
+    qk_norm_over_heads: bool = False
+    experts: Experts | None = None
     window: Window = NO_WINDOW
     neutral: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=lambda: NEUTRAL)
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -191,5 +232,81 @@ register_family(
         defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072},
         attention_bias=False,
         window=ONE_WINDOW,
+    )
+)
+
+# Every layer is a mixture of experts.
+_SPARSE = {"decoder_sparse_step": (1,), "mlp_only_layers": ([],)}
+register_family(
+    Family(
+        name="mixtral",
+        hf_class="MixtralForCausalLM",
+        defaults={
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "router_aux_loss_coef": 0.001,
+        },
+        attention_bias=False,
+        experts=Experts(block="block_sparse_moe", norm_topk_prob=True),
+        window=ONE_WINDOW_OR_NONE,
+        neutral=NEUTRAL | {"router_jitter_noise": (0,)},
+        names={"num_experts": "num_local_experts"},
+    )
+)
+register_family(
+    Family(
+        name="qwen2_moe",
+        hf_class="Qwen2MoeForCausalLM",
+        defaults={
+            "num_key_value_heads": 16,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+            "router_aux_loss_coef": 0.001,
+        },
+        attention_bias=True,
+        output_bias=False,
+        experts=Experts(own_width=True, shared=True),
+        window=WINDOW_IF_USED._replace(supported=False),
+        neutral=NEUTRAL | _SPARSE | {"qkv_bias": (True,), "use_sliding_window": (False,)},
+    )
+)
+register_family(
+    Family(
+        name="qwen3_moe",
+        hf_class="Qwen3MoeForCausalLM",
+        defaults={
+            "num_key_value_heads": 4,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "router_aux_loss_coef": 0.001,
+        },
+        qk_norm=True,
+        experts=Experts(own_width=True),
+        window=WINDOW_IF_USED,
+        neutral=NEUTRAL | _SPARSE,
+    )
+)
+register_family(
+    Family(
+        name="olmoe",
+        hf_class="OlmoeForCausalLM",
+        defaults={
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+            "router_aux_loss_coef": 0.01,
+        },
+        qk_norm=True,
+        qk_norm_over_heads=True,
+        experts=Experts(),
+        neutral=NEUTRAL | {"clip_qkv": (None,)},
     )
 )

@@ -28,12 +28,14 @@ class Row(NamedTuple):
         hf: the name of the tensor in a checkpoint; of a parameter that is many tensors there, stacked here, with a "{}"
             for the index on each leading axis.
         linear: whether it is the kernel, or a factor of the adapter, of a linear layer of the blocks.
+        float32: whether it is used in float32, not in the compute dtype.
     """
 
     path: str
     axes: P
     hf: str
     linear: bool = False
+    float32: bool = False
 
     @property
     def kind(self) -> str:
@@ -56,9 +58,14 @@ class Row(NamedTuple):
         return self.matrix and self.kind != "embedding"
 
     @property
+    def routed(self) -> bool:
+        """Whether it is a weight of experts, each of which sees the tokens that are routed to it."""
+        return "/experts/" in self.path
+
+    @property
     def split_by_inputs(self) -> bool:
         """Of a linear layer's weight: whether a mesh splits its inputs, not its outputs, over "tensor"."""
-        return self.linear and self.axes[-2] == "tensor"
+        return (self.linear or self.routed) and self.axes[-2] == "tensor"
 
 
 def _vector(path: str, axis: str | None, hf: str) -> Row:
@@ -80,6 +87,27 @@ def _linear(path: str, hf: str, inputs: str, outputs: str, bias: bool = False) -
     ]
 
 
+def _mixture(block: str, gate: str, up: str, down: str) -> list[Row]:
+    """The rows of a router and of experts, whose layers have these names in a checkpoint."""
+
+    def experts(path: str, hf: str, *axes: str) -> Row:
+        return Row(f"{layer}experts/{path}", P(None, None, *axes), f"{hf_layer}experts.{{}}.{hf}.weight")
+
+    layer, hf_layer = f"{LAYERS}{block}/", f"model.layers.{{}}.{block}."
+    return [
+        Row(f"{layer}router/kernel", P(None, None, None), f"{hf_layer}gate.weight", linear=True, float32=True),
+        experts("gate_proj", gate, "fsdp", "tensor"),
+        experts("up_proj", up, "fsdp", "tensor"),
+        experts("down_proj", down, "tensor", "fsdp"),
+    ]
+
+
+def _plain(path: str, inputs: str | None, outputs: str | None) -> Row:
+    """The row of a linear layer of the blocks that has neither a bias nor an adapter."""
+    hf = path.replace("/", ".")
+    return Row(f"{LAYERS}{path}/kernel", P(None, inputs, outputs), f"model.layers.{{}}.{hf}.weight", linear=True)
+
+
 # The order of the linear layers is that of their dropout keys.
 TABLE: tuple[Row, ...] = (
     Row("embed_tokens/embedding", P("tensor", "fsdp"), "model.embed_tokens.weight"),
@@ -94,6 +122,12 @@ TABLE: tuple[Row, ...] = (
     *_linear("mlp/gate_proj", "mlp.gate_proj", "fsdp", "tensor"),
     *_linear("mlp/up_proj", "mlp.up_proj", "fsdp", "tensor"),
     *_linear("mlp/down_proj", "mlp.down_proj", "tensor", "fsdp"),
+    *_mixture("mlp", "gate_proj", "up_proj", "down_proj"),
+    _plain("mlp/shared_expert/gate_proj", "fsdp", "tensor"),
+    _plain("mlp/shared_expert/up_proj", "fsdp", "tensor"),
+    _plain("mlp/shared_expert/down_proj", "tensor", "fsdp"),
+    _plain("mlp/shared_expert_gate", None, None),
+    *_mixture("block_sparse_moe", "w1", "w3", "w2"),
     Row("norm/scale", P(None), "model.norm.weight"),
     Row("lm_head/kernel", P("fsdp", "tensor"), "lm_head.weight"),
 )
@@ -105,6 +139,8 @@ ADAPTERS: dict[str, dict[str, Row]] = {
     if row.kind == "lora_a"
 }
 LORA_MODULES = tuple(ADAPTERS)
+ATTENTION_MODULES = tuple(name for name in LORA_MODULES if f"{LAYERS}attention/{name}/kernel" in _ROWS)
+_FLOAT32 = frozenset(row.path for row in TABLE if row.float32)
 RULES: sharding.Rules = tuple((row.path, row.axes) for row in TABLE)
 
 
@@ -117,6 +153,11 @@ def row(path: str | KeyPath) -> Row:
     if not isinstance(path, str):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
     return _ROWS[path]
+
+
+def in_blocks(path: str) -> bool:
+    """Whether the parameter is a weight of a linear layer of the blocks or of their experts."""
+    return is_linear(path) or (path in _ROWS and _ROWS[path].routed)
 
 
 def is_linear(path: str) -> bool:
@@ -136,4 +177,4 @@ def placed(mesh: Mesh, shapes: PyTree) -> PyTree:
 
 def gather_weights(params: PyTree, dtype: jnp.dtype, prefix: str) -> PyTree:
     """`sharding.gather_weights` by this table."""
-    return sharding.gather_weights(params, dtype, prefix, RULES)
+    return sharding.gather_weights(params, dtype, prefix, RULES, as_stored=_FLOAT32)

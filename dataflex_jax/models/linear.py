@@ -55,6 +55,24 @@ class AdaptedLinear(nnx.Linear):
         return y + product("lora_b", product("lora_a", x, a) * self.scale, b)
 
 
+def linear(cfg: ModelConfig, name: str, rngs: nnx.Rngs, use_bias: bool = False) -> nnx.Linear:
+    """The block's linear layer of that name in `layout.LORA_MODULES`, with its adapter if it has one."""
+    widths = cfg.linear_widths()[name]
+    if cfg.lora is not None and name in cfg.lora.target_modules:
+        return AdaptedLinear(cfg, name, *widths, use_bias=use_bias, **kernel_options(cfg), rngs=rngs)
+    return nnx.Linear(*widths, use_bias=use_bias, **kernel_options(cfg), rngs=rngs)
+
+
+def kernel_options(cfg: ModelConfig) -> dict[str, Any]:
+    """What the linear layers of a model have in common, for `nnx.Linear`."""
+    return {
+        "dtype": jnp.dtype(cfg.dtype),
+        "param_dtype": jnp.dtype(cfg.param_dtype),
+        "kernel_init": nnx.initializers.normal(cfg.initializer_range),
+        "dot_general": dot_general,
+    }
+
+
 def set_dropout(block: nnx.Module, row_keys: PRNGKeyArray | None, layer: int | Array) -> None:
     """Switches on the adapters' dropout in a block.
 

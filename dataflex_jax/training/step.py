@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from dataflex_jax.data.batch import Batch, joined, split
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.model import Model
+from dataflex_jax.models.moe import balancing_loss, router_sums, z_loss
 from dataflex_jax.policies.base import Mixer, Observation
 from dataflex_jax.policies.schedule import Scheduled
 from dataflex_jax.training import objective
@@ -74,14 +75,15 @@ class TrainStep:
             count in the loss), inputs (without padding), domain_loss / domain_rows [K], drawn_with [K], the mixer's
             state and sampling_weights after the step; with weighters also example_weight_{min,max,mean} and
             effective_sample_size; where anything weights the loss, token_weight_min, the least factor of a token's
-            loss; with a reference model domain_excess [K], the mean excess over it; of an oversampled batch domain_kept
-            [K], the share of each domain's rows that was kept, NaN where none was drawn.
+            loss; of a mixture of experts router_balancing_loss and router_z_loss, which times their coefficients are
+            part of the loss, of a microbatch; with a reference model domain_excess [K], the mean excess over it; of an
+            oversampled batch domain_kept [K], the share of each domain's rows that was kept, NaN where none was drawn.
         """
         drawn = batch
         if self.oversampling is not None:
             batch = self.oversampling.kept(self.model, state, fixed, drawn, self.learning_rate(state.step))
         row_keys = dropout_keys(state.key, state.step, batch.num_rows)
-        (loss, (forward, weights)), gradients = self._gradients(state, fixed, batch, row_keys)
+        (loss, (forward, weights, routing)), gradients = self._gradients(state, fixed, batch, row_keys)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -106,6 +108,7 @@ class TrainStep:
         if forward.reference_losses is not None:
             excess = jnp.maximum(forward.token_losses - forward.reference_losses, 0.0)
             metrics["domain_excess"] = domain_statistics(excess, batch).loss
+        metrics |= {name: jnp.mean(values) for name, values in routing.items()}
         if batch is not drawn:
             metrics["domain_kept"] = _rows_of_domains(batch) / _rows_of_domains(drawn)
         return TrainState(state.step + 1, params, opt_state, mixer, state.weighters, state.key), metrics
@@ -132,13 +135,18 @@ class TrainStep:
         return self.mixer.policy.update(state.mixer, observation)
 
     def _gradients(self, state: TrainState, fixed: Fixed, batch: Batch, row_keys: PRNGKeyArray):
-        """((loss, (Forward, Weights)), gradients) of the weighted sum of the token losses."""
+        """((loss, (Forward, Weights, routing losses)), gradients) of the weighted sum of the token losses."""
+        # Routing losses are of a microbatch; where the losses of microbatches are summed, each has its share.
+        share = 1.0 if self.weigh_microbatches else 1.0 / self.grad_accumulation
 
         def objective_of(params, rows, row_keys, weights=None):
-            forward = self._forward(params, fixed, rows, row_keys)
+            forward, routing = self._forward(params, fixed, rows, row_keys)
             if weights is None:
                 weights = self._weights(state, rows, jax.lax.stop_gradient(forward))
-            return jnp.sum(weights.tokens * forward.token_losses), (forward, weights)
+            loss = jnp.sum(weights.tokens * forward.token_losses)
+            if routing:
+                loss += share * self._balance(routing)
+            return loss, (forward, weights, routing)
 
         gradients = jax.value_and_grad(objective_of, has_aux=True)
         if self.grad_accumulation == 1:
@@ -165,21 +173,40 @@ class TrainStep:
         """The weights of the whole batch, after a forward pass over its microbatches where they depend on losses."""
         if not self.weighters and self.mixer.policy.loss_weights is None:
             return self._weights(state, batch, Forward(jnp.zeros_like(batch.mask), (), None))
-        forward = jax.lax.map(lambda part: self._forward(state.params, fixed, *part), microbatches)
+        forward = jax.lax.map(lambda part: self._forward(state.params, fixed, *part)[0], microbatches)
         return self._weights(state, batch, joined(forward))
 
-    def _forward(self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray) -> Forward:
+    def _forward(
+        self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray
+    ) -> tuple[Forward, dict[str, Float[Array, "1"]]]:
+        """(by-products, of a mixture of experts the losses of its routers, as metrics)."""
         model = self.model.having(params, fixed.frozen)
-        hooks = Hooks(dropout_keys=row_keys, frozen_head=model.head_is_frozen)
-        if objective.embeds_whole(self.weighters):
-            losses, hidden, _ = model.token_losses(rows.with_last_inputs(), hooks)
+        whole = objective.embeds_whole(self.weighters)
+        seen = rows.with_last_inputs() if whole else rows
+        top_k, real = model.config.num_experts_per_tok, seen.real_inputs
+        hooks = Hooks(
+            dropout_keys=row_keys,
+            frozen_head=model.head_is_frozen,
+            of_router=None if top_k is None else router_sums(top_k, real),
+        )
+        losses, hidden, aux = model.token_losses(seen, hooks)
+        if whole:
             losses = losses[:, :-1]
-        else:
-            losses, hidden, _ = model.token_losses(rows, hooks)
         reference = rows.reference_losses
         if reference is None and fixed.reference is not None:
             reference = jax.lax.stop_gradient(fixed.reference.token_losses(rows).losses)
-        return Forward(losses, objective.embeddings(self.weighters, hidden, rows), reference)
+        routing = {}
+        if "of_router" in aux:
+            sums, tokens = aux["of_router"], jnp.sum(real)
+            routing = {"router_balancing_loss": balancing_loss(sums, tokens), "router_z_loss": z_loss(sums, tokens)}
+        forward = Forward(losses, objective.embeddings(self.weighters, hidden, rows), reference)
+        return forward, {name: value[None] for name, value in routing.items()}
+
+    def _balance(self, routing: dict[str, Float[Array, "1"]]) -> Float[Array, ""]:
+        """What the routers' losses add to the loss."""
+        config = self.model.config
+        balancing = config.router_aux_loss_coef * routing["router_balancing_loss"]
+        return jnp.sum(balancing + config.router_z_loss_coef * routing["router_z_loss"])
 
     def _weights(self, state: TrainState, rows: Batch, forward: Forward) -> Weights:
         policy, mixer = self.mixer.policy, state.mixer

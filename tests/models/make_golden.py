@@ -8,6 +8,7 @@ Run from the repository root, where torch and transformers are installed: python
 
 import json
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -44,7 +45,22 @@ MODELS = {
     "llama_biased": _SIZES | {"model_type": "llama", "rope_theta": 1e4, "attention_bias": True},
     "mistral": _SIZES | {"model_type": "mistral", "rope_theta": 1e4, "sliding_window": 7},
 }
-WITH_GRADIENTS = "qwen2_untied"
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.02}
+MODELS |= {
+    "mixtral": _SIZES | {"model_type": "mixtral", "rope_theta": 1e6, "num_local_experts": 4, "sliding_window": 7},
+    "qwen2_moe": _SIZES
+    | _EXPERTS
+    | {"model_type": "qwen2_moe", "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
+    "qwen3_moe": _SIZES
+    | _EXPERTS
+    | {"model_type": "qwen3_moe", "moe_intermediate_size": 12, "head_dim": 8, "norm_topk_prob": True},
+    "olmoe": _SIZES
+    | _EXPERTS
+    | {"model_type": "olmoe", "num_experts": 5, "num_experts_per_tok": 3}
+    | {"pad_token_id": None, "eos_token_id": None},
+}
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+WITH_GRADIENTS = ("qwen2_untied", *MIXTURES)
 CHECKPOINT = "llama3"
 CLASSIFIERS = {"qwen2_tied": 1, "qwen3": 2, "llama3": 1, "llama_biased": 3, "mistral": 1}  # their numbers of labels
 
@@ -73,19 +89,40 @@ def random_params(cfg: ModelConfig, seed: int) -> dict:
         "o_proj": linear(heads, cfg.hidden_size, cfg.output_bias),
     }
     if cfg.qk_norm:
-        attention |= {"q_norm": norm(layers, cfg.head_dim), "k_norm": norm(layers, cfg.head_dim)}
-    mlp = {
-        "gate_proj": linear(cfg.hidden_size, cfg.intermediate_size, False),
-        "up_proj": linear(cfg.hidden_size, cfg.intermediate_size, False),
-        "down_proj": linear(cfg.intermediate_size, cfg.hidden_size, False),
-    }
+        query, key = cfg.qk_norm_widths()
+        attention |= {"q_norm": norm(layers, query), "k_norm": norm(layers, key)}
+
+    def gated(width):
+        return {
+            "gate_proj": linear(cfg.hidden_size, width, False),
+            "up_proj": linear(cfg.hidden_size, width, False),
+            "down_proj": linear(width, cfg.hidden_size, False),
+        }
+
+    def mixture(experts):
+        number, width = cfg.num_experts, cfg.expert_width
+        mixed = {
+            "router": linear(cfg.hidden_size, number, False),
+            "experts": {
+                "gate_proj": kernel(layers, number, cfg.hidden_size, width),
+                "up_proj": kernel(layers, number, cfg.hidden_size, width),
+                "down_proj": kernel(layers, number, width, cfg.hidden_size),
+            },
+        }
+        if experts.shared:
+            mixed["shared_expert"] = gated(cfg.shared_expert_intermediate_size)
+            mixed["shared_expert_gate"] = linear(cfg.hidden_size, 1, False)
+        return mixed
+
+    experts = cfg.family.experts
+    mlp = gated(cfg.intermediate_size) if experts is None else mixture(experts)
     params = {
         "embed_tokens": {"embedding": rng.standard_normal((cfg.vocab_size, cfg.hidden_size)).astype(np.float32)},
         "layers": {
             "input_layernorm": norm(layers, cfg.hidden_size),
             "attention": attention,
             "post_attention_layernorm": norm(layers, cfg.hidden_size),
-            "mlp": mlp,
+            ("mlp" if experts is None else experts.block): mlp,
         },
         "norm": norm(cfg.hidden_size),
     }
@@ -137,14 +174,19 @@ def torch_classifications(name: str) -> np.ndarray:
         return np.concatenate([model(torch.tensor([text])).logits.numpy() for text in texts])
 
 
+def _is_mixture(hf: dict) -> bool:
+    return hf["model_type"] in MIXTURES
+
+
 def torch_model(hf: dict, params: dict):
     """The model of transformers with these parameters."""
     import torch
     import transformers
 
     config = transformers.AutoConfig.for_model(**hf)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
-    state = {name: torch.tensor(array) for name, array in hf_named(params).items()}
+    eager = {"attn_implementation": "eager"} | ({"experts_implementation": "eager"} if _is_mixture(hf) else {})
+    model = transformers.AutoModelForCausalLM.from_config(config, **eager, dtype=torch.float32)
+    state = {name: torch.tensor(array) for name, array in _with_stacked_experts(hf_named(params)).items()}
     result = model.load_state_dict(state, strict=False)
     tied = ["lm_head.weight"] if hf.get("tie_word_embeddings") else []
     if result.missing_keys not in ([], tied) or result.unexpected_keys:
@@ -152,16 +194,61 @@ def torch_model(hf: dict, params: dict):
     return model
 
 
-def torch_outputs(model, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """(logits [B, T, V], losses [B, T], gradients of the mean loss by Hugging Face's names) from transformers."""
+_EXPERT = re.compile(r"(.*)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(.*)\.weight")
+_STACKED = {"gate_proj": "gate_up_proj", "w1": "gate_up_proj", "up_proj": "gate_up_proj", "w3": "gate_up_proj"}
+
+
+def _with_stacked_experts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors of a checkpoint by the names of the parameters in transformers, which has all experts in two."""
+    plain = {name: array for name, array in tensors.items() if not _EXPERT.match(name)}
+    plain = {name.replace("block_sparse_moe", "mlp"): array for name, array in plain.items()}
+    experts = [(match, array) for name, array in tensors.items() if (match := _EXPERT.match(name))]
+    stacked = {}
+    # Of each expert the gate comes before what it gates.
+    for match, array in sorted(experts, key=lambda pair: (int(pair[0][2]), pair[0][3] in ("up_proj", "w3"))):
+        name = f"{match[1]}.mlp.experts.{_STACKED.get(match[3], 'down_proj')}"
+        stacked.setdefault(name, {}).setdefault(int(match[2]), []).append(array)
+    joined = {name: np.stack([np.concatenate(parts) for parts in of.values()]) for name, of in stacked.items()}
+    return plain | joined
+
+
+def _without_stacked_experts(hf: dict, gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `_with_stacked_experts`."""
+    apart = {}
+    mixtral = hf["model_type"] == "mixtral"
+    names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    for name, array in gradients.items():
+        _, found, kind = name.partition(".mlp.experts.")
+        renamed = name.replace(".mlp.", ".block_sparse_moe.") if mixtral else name
+        if not found:
+            apart[renamed] = array
+            continue
+        block = renamed.removesuffix(f".{kind}")
+        for i, expert in enumerate(array):
+            parts = np.split(expert, 2) if kind == "gate_up_proj" else [expert]
+            of_kind = names[:2] if kind == "gate_up_proj" else names[2:]
+            apart |= {f"{block}.{i}.{part}.weight": values for part, values in zip(of_kind, parts, strict=True)}
+    return apart
+
+
+def torch_outputs(model, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], float]:
+    """(logits [B, T, V], losses [B, T], gradients of the loss by Hugging Face's names, the load-balancing loss).
+
+    From transformers; the loss is the mean, and of a mixture of experts its load-balancing loss is added.
+    """
     import torch
 
-    tokens = torch.tensor(tokens)
-    logits = model(tokens[:, :-1]).logits
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-    losses.mean().backward()
+    tokens, hf = torch.tensor(tokens), model.config.to_dict()
+    mixture = _is_mixture(hf)
+    output = model(tokens[:, :-1], **({"output_router_logits": True} if mixture else {}))
+    losses = torch.nn.functional.cross_entropy(output.logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    balancing = output.aux_loss if mixture else torch.zeros(())
+    model.zero_grad()
+    (losses.mean() + hf.get("router_aux_loss_coef", 0.0) * balancing).backward()
     gradients = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
-    return logits.detach().numpy(), losses.detach().numpy(), gradients
+    if mixture:
+        gradients = _without_stacked_experts(hf, gradients)
+    return output.logits.detach().numpy(), losses.detach().numpy(), gradients, balancing.item()
 
 
 def main():
@@ -177,11 +264,13 @@ def main():
                 written[name] = {key: file.get_slice(key).get_shape() for key in sorted(file.keys())}
         if name == CHECKPOINT:
             model.save_pretrained(GOLDEN / name, max_shard_size="8KB")
-        logits, _, gradients = torch_outputs(model, tokens)
-        _, losses, _ = torch_outputs(model.double(), tokens)
+        logits, _, gradients, balancing = torch_outputs(model, tokens)
+        _, losses, _, _ = torch_outputs(model.double(), tokens)
         arrays = {"seed": np.array(seed), "tokens": tokens.astype(np.uint8), "logits": logits, "losses": losses}
-        if name == WITH_GRADIENTS:
+        if name in WITH_GRADIENTS:
             arrays |= {f"gradient/{path}": gradient for path, gradient in gradients.items()}
+        if name in MIXTURES:
+            arrays |= {"balancing": np.array(balancing)}
         np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
     np.savez_compressed(GOLDEN / "classifiers.npz", **{name: torch_classifications(name) for name in CLASSIFIERS})
     lines = [f"{json.dumps(name)}: {json.dumps(shapes)}" for name, shapes in written.items()]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.models import decoder
+from dataflex_jax.models import decoder, moe
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.embed import embed
 from dataflex_jax.models.hf.config import from_hf
@@ -40,8 +40,14 @@ def logits_of(graphdef, params, tokens):
     return hidden_states(graphdef, params, tokens) @ decoder.output_weight(params)
 
 
-def mean_loss(graphdef, params, tokens):
-    return decoder.token_losses(graphdef, params, tokens).losses.mean()
+def mean_loss(cfg, graphdef, params, tokens):
+    """As transformers has it in training: of a mixture of experts with its load-balancing loss."""
+    real = jnp.ones(tokens[:, 1:].shape)
+    if cfg.family.experts is None:
+        return decoder.token_losses(graphdef, params, tokens).losses.mean()
+    hooks = Hooks(of_router=moe.router_sums(cfg.num_experts_per_tok, real))
+    losses, _, aux = decoder.token_losses(graphdef, params, tokens, hooks=hooks)
+    return losses.mean() + cfg.router_aux_loss_coef * moe.balancing_loss(aux["of_router"], real.sum())
 
 
 def assert_same_trees(actual, expected, atol):
@@ -62,10 +68,13 @@ def test_equals_golden_outputs_of_transformers(name):
     assert aux == {}
 
 
-def test_gradients_equal_golden_gradients_of_transformers():
-    golden = np.load(GOLDEN / f"{WITH_GRADIENTS}.npz")
-    _, graphdef, params = build(WITH_GRADIENTS, int(golden["seed"]))
-    gradients = jax.jit(jax.grad(functools.partial(mean_loss, graphdef)))(params, golden["tokens"].astype(np.int32))
+@pytest.mark.parametrize("name", WITH_GRADIENTS)
+def test_gradients_equal_golden_gradients_of_transformers(name):
+    golden = np.load(GOLDEN / f"{name}.npz")
+    cfg, graphdef, params = build(name, int(golden["seed"]))
+    gradients = jax.jit(jax.grad(functools.partial(mean_loss, cfg, graphdef)))(
+        params, golden["tokens"].astype(np.int32)
+    )
     named = hf_named(gradients)
     assert {f"gradient/{name}" for name in named} == {name for name in golden.files if name.startswith("gradient/")}
     for name, gradient in named.items():
@@ -79,10 +88,10 @@ def test_equals_transformers_where_torch_is_installed(name):
     cfg, graphdef, params = build(name, seed=100)
     # A longer row than max_position_embeddings: the rotary embeddings go on.
     tokens = random_tokens(cfg, seed=100, length=90)
-    logits, losses, gradients = torch_outputs(torch_model(MODELS[name], params), tokens)
+    logits, losses, gradients, balancing = torch_outputs(torch_model(MODELS[name], params), tokens)
     np.testing.assert_allclose(logits_of(graphdef, params, tokens[:, :-1]), logits, rtol=0, atol=1e-4)
-    ours, grads = jax.jit(jax.value_and_grad(functools.partial(mean_loss, graphdef)))(params, tokens)
-    assert float(ours) == pytest.approx(losses.mean(), abs=1e-5)
+    ours, grads = jax.jit(jax.value_and_grad(functools.partial(mean_loss, cfg, graphdef)))(params, tokens)
+    assert float(ours) == pytest.approx(losses.mean() + (cfg.router_aux_loss_coef or 0) * balancing, abs=1e-5)
     for path, gradient in hf_named(grads).items():
         np.testing.assert_allclose(gradient, gradients[path], rtol=0, atol=1e-5, err_msg=path)
 
@@ -116,7 +125,9 @@ def test_bfloat16_stays_near_float32_and_gradients_are_float32():
     cfg, graphdef, params = build("qwen2_tied")
     half = build("qwen2_tied", dtype="bfloat16")[1]
     tokens = random_tokens(cfg, seed=2)
-    value_and_grad = jax.jit(lambda g, p: jax.value_and_grad(lambda q: mean_loss(g, q, tokens))(p), static_argnums=0)
+    value_and_grad = jax.jit(
+        lambda g, p: jax.value_and_grad(lambda q: mean_loss(cfg, g, q, tokens))(p), static_argnums=0
+    )
     loss, gradients = value_and_grad(graphdef, params)
     half_loss, half_gradients = value_and_grad(half, params)
     assert hidden_states(half, params, tokens).dtype == jnp.bfloat16
@@ -176,10 +187,11 @@ def test_block_transform_sees_each_layer_in_the_compute_dtype():
     assert seen == {"kernel": jnp.bfloat16, "norm": jnp.float32}
 
 
-def test_per_example_gradients_equal_one_row_at_a_time():
-    cfg, graphdef, params = build("qwen2_tied")
+@pytest.mark.parametrize("name", ["qwen2_tied", "qwen2_moe"])
+def test_per_example_gradients_equal_one_row_at_a_time(name):
+    cfg, graphdef, params = build(name)
     tokens = random_tokens(cfg, seed=7)
-    gradient = jax.grad(lambda p, row: mean_loss(graphdef, p, row[None]))
+    gradient = jax.grad(lambda p, row: mean_loss(cfg, graphdef, p, row[None]))
     together = jax.jit(jax.vmap(gradient, in_axes=(None, 0)))(params, tokens)
     apart = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(jax.jit(gradient)(params, row) for row in tokens))
     assert_same_trees(together, apart, atol=2e-6)

@@ -49,7 +49,7 @@ def test_the_families_are_registered_in_order():
 
 def test_an_unknown_name_is_refused_in_one_line_with_the_registered_ones():
     families.register_family(OWN)
-    known = "'qwen2', 'qwen3', 'llama', 'mistral', 'own'"
+    known = "'qwen2', 'qwen3', 'llama', 'mistral', 'mixtral', 'qwen2_moe', 'qwen3_moe', 'olmoe', 'own'"
     for call, field in (
         (lambda: ModelConfig(architecture="gpt9", **SIZES), "architecture"),
         (lambda: from_hf(SIZES | {"model_type": "gpt9"}), "model_type"),

@@ -17,6 +17,7 @@ from tests.models.make_golden import GOLDEN, MODELS
 from tests.models.make_golden_peft import FOLDER
 
 QKV, GATED = ("attention/q_proj", "attention/k_proj", "attention/v_proj"), ("mlp/gate_proj", "mlp/up_proj")
+GATES, MIXTURES = ("gate_proj", "up_proj"), ("mlp", "block_sparse_moe")
 BACK = ("attention/o_proj", "mlp/down_proj")
 # The whole of the table's rules, by hand.
 RULES = {
@@ -35,6 +36,12 @@ RULES = {
     **{f"layers/{name}/kernel": P(None, "tensor", "fsdp") for name in BACK},
     **{f"layers/{name}/lora_a": P(None, "tensor", None) for name in BACK},
     **{f"layers/{name}/lora_b": P(None, None, None) for name in BACK},
+    **{f"layers/{block}/router/kernel": P(None, None, None) for block in MIXTURES},
+    **{f"layers/{block}/experts/{name}": P(None, None, "fsdp", "tensor") for block in MIXTURES for name in GATES},
+    **{f"layers/{block}/experts/down_proj": P(None, None, "tensor", "fsdp") for block in MIXTURES},
+    **{f"layers/mlp/shared_expert/{name}/kernel": P(None, "fsdp", "tensor") for name in GATES},
+    "layers/mlp/shared_expert/down_proj/kernel": P(None, "tensor", "fsdp"),
+    "layers/mlp/shared_expert_gate/kernel": P(None, None, None),
 }
 
 
@@ -52,7 +59,7 @@ def test_every_parameter_has_exactly_one_row(name):
         (row,) = (row for row in layout.TABLE if row.path == path)
         assert layout.row(path) is row
         assert len(row.axes) == leaf.ndim, path
-        assert row.stacked == path.startswith(layout.LAYERS), path
+        assert row.stacked == path.startswith(layout.LAYERS) + row.routed, path
 
 
 def test_every_row_is_of_a_parameter_of_some_family():
@@ -68,7 +75,8 @@ def test_names_are_those_of_transformers(name):
     golden = json.loads((GOLDEN / "hf_tensors.json").read_text())[name]
     rows = [layout.row(path) for path in shapes(name) if layout.row(path).kind not in layout.FACTORS]
     numbers = range(MODELS[name]["num_hidden_layers"])
-    found = {row.hf.format(i) for row in rows for i in (numbers if row.stacked else [0])}
+    experts = range(from_hf(MODELS[name]).num_experts or 1)
+    found = {row.hf.format(i, e) for row in rows for i in (numbers if row.stacked else [0]) for e in experts}
     assert found == set(golden)
 
 
@@ -83,17 +91,26 @@ def test_kinds_of_rows():
     # Dropout keys go by this order.
     assert layout.LORA_MODULES == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     linear = [row.path for row in layout.TABLE if row.linear]
-    assert sorted(linear) == sorted(
+    of_mixtures = {path for path in RULES if "router" in path or "shared" in path}
+    assert set(linear) - of_mixtures == {
         f"layers/{name}/{kind}" for name in QKV + GATED + BACK for kind in ("kernel", *layout.FACTORS)
-    )
+    }
+    assert of_mixtures < set(linear)
+    routed = {row.path for row in layout.TABLE if row.routed}
+    assert routed == {f"layers/{block}/experts/{name}" for block in MIXTURES for name in (*GATES, "down_proj")}
+    assert all(map(layout.in_blocks, [*linear, *routed]))
+    assert not any(map(layout.is_linear, routed))
+    assert {row.path for row in layout.TABLE if row.float32} == {path for path in RULES if "router" in path}
     assert all(map(layout.is_linear, linear))
     assert not layout.is_linear("lm_head/kernel")
     assert not layout.is_linear("layers/mlp/other/kernel")
     matrices = {row.path for row in layout.TABLE if row.matrix}
-    assert matrices == {*linear, "embed_tokens/embedding", "lm_head/kernel"}
+    assert matrices == {*linear, *routed, "embed_tokens/embedding", "lm_head/kernel"}
     assert {row.path for row in layout.TABLE if row.transposed} == matrices - {"embed_tokens/embedding"}
     by_inputs = {row.path for row in layout.TABLE if row.split_by_inputs}
-    assert by_inputs == {f"layers/{name}/{kind}" for name in BACK for kind in ("kernel", "lora_a")}
+    down = {"layers/mlp/shared_expert/down_proj/kernel", *(path for path in routed if path.endswith("down_proj"))}
+    assert by_inputs - down == {f"layers/{name}/{kind}" for name in BACK for kind in ("kernel", "lora_a")}
+    assert down < by_inputs
     with pytest.raises(KeyError, match="layers/mlp/other/kernel"):
         layout.row("layers/mlp/other/kernel")
 

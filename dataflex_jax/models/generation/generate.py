@@ -289,9 +289,10 @@ def _generate(
 def _in_compute_dtype(params, dtype):
     """The weights as the matmuls want them, cast once and not again at every token."""
 
-    # As `gather_weights` does it layer by layer: norms and biases stay as they are.
+    # As `gather_weights` does it layer by layer: norms, biases and routers stay as they are.
     def cast(path, leaf):
-        return leaf.astype(dtype) if layout.row(path).matrix else leaf
+        row = layout.row(path)
+        return leaf.astype(dtype) if row.matrix and not row.float32 else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

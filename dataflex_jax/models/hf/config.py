@@ -8,13 +8,16 @@ from typing import Any
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import families
 from dataflex_jax.models.checks import check_choice, check_positive, shown
-from dataflex_jax.models.config import LARGEST, REQUIRED, ModelConfig, RopeScaling
+from dataflex_jax.models.config import EXPERT_FIELDS, LARGEST, REQUIRED, ModelConfig, RopeScaling
 from dataflex_jax.models.hf import folders
 
 _ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 # Of `ModelConfig`: what has another form in a config.json, or no place there.
 _OWN_FORM = ("dtype", "rope_theta", "rope_scaling", "sliding_window")
-_OURS = ("architecture", "qk_norm", "sliding_window", "dtype", "param_dtype", "remat", "attention", "lora")
+_OURS = (
+    *("architecture", "qk_norm", "sliding_window", "router_z_loss_coef"),
+    *("dtype", "param_dtype", "remat", "attention", "lora"),
+)
 
 
 def read_shape(folder: Path) -> dict[str, Any]:
@@ -68,6 +71,9 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     family = config.family
     hf = {k: v for k, v in dataclasses.asdict(config).items() if k not in _OURS}
     hf = {"model_type": family.name, "architectures": [family.hf_class]} | hf
+    for name in EXPERT_FIELDS:
+        if name in hf and hf[name] is None:
+            del hf[name]
     hf["torch_dtype"] = config.param_dtype
     if config.rope_scaling is not None:
         hf["rope_scaling"] = {"rope_type": "llama3", **hf["rope_scaling"]}

@@ -8,7 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.config import ModelConfig, RopeScaling
+from dataflex_jax.models import families
+from dataflex_jax.models.config import EXPERT_FIELDS, ModelConfig, RopeScaling
 from dataflex_jax.models.hf import config as hf
 from dataflex_jax.models.hf import folders
 
@@ -26,10 +27,17 @@ _SIZES = (
     "num_key_value_heads",
     "head_dim",
     "tie_word_embeddings",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "norm_topk_prob",
 )
 # What a model from scratch has where its shape is not given: trained on a CPU within minutes.
 SMALL = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
 SMALL_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
+SMALL_WIDTHS = {"moe_intermediate_size": 128, "shared_expert_intermediate_size": 128}
 VOCAB_MULTIPLE = 128  # a round vocabulary splits over devices and suits the matrix units
 
 
@@ -59,9 +67,17 @@ def model_config(model: ConfigDict, vocab_size: int, shape: Mapping[str, Any] | 
         shape = {"model_type": model.architecture, "vocab_size": _rounded(vocab_size), **SMALL}
         if model.num_attention_heads is None:
             shape |= SMALL_HEADS
+        shape |= _small_mixture(model.architecture)
     # Both ways: a required field must be there to be read, and config.json may hold rope_theta under another name.
     config = hf.from_hf(shape | given, **given, **{name: model[name] for name in _OURS})
     return dataclasses.replace(config, vocab_size=_rows(model, vocab_size, config.vocab_size))
+
+
+def _small_mixture(architecture: str) -> dict[str, int]:
+    known = families.family(architecture)
+    if known.experts is None:
+        return {}
+    return SMALL_EXPERTS | {name: width for name, width in SMALL_WIDTHS.items() if name in known.defaults}
 
 
 def _rows(model: ConfigDict, vocab_size: int, found: int) -> int:
@@ -96,7 +112,8 @@ def _without_sizes(given: dict[str, Any], shape: Mapping[str, Any], grows: bool)
 
 def describe(config: ModelConfig) -> dict[str, Any]:
     """The shape, without adapters and how it is run: what a checkpoint must agree with."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in (*_RUN, "lora")}
+    aside = (*_RUN, "lora", *(EXPERT_FIELDS if config.family.experts is None else ()))
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 
 def described_config(saved: Mapping[str, Any], model: ConfigDict) -> ModelConfig:

@@ -88,8 +88,8 @@ def get_config(arg: str = "") -> ConfigDict:
     model.param_dtype = "float32"  # of the master weights and the optimizer state
     model.remat = "full"  # what the backward pass recomputes, by name; see ModelConfig in dataflex_jax/models/config.py
     model.attention = "auto"  # "auto", "xla" or "cudnn"
-    # Patterns of the parameters that are trained, such as ("layers/attention/*", "lm_head/*"); the others stay as they
-    # are. None: all; with adapters, these alone.
+    # Patterns of the parameters that are trained, such as ("layers/attention/*", "lm_head/*") or, with "!" for what is
+    # not, ("*", "!*/router/*"); the others stay as they are. None: all; with adapters, these alone.
     model.trainable = placeholder(tuple)
 
     # Low-rank adapters (LoRA): the model stays as it is, only they are trained and saved.

@@ -16,6 +16,7 @@ __all__ = [
     "Alignments",
     "Batch",
     "Embeddings",
+    "GateLoads",
     "GradientNorms",
     "Gradients",
     "Hooks",

@@ -337,3 +337,20 @@ class ModelConfig:
         if self.shared_expert_intermediate_size is not None:
             mixture += 3 * self.shared_expert_intermediate_size + 1
         return dense + self.hidden_size * mixture
+
+
+def check_mixture(model: ModelConfig, reason: str) -> None:
+    """Refuses a dense model.
+
+    Args:
+        model: the configuration.
+        reason: why, of a dense model.
+
+    Raises:
+        InputError: says the reason and which families are mixtures of experts.
+    """
+    if model.family.experts is None:
+        mixtures = [repr(name) for name in families.names() if families.family(name).experts is not None]
+        raise InputError(
+            f"model architecture={model.architecture!r} is dense and {reason}; accepted: {', '.join(mixtures)}"
+        )

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dataflex_jax.models import decoder, lora
-from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.config import ModelConfig, check_mixture
 from dataflex_jax.models.decoder import NO_HOOKS, Decoded, Hooks
 from dataflex_jax.models.parts import combined, split
 
@@ -118,6 +118,19 @@ class Model:
             of_layer(hidden) if number == last else jax.tree.map(lambda kept, n=number: kept[n - 1], aux["of_layer"])
             for number in numbers
         ]
+
+    def of_routers(self, inputs: Inputs, of_router: Callable[[Float[Array, "B T E"]], PyTree]) -> PyTree:
+        """`of_router` of the logits of each block's router, stacked over the blocks.
+
+        Args:
+            inputs: as for `hidden_states`.
+            of_router: traced into the scan over the layers.
+
+        Raises:
+            InputError: a dense model.
+        """
+        check_mixture(self.config, "has no routers to look at")
+        return self._hidden_states(inputs, NO_HOOKS._replace(of_router=of_router))[1]["of_router"]
 
     def _hidden_states(self, inputs: Inputs, hooks: Hooks) -> tuple[Float[Array, "B T D"], PyTree]:
         return decoder.hidden_states(

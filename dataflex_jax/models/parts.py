@@ -65,8 +65,8 @@ def trained_paths(params: PyTree, patterns: Sequence[str] | None) -> Callable[[s
 
     Args:
         params: all parameters, or their shapes. Where there are adapters among them, these are trained.
-        patterns: of the paths of those trained (beside adapters), as file names in the shell, `*` matching "/" too;
-            None: all, or the adapters alone.
+        patterns: of the paths of those trained (beside adapters), as file names in the shell, `*` matching "/" too; one
+            that begins with "!" takes away again what it matches. None: all, or the adapters alone.
 
     Raises:
         InputError: a pattern that matches no parameter, or nothing to train.
@@ -76,12 +76,19 @@ def trained_paths(params: PyTree, patterns: Sequence[str] | None) -> Callable[[s
     if patterns is None:
         return is_adapter if adapted else None
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        if not fnmatch.filter(names, pattern.removeprefix("!")):
             reason = f"{pattern!r} matches no parameter; they are {', '.join(names)}"
             raise InputError(reason, option="model.trainable")
-    if not patterns and not adapted:
+    frozen = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    chosen = [pattern for pattern in patterns if not pattern.startswith("!")]
+
+    def trained(path: str) -> bool:
+        among = any(fnmatch.fnmatchcase(path, pattern) for pattern in chosen)
+        return is_adapter(path) or (among and not any(fnmatch.fnmatchcase(path, pattern) for pattern in frozen))
+
+    if not any(map(trained, names)):
         raise InputError("nothing would be trained; None trains all", option="model.trainable", value=tuple(patterns))
-    return lambda path: is_adapter(path) or any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+    return trained
 
 
 def fingerprint(params: PyTree) -> str:

@@ -231,6 +231,6 @@ MISSING = {
         "custom": OWN,
         "nice": "its rewards come from a model that vLLM or a service runs; configs/nice.py has rewards of other kinds",
     },
-    "mixer": {"dynamic_moe": "no counterpart: models have no experts here"},
+    "mixer": {"dynamic_moe": "not converted; configs/dynamic_moe.py is its recipe here"},
     "weighter": {"custom": OWN},
 }

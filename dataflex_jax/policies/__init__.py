@@ -23,6 +23,7 @@ from dataflex_jax.policies.base import (
 from dataflex_jax.policies.registry import register_mixer, register_order, register_selector, register_weighter
 from dataflex_jax.policies.signals import (
     HELD_OUT,
+    ROUTERS,
     TARGETS,
     TEXTS,
     Alignments,
@@ -30,6 +31,7 @@ from dataflex_jax.policies.signals import (
     Embeddings,
     Exchange,
     FixedEmbeddings,
+    GateLoads,
     Generations,
     GradientNorms,
     Gradients,
@@ -44,6 +46,7 @@ from dataflex_jax.policies.signals import (
 
 __all__ = [
     "HELD_OUT",
+    "ROUTERS",
     "TARGETS",
     "TEXTS",
     "Alignments",
@@ -54,6 +57,7 @@ __all__ = [
     "Evidence",
     "Exchange",
     "FixedEmbeddings",
+    "GateLoads",
     "Generations",
     "GradientNorms",
     "Gradients",

@@ -21,6 +21,7 @@ Embed = Callable[[Float[Array, "B T D"], Float[Array, "B T"]], Float[Array, "B E
 METHODS = ("sketch", "rademacher", "kronecker", "none")
 EPS_MODES = ("outside", "inside")
 PARAMETERS = ("blocks", "all")
+LAYERS = ("last", "all")
 
 
 class Projection(NamedTuple):
@@ -146,6 +147,19 @@ class Alignments:
 
 
 @dataclasses.dataclass(frozen=True)
+class GateLoads:
+    """How many of each row's tokens every expert of a mixture of experts gets: [n, E], with "all" [n, L, E].
+
+    All inputs count, those without a loss too; a token counts once for each expert that it is routed to.
+
+    Attributes:
+        layers: one of `LAYERS`: of the last block's router, or of every block's.
+    """
+
+    layers: str = "last"
+
+
+@dataclasses.dataclass(frozen=True)
 class Generations:
     """How responses are sampled from the model; see `models.generation.generate`.
 
@@ -230,6 +244,14 @@ class HeldOut:
 
 
 HELD_OUT = HeldOut()
+
+
+@dataclasses.dataclass(frozen=True)
+class Routers:
+    """Something that a policy needs: a model that is a mixture of experts."""
+
+
+ROUTERS = Routers()
 
 
 class DomainGradients(NamedTuple):

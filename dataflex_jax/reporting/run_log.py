@@ -22,6 +22,7 @@ METRICS, POLICY, EVALUATIONS = "metrics.jsonl", "policy.jsonl", "eval.jsonl"
 # When each line of METRICS was written: beside them, as these are the same to the bit where a run is repeated.
 TIMES = "times.jsonl"
 _OF_WEIGHTERS = ("example_weight_min", "example_weight_max", "example_weight_mean", "effective_sample_size")
+_OF_ROUTERS = ("router_balancing_loss", "router_z_loss")
 # Of a selection's line, what becomes curves.
 _OF_SELECTIONS = (
     *("selected", "distinct", "not_finite", "coverage", "overlap", "domain_share"),
@@ -187,7 +188,7 @@ class RunLog:
             "mfu": mfu,
             "domain_loss": self._seen(values, "domain_loss"),
             "domain_epochs": self._by_name(standing.rows_seen / self._rows),
-            **{name: values[name] for name in _OF_WEIGHTERS if name in values},
+            **{name: values[name] for name in (*_OF_WEIGHTERS, *_OF_ROUTERS) if name in values},
             **({"domain_excess": self._seen(values, "domain_excess")} if "domain_excess" in values else {}),
             **({"domain_kept": self._known(values["domain_kept"])} if "domain_kept" in values else {}),
         }

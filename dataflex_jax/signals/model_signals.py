@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from dataflex_jax.errors import InputError
+from dataflex_jax.models.moe import loads
 from dataflex_jax.policies import options
 from dataflex_jax.policies.signals import (
+    LAYERS,
     PARAMETERS,
     Alignments,
     Embeddings,
+    GateLoads,
     GradientNorms,
     Gradients,
     Influences,
@@ -49,6 +52,19 @@ def embeddings(signal: Embeddings) -> RowFunction:
             found = subject.model.of_layers(seen, numbers, lambda hidden: signal.embed(hidden, real))
             found = jnp.stack(found, axis=1)
         return found if signal.then is None else signal.then(found, operand)
+
+    return of_rows
+
+
+@register_signal(GateLoads)
+def gate_loads(signal: GateLoads) -> RowFunction:
+    """Tokens of each row that the experts get."""
+    options.one_of("layers", signal.layers, LAYERS)
+
+    def of_rows(subject, batch, operand):
+        model, real = subject.model, batch.real_inputs
+        found = model.of_routers(batch, lambda logits: loads(logits, model.config.num_experts_per_tok, real))
+        return found[-1] if signal.layers == "last" else jnp.swapaxes(found, 0, 1)
 
     return of_rows
 

@@ -40,7 +40,8 @@ def kronecker_features(
         rows: the batch's.
 
     Raises:
-        ValueError: a path that is not a linear layer's in the blocks.
+        ValueError: a path that is not a linear layer's in the blocks; those of routed experts are none, as each of them
+            sees other tokens.
     """
 
     def summarize(path, inputs, gradients, layer):
@@ -113,6 +114,12 @@ def inner_products(inputs: Float[Array, "B T I"], gradients: Float[Array, "B T O
 def _summed(model, paths, summarize, shape, loss, rows):
     """(summarize(path, inputs, output gradients, layer) [B, *shape] summed over `paths` and layers, token losses)."""
     for path in paths:
+        if layout.in_blocks(path) and layout.row(path).routed:
+            raise ValueError(
+                f"parameters: {path} is of routed experts, whose gradients are no products of whole rows; must be left "
+                'out of what is trained, as by adapters or config.model.trainable, or the projection be "sketch", '
+                '"rademacher" or "none"'
+            )
         if not layout.is_linear(path):
             raise ValueError(f"parameters: {path} is not a matrix of the blocks' linear layers; must be one here")
 

@@ -34,14 +34,15 @@ def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, .
 
     Args:
         params: the trained parameters.
-        select: None: the adapters where there are any, else the kernels of the blocks' linear layers, else all.
+        select: None: the adapters where there are any, else the kernels of the blocks' linear layers, those of experts
+            too, else all.
 
     Raises:
         ValueError: there are none.
     """
     paths = list(named_leaves(params))
     if select is None:
-        linear = [path for path in paths if layout.is_linear(path)]
+        linear = [path for path in paths if layout.in_blocks(path)]
         return tuple(path for path in linear if layout.row(path).kind in layout.FACTORS) or tuple(linear or paths)
     chosen = tuple(path for path in paths if select(path))
     if not chosen:

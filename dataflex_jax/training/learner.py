@@ -8,9 +8,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
+from dataflex_jax.models.config import check_mixture
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import ActivePolicies
+from dataflex_jax.policies.signals import ROUTERS
 from dataflex_jax.training import optim
 from dataflex_jax.training.fits import check_memory
 from dataflex_jax.training.rehearsal import Sizes, rehearse
@@ -62,6 +64,9 @@ def make_learner(
     """
     model = resolved_model(config, vocab_size)
     check_memory(model)
+    if policies.needs(ROUTERS):
+        who = f"mixer {policies.mixer.name!r}" if ROUTERS in policies.mixer.policy.needs else "a policy of this run"
+        check_mixture(model, f"{who} needs a mixture of experts")
     mixer = registry.checked("mixer", policies.mixer.policy.init, proportions)
     weighters = tuple(weighter.policy.init(model.hidden_size) for weighter in policies.weighters)
     rehearse(policies, mixer, weighters, Sizes.of(config.data, len(proportions), model.hidden_size))

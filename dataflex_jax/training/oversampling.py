@@ -118,7 +118,7 @@ def _padded(rows: Batch, length: int) -> Batch:
 
 
 def check_compared(selector: str, params: PyTree) -> None:
-    """Refuses to compare gradients where none is of a linear layer.
+    """Refuses to compare gradients where none is of a linear layer, or some are of routed experts.
 
     Args:
         selector: its name.
@@ -127,7 +127,14 @@ def check_compared(selector: str, params: PyTree) -> None:
     Raises:
         InputError: names the selector.
     """
-    if not all(map(layout.is_linear, selected_paths(params))):
+    paths = selected_paths(params)
+    if routed := [path for path in paths if layout.row(path).routed]:
+        reason = (
+            f"selector {selector!r} compares gradients as products of whole rows, which those of routed experts "
+            f"({routed[0]}) are not; train the attention, or adapters"
+        )
+        raise InputError(reason, option="model.trainable")
+    if not all(map(layout.is_linear, paths)):
         reason = f"selector {selector!r} compares gradients of the blocks' linear layers, of which none is trained"
         raise InputError(reason, option="model.trainable")
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dataflex_jax.policies import Embeddings, GradientNorms, Gradients, Influences, Losses, Request
+from dataflex_jax.policies import Embeddings, GateLoads, GradientNorms, Gradients, Influences, Losses, Request
 from dataflex_jax.signals.model_signals import layer_numbers
 
 BATCH = 7
@@ -33,6 +33,7 @@ class FakeRows:
         hidden: last hidden states [n, T, D]; or those of all layers [n, L, T, D], of which the signal takes some.
         mask: of `hidden`, [n, T].
         written: their texts.
+        gates: loads of the last router, [n, E].
         asked: the signals, in order.
     """
 
@@ -45,14 +46,16 @@ class FakeRows:
         hidden=None,
         mask=None,
         written=None,
+        gates=None,
         groups=None,
         names=None,
     ):
+        self.gates = gates
         self.losses, self.hidden, self.mask, self.written = losses, hidden, mask, written
         self.gradients, self.preconditioned = (
             None if rows is None else np.asarray(rows, np.float32) for rows in (gradients, preconditioned)
         )
-        given = (losses, gradients, preconditioned, hidden, written)
+        given = (losses, gradients, preconditioned, hidden, written, gates)
         self.num_rows = next(len(rows) for rows in given if rows is not None)
         self.groups = np.zeros(self.num_rows, np.int32) if groups is None else np.asarray(groups, np.int32)
         self.group_names = tuple(names or (f"group{i}" for i in range(self.groups.max() + 1)))
@@ -64,6 +67,8 @@ class FakeRows:
         match signal:
             case Losses():
                 return np.asarray(self.losses, np.float32)[ids]
+            case GateLoads(layers="last"):
+                return np.asarray(self.gates, np.float32)[ids]
             case Embeddings(embed, whole, then, layers):
                 assert not whole, "these hidden states are of the inputs"
                 if layers is None:

@@ -13,7 +13,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models import moe
 from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.decoder import Hooks
-from dataflex_jax.models.hf.config import from_hf
+from dataflex_jax.models.hf.config import from_hf, to_hf
 from dataflex_jax.models.hf.resolve import describe
 from dataflex_jax.models.layout import ATTENTION_MODULES, param_shardings
 from dataflex_jax.models.model import Model
@@ -234,6 +234,19 @@ def test_what_cannot_be_is_refused_by_name(architecture, fields, message):
 def test_maths_of_others_is_refused_by_name(name, field, value):
     with pytest.raises(InputError, match=f"model {field}="):
         from_hf(MODELS[name] | {field: value})
+
+
+def test_the_number_of_experts_has_two_names():
+    fields = {name: value for name, value in MODELS["qwen3_moe"].items() if name != "num_experts"}
+    assert from_hf(fields | {"num_local_experts": 4}) == from_hf(MODELS["qwen3_moe"])
+    with pytest.raises(InputError, match="num_experts=4 and num_local_experts=5: must be the same"):
+        from_hf(MODELS["qwen3_moe"] | {"num_local_experts": 5})
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_configuration_is_read_as_it_was_written(name):
+    cfg = from_hf(MODELS[name])
+    assert from_hf(to_hf(cfg)) == cfg
 
 
 def test_a_window_is_read_where_it_is_used():

@@ -74,6 +74,7 @@ def test_without_patterns_all_is_trained_or_the_adapters_alone(params, adapted_p
             {"norm/scale", "layers/input_layernorm/scale", "layers/post_attention_layernorm/scale"},
         ),
         (("layers/attention/[qk]_proj/bias",), {"layers/attention/q_proj/bias", "layers/attention/k_proj/bias"}),
+        (("layers/mlp/*", "!*/up_proj/*"), {f"layers/mlp/{name}_proj/kernel" for name in ("gate", "down")}),
         (("layers/mlp/*", "layers/mlp/u*"), {f"layers/mlp/{name}_proj/kernel" for name in ("gate", "up", "down")}),
     ],
 )
@@ -100,6 +101,8 @@ def test_adapters_are_trained_beside_what_patterns_choose(adapted_params):
             "'lm_head' matches no parameter; they are .*embed_tokens/embedding",
         ),  # not a path, a part of one
         (("Norm/scale",), "'Norm/scale' matches no parameter"),
+        (("*", "!*/lm_haed/*"), r"'!\*/lm_haed/\*' matches no parameter"),
+        (("!norm/*",), r"^config\.model\.trainable = \('!norm/\*',\): nothing would be trained; None trains all$"),
         ((), r"^config\.model\.trainable = \(\): nothing would be trained; None trains all$"),
     ],
 )

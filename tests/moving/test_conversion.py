@@ -212,7 +212,12 @@ def test_what_would_change_the_results_is_refused_by_name(folder, fields, messag
     [
         ("dynamic_select", "custom", {}, "run.yaml:26: component_name = 'custom': a class of your own"),
         ("dynamic_select", "nothing", {}, "run.yaml:26: component_name = 'nothing': not among the selectors of "),
-        ("dynamic_mix", "dynamic_moe", {}, "run.yaml:26: component_name = 'dynamic_moe': no counterpart: models have"),
+        (
+            "dynamic_mix",
+            "dynamic_moe",
+            {},
+            "run.yaml:26: component_name = 'dynamic_moe': not converted; configs",
+        ),
         ("dynamic_select", "less", {}, r"run.yaml: eval_dataset \(not given\): less compares with it; name one"),
         ("dynamic_select", "loss", {"update_step": 0}, "run.yaml:23: update_step = 0: the steps between two updates"),
         ("dynamic_select", "loss", {"num_train_epochs": 3}, "run.yaml:16: num_train_epochs = 3: the 50 steps of the"),

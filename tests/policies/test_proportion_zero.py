@@ -36,6 +36,7 @@ FIELDS = {
     "ado": ({"ignore": 0, "smoothing": 1, "history": 16},),
     "doge": ({"c": 0.2}, {"ema": 0.5, "initial_proportions": (1, 1, 1, 1)}),
     "loss_softmax": ({}, {"smoothing": 0.5}),
+    "dynamic_moe": ({}, {"initial_proportions": (1, 1, 1, 1)}),
 }
 
 
@@ -64,7 +65,8 @@ def trajectory(policy, steps):
         if policy.refresh is not None and step in (2, 11):
             gradients = rng.normal(size=(4, 6))
             signals = fake_signals.FakeSignals(
-                domain_gradients=DomainGradients(jnp.asarray(gradients @ gradients.T), None, jnp.float32(1e-2))
+                domain_gradients=DomainGradients(jnp.asarray(gradients @ gradients.T), None, jnp.float32(1e-2)),
+                held_out=fake_signals.FakeRows(gates=np.square(gradients), groups=np.arange(4)),
             )
             state = policy.refresh(state, signals)
         states.append(update(state, seen._replace(drawn_with=policy.sampling_weights(state))))
@@ -141,7 +143,7 @@ def test_ado_needs_no_law_of_it():
     assert rho[DRAWN].min() >= 0.01 / (1 + 4 * 0.01)
 
 
-@pytest.mark.parametrize("name", ["odm", "doremi", "ado", "doge", "loss_softmax", "random"])
+@pytest.mark.parametrize("name", ["odm", "doremi", "ado", "doge", "loss_softmax", "random", "dynamic_moe"])
 def test_a_resume_may_set_one_to_0_and_back(name):
     everything = jnp.asarray([0.4, 0.1, 0.3, 0.2])
     before, now = at_work(name, everything), at_work(name)

@@ -57,7 +57,7 @@ def test_every_policy_builds_from_its_default_section_but_for_the_reference(kind
 
 
 def test_unknown_names_and_hyperparameters_are_refused_with_the_accepted_ones():
-    with pytest.raises(InputError, match=r"unknown mixer 'omd'; known: ado, doge, doremi, "):
+    with pytest.raises(InputError, match=r"unknown mixer 'omd'; known: ado, doge, doremi, dynamic_moe, "):
         registry.policy_config("mixer", "omd")
     with pytest.raises(
         InputError, match=r"config.mixer.alhpa: mixer 'odm' has no such hyperparameter; accepted: alpha, "

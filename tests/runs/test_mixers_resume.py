@@ -7,7 +7,10 @@ from dataflex_jax.policies.common import scaling_law
 from tests.helpers import policy_runs, tiny
 
 # Beyond the defaults: so that there is something to decide within 10 steps.
-FIELDS = {"ado": {"mixer__ignore": 0, "mixer__smoothing": 1, "mixer__history": 16}}
+FIELDS = {
+    "ado": {"mixer__ignore": 0, "mixer__smoothing": 1, "mixer__history": 16},
+    "dynamic_moe": {"model__architecture": "olmoe", "model__num_experts": 4, "model__num_experts_per_tok": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +28,21 @@ def reference(root, tmp_path_factory):
 def test_every_mixer_goes_on_as_if_never_interrupted(root, reference, tmp_path, monkeypatch, name):
     monkeypatch.setattr(scaling_law, "_ITERATIONS", 8)  # a rough fit goes on as exactly as a good one
     config = policy_runs.resumable(root, reference, "mixer", name, **FIELDS.get(name, {}))
-    _, lines = policy_runs.assert_goes_on(config, tmp_path)
+    metrics, lines = policy_runs.assert_goes_on(config, tmp_path)
     policy = [line for line in lines if "observed" in line]
     assert [line["step"] for line in policy] == list(range(1, 11))
     assert (len(lines) > len(policy)) == (name == "doge")
     if name == "ado":
         assert all(policy[-1]["state"]["fitted"].values())
+    if name == "dynamic_moe":
+        assert all(1.9 < line["router_balancing_loss"] < 4 for line in metrics)
+        weights, distances = (
+            np.array([list(line["state"][field].values()) for line in policy]) for field in ("weights", "distance")
+        )
+        assert distances[-1].min() > 0
+        moved = weights[:-1] * np.exp(10 * distances[1:])
+        expected = 0.95 * moved / moved.sum(axis=1, keepdims=True) + 0.05 / weights.shape[1]
+        np.testing.assert_allclose(weights[1:], expected, atol=1e-6)
     if name == "doge":
         assert policy[-1]["state"]["count"] == 10
         compared = [line for line in lines if "domain_gradients" in line]

@@ -12,6 +12,7 @@ from dataflex_jax.models.config import EXPERT_FIELDS, LARGEST, REQUIRED, ModelCo
 from dataflex_jax.models.hf import folders
 
 _ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+_OF_MIXTURES = {"num_local_experts": "num_experts"}  # as transformers 5 writes it for some, whatever they read
 # Of `ModelConfig`: what has another form in a config.json, or no place there.
 _OWN_FORM = ("dtype", "rope_theta", "rope_scaling", "sliding_window")
 _OURS = (
@@ -87,10 +88,15 @@ def in_our_names(hf: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config.json by the names that `ModelConfig` gives them.
 
     Raises:
-        InputError: a model type that is not registered.
+        InputError: a model type that is not registered, or a field that is there under two names with two values.
     """
     family = families.family(hf.get("model_type"), "model_type")
     ours = {theirs: name for name, theirs in family.names.items()}
+    if family.experts is not None:
+        ours |= _OF_MIXTURES
+        for theirs, name in _OF_MIXTURES.items():
+            if theirs in hf and hf.get(name, hf[theirs]) != hf[theirs]:
+                raise InputError(f"model {name}={shown(hf[name])} and {theirs}={shown(hf[theirs])}: must be the same")
     return {ours.get(name, name): value for name, value in hf.items()}
 
 

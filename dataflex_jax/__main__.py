@@ -5,6 +5,7 @@
     train       trains a model, or goes on with a run
     select      scores and selects training examples with checkpoints, without training
     validate    how good scores of training examples are, by models trained on subsets
+    swarm       which mixture of the domains to train on, by a swarm of small models
     evaluate    held-out loss of a checkpoint, per domain
     generate    what a checkpoint writes when it is prompted
     export      checkpoints to and from Hugging Face's format
@@ -19,7 +20,7 @@ import sys
 
 from dataflex_jax import __version__, ending
 
-COMMANDS = ("train", "select", "validate", "evaluate", "generate", "export", "report", "convert")
+COMMANDS = ("train", "select", "validate", "swarm", "evaluate", "generate", "export", "report", "convert")
 
 
 def main() -> int:

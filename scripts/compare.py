@@ -1,12 +1,15 @@
 """Recipes over seeds in one command, and the report that compares them.
 
     python scripts/compare.py --recipes=configs/odm.py:local,configs/static.py:local --seeds=3 --output=runs/compare
-        [--config.field=value ...]
+        [--mapped] [--config.field=value ...]
 
 Every run is the real command, `python -m dataflex_jax.train --config=RECIPE --config.seed=SEED`, with the fields that
 are given for all; its folder is OUTPUT/RECIPE/seedN, and what it prints is in seedN.log beside it. Runs come one after
 another, seed by seed. One that fails is named and the others go on. The same command again skips what is finished and
 goes on with what was stopped. At the end: OUTPUT/report.html, and OUTPUT/report_files/ with its figures and tables.
+
+With --mapped all seeds of a recipe are trained as one program (scripts/mapped_seeds.py), which small models on few
+devices are quicker in, without selectors and orders. Then a seed's folder has its held-out losses at the end only.
 """
 
 import re
@@ -28,6 +31,7 @@ from dataflex_jax.foreign import read_json
 from dataflex_jax.reporting.page import write_report
 
 TRAIN = (sys.executable, "-m", "dataflex_jax.train")
+MAPPED = (sys.executable, str(Path(__file__).with_name("mapped_seeds.py")))
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_LINES = 30.0
 _BAR = "{percentage:3.0f}%|{bar}| {n:.2f}/{total} runs [{elapsed}<{remaining}{postfix}]"
@@ -38,20 +42,28 @@ def define_flags() -> None:
     flags.DEFINE_string("recipes", None, "Recipes, each with its variant, with commas between.")
     flags.DEFINE_string("seeds", "3", "How many seeds, from 0 on; or which, as in 0,3,5.")
     cli.define_path("output", "runs/compare", "The folder of the runs and the report.")
+    flags.DEFINE_bool("mapped", False, "Train all seeds of a recipe as one program.")
 
 
 class Planned(NamedTuple):
-    """A run to be made.
+    """A run to be made, or all seeds of one as one program.
 
     Attributes:
-        name: RECIPE/seedN.
-        folder: the run folder.
+        name: RECIPE/seedN, or RECIPE/mapped.
+        folder: the run folder; of several seeds, the one beside theirs.
         settings: the arguments that say what it is.
+        seeds: those that are trained as one program; none: it is a run alone.
     """
 
     name: str
     folder: Path
     settings: list[str]
+    seeds: Sequence[int] = ()
+
+    @property
+    def results(self) -> list[Path]:
+        """The run folders that it leaves."""
+        return [self.folder.with_name(f"seed{seed}") for seed in self.seeds] or [self.folder]
 
     @property
     def log(self) -> Path:
@@ -64,8 +76,10 @@ class Planned(NamedTuple):
         return (self.folder / "summary.json").exists()
 
 
-def planned(recipes: Sequence[str], seeds: Sequence[int], output: Path, overrides: Sequence[str]) -> list[Planned]:
-    """The runs in the order in which they are made.
+def planned(
+    recipes: Sequence[str], seeds: Sequence[int], output: Path, overrides: Sequence[str], *, mapped: bool = False
+) -> list[Planned]:
+    """The runs in the order in which they are made; `mapped`: a program for each recipe.
 
     Raises:
         InputError: two recipes of one name, or a run folder that holds something else.
@@ -75,6 +89,18 @@ def planned(recipes: Sequence[str], seeds: Sequence[int], output: Path, override
     names = [_name(recipe) for recipe in recipes]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"--recipes: {doubled!r} is there twice; each recipe must have another name or variant")
+    if mapped:
+        of_all = ",".join(map(str, seeds)) + ","
+        runs = [
+            Planned(
+                f"{name}/mapped",
+                output / name / "mapped",
+                [f"--config={recipe}", f"--seeds={of_all}", *overrides],
+                seeds,
+            )
+            for name, recipe in zip(names, recipes, strict=True)
+        ]
+        return _checked(runs, output)
     # Seed by seed, so that a comparison stopped early has whole seeds.
     runs = [
         Planned(
@@ -85,10 +111,15 @@ def planned(recipes: Sequence[str], seeds: Sequence[int], output: Path, override
         for seed in seeds
         for name, recipe in zip(names, recipes, strict=True)
     ]
+    return _checked(runs, output)
+
+
+def _checked(runs: list[Planned], output: Path) -> list[Planned]:
     for run in runs:
-        if run.folder.exists() and run.settings != _made_by(run):
+        others = [folder for folder in run.results if folder.exists() and not run.folder.exists()]
+        if others or (run.folder.exists() and run.settings != _made_by(run)):
             reason = "was not made by this command with these settings; choose another folder"
-            raise InputError(f"--output={output}: {run.folder} {reason}")
+            raise InputError(f"--output={output}: {others[0] if others else run.folder} {reason}")
     return runs
 
 
@@ -142,7 +173,7 @@ def train(run: Planned, show: Callable[[float, str], None], requested: Callable[
         begin = log.tell()
         # In a session of its own, so that Ctrl-C reaches it once, by way of this process.
         process = subprocess.Popen(
-            [*TRAIN, *run.settings, f"--workdir={run.folder}"],
+            [*(MAPPED if run.seeds else TRAIN), *run.settings, f"--workdir={run.folder}"],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -240,14 +271,21 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     options = flags.FLAGS
     output = Path(options.output)
-    runs = planned(list_of_recipes(options.recipes), list_of_seeds(options.seeds), output, argv[1:])
+    recipes, seeds = list_of_recipes(options.recipes), list_of_seeds(options.seeds)
+    runs = planned(recipes, seeds, output, argv[1:], mapped=options.mapped)
     with preemption.watch() as requested:
         failed = train_all(runs, requested)
         if requested(0):
             print("Stopped on request; the same command goes on.")
             return
-    recipes = dict.fromkeys(run.folder.parent for run in runs)
-    finished = [run.folder for recipe in recipes for run in runs if run.folder.parent == recipe and run.is_finished]
+    folders = dict.fromkeys(run.folder.parent for run in runs)
+    finished = [
+        result
+        for folder in folders
+        for run in runs
+        if run.folder.parent == folder and run.is_finished
+        for result in run.results
+    ]
     if finished:
         page = write_report(finished, output / "report.html", files=output / "report_files")
         print(f"Report:  {page}")

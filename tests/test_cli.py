@@ -265,7 +265,7 @@ def test_a_recipe_is_found_from_any_folder_and_in_either_spelling(refused, tmp_p
             2,
             "",
             "error: unknown command 'trian'; known: "
-            "train, select, validate, evaluate, generate, export, report, convert\n",
+            "train, select, validate, swarm, evaluate, generate, export, report, convert\n",
         ),
     ],
 )

@@ -84,7 +84,7 @@ def held_out(domains: Sequence[Domain], most: int) -> TargetSet:
     """
     pool = Pool(domains, "valid")
     if empty := [domain.name for domain in domains if domain.valid.num_rows == 0]:
-        reason = f"domain {empty[0]!r} has no held-out rows, which a policy of this run needs; raise it"
+        reason = f"domain {empty[0]!r} has no held-out rows, which are needed here; raise it"
         raise InputError(reason, option="data.valid_fraction")
     ids = np.concatenate(
         [np.arange(start, min(start + most, stop)) for start, stop in itertools.pairwise(pool.offsets)]

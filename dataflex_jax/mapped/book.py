@@ -24,7 +24,7 @@ _WITHOUT_EFFECT += ("wandb_project", "data.cache_dir", "data.verify", "sweep", "
 _WITHOUT_EFFECT += ("data.tokenizer", "data.root", "targets.root")
 
 
-def identity(experiment: Experiment, targets: TargetSet) -> dict[str, Any]:
+def identity(experiment: Experiment, targets: Sequence[TargetSet]) -> dict[str, Any]:
     """What models and measurements must agree with that are kept together, by name."""
     fields = changes.flat(experiment.config.to_dict())
     kept = {
@@ -34,7 +34,8 @@ def identity(experiment: Experiment, targets: TargetSet) -> dict[str, Any]:
     }
     known = experiment.identity
     rows = {f"the rows of domain {name!r}": key for name, key in known.stores.items()}
-    measured = {f"the rows of target group {domain.name!r}": domain.key for domain in targets.pool.domains}
+    domains = [domain for each in targets for domain in each.pool.domains]
+    measured = {f"the rows of target group {domain.name!r}": domain.key for domain in domains}
     return kept | known.fields | rows | measured | {"the frozen parameters": known.base}
 
 

@@ -15,6 +15,24 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import replicated
 
 
+def bytes_per_token(targets: TargetSet) -> Float64[np.ndarray, " G"]:
+    """UTF-8 bytes of text that a token in the loss stands for, on average over each group's rows."""
+    tokens = _tokens(targets)
+    of_domain = np.array([getattr(d, targets.pool.split).bytes_per_target for d in targets.pool.domains])
+    num_bytes = tokens * of_domain[targets.pool.domain_of(targets.ids)]
+    count = len(targets.names)
+    return np.bincount(targets.groups, num_bytes, count) / np.bincount(targets.groups, tokens, count)
+
+
+def tokens_in_loss(targets: TargetSet) -> Float64[np.ndarray, " G"]:
+    """How many tokens of each group count in its loss."""
+    return np.bincount(targets.groups, _tokens(targets), len(targets.names))
+
+
+def _tokens(targets: TargetSet) -> Float64[np.ndarray, " M"]:
+    return np.array([targets.pool.row(int(i)).mask.sum() for i in targets.ids], np.float64)
+
+
 class Measure:
     """Measures models; compiles once for each length of rows.
 

@@ -102,7 +102,7 @@ def opened(config: ConfigDict, folder: Path, *, whole_pool: bool = False) -> Ite
 
 
 def train_and_measure(
-    shared: Shared, members: Sequence[Member], targets: TargetSet, *, at_once: int | None = None
+    shared: Shared, members: Sequence[Member], targets: Sequence[TargetSet], *, at_once: int | None = None
 ) -> Float64[np.ndarray, "S G"] | None:
     """The token-mean loss of each member on each group of `targets` once it is trained; None: asked to stop, saved.
 
@@ -111,7 +111,7 @@ def train_and_measure(
     Args:
         shared: what they have in common.
         members: the models.
-        targets: what is measured.
+        targets: what is measured; the groups of the first set come first.
         at_once: how many are trained as one program; None: as many as fit into the devices' memory.
 
     Raises:
@@ -122,9 +122,10 @@ def train_and_measure(
     groups = experiment.inputs.pool.groups(by_domain=experiment.policies.by_domain)
     for member in members:
         member.rows_by_group(groups)
-    book = Book(shared.folder / FILE, identity(experiment, targets), targets.names)
+    names = [name for each in targets for name in each.names]
+    book = Book(shared.folder / FILE, identity(experiment, targets), names)
     run_config.write(experiment.config, shared.folder / "config.json")
-    measure = Measure(targets, _rows_a_batch(experiment.config), shared.mesh)
+    measures = [Measure(each, _rows_a_batch(experiment.config), shared.mesh) for each in targets]
     if not book.missing(members):
         return book.losses(members)
     while remaining := book.missing(members):
@@ -133,7 +134,8 @@ def train_and_measure(
         standing = _trained(shared, chunk, standing, before, title)
         if standing.step < experiment.config.train_step:
             return None
-        book.add(chunk.members, measure.losses(standing.states.params, experiment.learner.model))
+        params, model = standing.states.params, experiment.learner.model
+        book.add(chunk.members, np.concatenate([each.losses(params, model) for each in measures], axis=1))
     shared.checkpoints.clear()  # nobody is in training any more
     return book.losses(members)
 

@@ -198,12 +198,21 @@ def held_out(context: EvaluationContext) -> Evaluator:
         batches = held_out_batches(domains, context.rows_a_batch, max_rows, context.mesh)
         found = jax.device_get([sums(model, batch) for batch in batches])
         nll, tokens = (sum((pair[i] for pair in found), start=np.zeros(len(domains))) for i in range(2))
-        return _record(domains, nll, tokens)
+        return held_out_record(domains, nll, tokens)
 
     return Evaluator("held_out", context.config.eval_every, run)
 
 
-def _record(domains: Sequence[Domain], nll_sums: np.ndarray, tokens: np.ndarray) -> Evaluation:
+def held_out_record(
+    domains: Sequence[Domain], nll_sums: Float[np.ndarray, " K"], tokens: Float[np.ndarray, " K"]
+) -> Evaluation:
+    """What `held_out` found.
+
+    Args:
+        domains: of the run.
+        nll_sums: summed losses of each [nats].
+        tokens: of these; of a domain with 0 nothing is said.
+    """
     byte_counts = [n * domain.valid.bytes_per_target for n, domain in zip(tokens, domains, strict=True)]
     figures = {
         domain.name: _figures(nll, n, num_bytes)

@@ -129,7 +129,7 @@ def _losses(
         for number, ids in enumerate(subsets)
         for more in range(design.seeds)
     ]
-    losses = train_and_measure(shared, models, targets, at_once=design.at_once)
+    losses = train_and_measure(shared, models, [targets], at_once=design.at_once)
     if losses is None:
         return None
     losses = losses.reshape(design.subsets, design.seeds, -1).mean(axis=1)

@@ -89,7 +89,7 @@ def drawn(sampler, weights, steps):
 @pytest.mark.parametrize("draw", ["systematic", "multinomial"])
 def test_no_domain_gives_more_than_it_may_and_the_others_share_in_proportion(draw):
     most = (30, 10_000, 10_000)
-    plans, exhausted, state = drawn(s.Sampler(1, 16, draw, most), [0.5, 0.375, 0.125], 100)
+    plans, exhausted, state = drawn(s.Sampler(1, 16, draw, most=most), [0.5, 0.375, 0.125], 100)
     assert state.cursors[0] == 30
     assert state.cursors.sum() == 1600
     at = next(i for i, domains in enumerate(exhausted) if domains)
@@ -107,21 +107,21 @@ def test_no_domain_gives_more_than_it_may_and_the_others_share_in_proportion(dra
 @pytest.mark.parametrize("draw", ["systematic", "multinomial"])
 def test_all_rows_that_there_are_come_and_then_no_more(draw):
     most = (13, 5, 14)
-    plans, exhausted, state = drawn(s.Sampler(3, 8, draw, most), [0.6, 0.3, 0.1], 4)
+    plans, exhausted, state = drawn(s.Sampler(3, 8, draw, most=most), [0.6, 0.3, 0.1], 4)
     assert state.cursors.tolist() == list(most)
     for domain, count in enumerate(most):
         positions = np.concatenate([plan.positions[plan.domains == domain] for plan in plans])
         assert sorted(positions.tolist()) == list(range(count))
     assert sorted(number for domains in exhausted for number in domains) == [0, 1, 2]
     with pytest.raises(TrainingError, match=r"^at step 5 all domains with a weight have given .*; 8 rows are missing$"):
-        s.Sampler(3, 8, draw, most).plan(state)
+        s.Sampler(3, 8, draw, most=most).plan(state)
 
 
 @pytest.mark.parametrize("draw", ["systematic", "multinomial"])
 def test_limits_that_are_not_reached_change_no_draw(draw):
     weights = [0.6, 0.3, 0.1]
     free, _, _ = drawn(s.Sampler(3, 8, draw), weights, 20)
-    limited, exhausted, _ = drawn(s.Sampler(3, 8, draw, (1000, 1000, 1000)), weights, 20)
+    limited, exhausted, _ = drawn(s.Sampler(3, 8, draw, most=(1000, 1000, 1000)), weights, 20)
     assert not any(exhausted)
     for one, other in zip(free, limited, strict=True):
         np.testing.assert_array_equal(one.domains, other.domains)

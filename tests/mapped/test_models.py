@@ -57,7 +57,7 @@ def train(config, folder, *, members=MEMBERS, devices=1, at_once=2, stop_at=None
             if stop_at is not None:
                 calls = iter(range(1, 10**6))
                 shared = shared._replace(stop_requested=lambda step: next(calls) == stop_at)
-            losses = models.train_and_measure(shared, members, targets, at_once=at_once)
+            losses = models.train_and_measure(shared, members, [targets], at_once=at_once)
     return losses, asked
 
 

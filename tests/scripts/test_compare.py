@@ -73,6 +73,18 @@ def test_every_recipe_and_seed_is_run_once_and_what_fails_is_named(compare, tmp_
     assert begun(output)[4:] == ["mine-bad/seed0", "mine-bad/seed1"]
 
 
+def test_mapped_seeds_are_one_run_a_recipe_and_never_among_others(compare, tmp_path):
+    first, other = compare.planned(["a.py:x", "b.py"], [0, 4], tmp_path, ["--config.x=1"], mapped=True)
+    assert (first.name, first.folder) == ("a-x/mapped", tmp_path / "a-x" / "mapped")
+    assert first.settings == ["--config=a.py:x", "--seeds=0,4,", "--config.x=1"]
+    assert other.results == [tmp_path / "b" / "seed0", tmp_path / "b" / "seed4"]
+    (tmp_path / "b" / "seed4").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"b/seed4 was not made by this command with these settings"):
+        compare.planned(["a.py:x", "b.py"], [0, 4], tmp_path, [], mapped=True)
+    with pytest.raises(InputError, match=r"b/seed4 was not made by this command with these settings"):
+        compare.planned(["b.py"], [4], tmp_path, [])
+
+
 def test_a_request_to_stop_reaches_the_run_and_no_other_begins(compare, tmp_path):
     output = tmp_path / "out"
     runs = compare.planned(["a.py:slow", "b.py"], [0], output, [])

@@ -125,7 +125,8 @@ def test_two_evaluators_of_one_name_are_refused():
 
 def made_by(monkeypatch, make):
     monkeypatch.setitem(evaluation._EVALUATORS, "mine", make)
-    (made,) = evaluation.evaluators(EvaluationContext(ConfigDict({"evaluators": ("mine",)}), (), None, None))
+    config = ConfigDict({"evaluators": ("mine",), "eval_tasks": ()})
+    (made,) = evaluation.evaluators(EvaluationContext(config, (), None, None))
     return made
 
 

@@ -23,9 +23,9 @@ from dataflex_jax.models.linear import kernel_options
 from dataflex_jax.models.mlp import MLP
 from dataflex_jax.sharding import BATCH_AXES, constrain, divisible_axis, map_rows, rows_are_split
 
-BLOCK_SLOTS = 128  # of one expert in one product, at most
-# But no more than this share of an expert's average, which bounds the padding; nor fewer than these where it has them.
-_LEAST_SLOTS, _SHARE = 16, 1 / 16
+# Slots of one expert in one product: a share of the experts' average, which bounds the padding, but not fewer than pay
+# for reading the expert's weights, where there are as many.
+LEAST_SLOTS, MOST_SLOTS, _SHARE = 64, 512, 1 / 12
 
 
 def _float32_product(
@@ -192,7 +192,7 @@ def _blocks(experts: Int[Array, " slots"], number: int) -> _Blocks:
     """Places for slots, of which each goes to one of `number` experts."""
     slots = experts.shape[0]
     average = math.ceil(slots / number)
-    size = min(BLOCK_SLOTS, max(_LEAST_SLOTS, int(_SHARE * average)), average)
+    size = min(max(LEAST_SLOTS, min(MOST_SLOTS, int(_SHARE * average)) // 16 * 16), average)
     blocks = slots // size + min(number, slots)
     counts = jnp.zeros(number, jnp.int32).at[experts].add(1)
     needed = -(-counts // size)
@@ -248,7 +248,7 @@ def _swiglu_bwd(operands, gradients):
         dg, du = gradient_of((factor[:, None] * d_scaled).astype(hidden.dtype))
         scaled = (factor[:, None] * hidden).astype(hidden.dtype)
         parts = (_outer(x, dg), _outer(x, du), _outer(scaled, dy))
-        sums = tuple(total.at[expert].add(part) for total, part in zip(sums, parts, strict=True))
+        sums = tuple(_added(total, expert, part) for total, part in zip(sums, parts, strict=True))
         return sums, (dg @ gate[expert].T + du @ up[expert].T, d_factor)
 
     zeros = tuple(jnp.zeros(weight.shape, jnp.float32) for weight in (gate, up, down))
@@ -258,6 +258,11 @@ def _swiglu_bwd(operands, gradients):
 
 
 _swiglu.defvjp(_swiglu_fwd, _swiglu_bwd)
+
+
+def _added(total: Float[Array, "E I O"], expert: Int[Array, ""], part: Float[Array, "I O"]) -> Float[Array, "E I O"]:
+    # A slice that is put back, which compilers do in place; a scatter they may not.
+    return jax.lax.dynamic_update_index_in_dim(total, total[expert] + part, expert, 0)
 
 
 def _outer(x: Float[Array, "S I"], y: Float[Array, "S O"]) -> Float[Array, "I O"]:

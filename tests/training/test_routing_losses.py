@@ -68,7 +68,8 @@ def stepped(model, batch, run=lambda step, *of: jax.jit(step)(*of), **fields):
     return run(step, start, batch)
 
 
-@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
 def test_they_are_part_of_the_loss_and_of_its_gradient(model, batch, parts):
     """Of microbatches their mean, which is not that of the whole batch: the losses are products of means."""
     state, metrics = stepped(model, batch, grad_accumulation=parts)
@@ -88,7 +89,9 @@ def test_they_are_part_of_the_loss_and_of_its_gradient(model, batch, parts):
     assert metrics["loss"] > token_mean(model, batch) + 0.9
 
 
-def test_of_a_dense_model_there_are_none():
+def test_they_are_metrics_and_of_a_dense_model_there_are_none(model, batch):
+    _, metrics = stepped(model, batch, run=jax.eval_shape)
+    assert {name for name in metrics if "router" in name} == {"router_balancing_loss", "router_z_loss"}
     dense, _ = weighted_step.models()
     batch = dataclasses.replace(weighted_step.make_batch(), reference_losses=None)
     _, metrics = stepped(dense, batch, run=jax.eval_shape)

@@ -62,5 +62,5 @@ class RunSignals(NamedTuple):
                 learning_rate=self.learning_rate(step),
             )
 
-        data = (self.candidates, self.targets, gradients, self.held_out, self.fixed, self.read, self.codec)
-        return ModelSignals(subject, self.sweeper, *data)
+        asked = (self.candidates, self.targets, gradients, self.held_out, self.fixed, self.read, self.codec)
+        return ModelSignals(subject, self.sweeper, *asked)

@@ -150,7 +150,9 @@ def _in_order(
     if len(columns) == 1 and not set(columns) & set(candidates.groups):
         (column,) = columns.values()
         columns = dict.fromkeys(candidates.groups, column)
-    for name in columns.keys() ^ set(candidates.groups):
+    unknown = [name for name in columns if name not in candidates.groups]
+    missing = [name for name in candidates.groups if name not in columns]
+    for name in (*unknown, *missing):
         what = "is no target group" if name in columns else "is a target group without a column"
         raise InputError(f"{path}: {name!r} {what}; the groups are {', '.join(candidates.groups)}")
     return np.stack([columns[name] for name in candidates.groups], axis=1)

@@ -87,8 +87,9 @@ REFUSED = {
         "use_dora pissa_init pissa_convert create_new_adapter oft_rank oft_block_size oft_target module_dropout"
     ),
     "the weights are not quantised": "quantization_bit fp8",
+    "it is config.model.router_aux_loss_coef": "moe_aux_loss_coef",
     "the model would be another one": (
-        "rope_scaling shift_attn mixture_of_depths moe_aux_loss_coef use_llama_pro block_diag_attn model_max_length"
+        "rope_scaling shift_attn mixture_of_depths use_llama_pro block_diag_attn model_max_length"
     ),
     "add the tokens to the tokenizer's files, and set config.model.resize_vocab": (
         "add_tokens add_special_tokens new_special_tokens_config"

@@ -99,9 +99,8 @@ def get_config(arg: str = "") -> ConfigDict:
     lora.dropout = 0.0  # of their inputs, while training
     lora.name_or_path = placeholder(str)  # PEFT adapter to start from (folder or hub id); None: fresh ones
     lora.use_rslora = False  # scale by alpha / sqrt(rank)
-    lora.target_modules = (
-        "all",
-    )  # of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; "all": all seven, or the experts' apart
+    # Of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; "all": all seven, without those of experts.
+    lora.target_modules = ("all",)
     lora.base_dtype = "bfloat16"  # of the frozen parameters; the adapters have model.param_dtype
 
     # The data.

@@ -1,10 +1,11 @@
 """One self-contained HTML page that shows one run, or compares several.
 
-    python -m dataflex_jax.report RUN_DIR [RUN_DIR ...] --output=report.html [--group-by=mixer.name]
+    python -m dataflex_jax.report RUN_DIR [RUN_DIR ...] --output=report.html
+        [--group-by=mixer.name]
 
-Each RUN_DIR is the folder of a training run, finished or not. Runs that differ in nothing but the seed are shown as one
-group, with its spread and its differences to the first group. Beside the page, report_files/ has every figure as PNG,
-PDF and CSV and every table as LaTeX and Markdown.
+Each RUN_DIR is the folder of a training run, finished or not. Runs that differ in nothing but the
+seed are shown as one group, with its spread and its differences to the first group. Beside the
+page, report_files/ has every figure as PNG, PDF and CSV and every table as LaTeX and Markdown.
 """
 
 from pathlib import Path

@@ -30,7 +30,17 @@ _NEWER: dict[str | None, dict[str, Any]] = {
         "eval_mmlu_root": None,
         "epochs": None,
     },
-    "model": {"trainable": None, "resize_vocab": False},
+    "model": {
+        "trainable": None,
+        "resize_vocab": False,
+        "num_experts": None,
+        "num_experts_per_tok": None,
+        "moe_intermediate_size": None,
+        "shared_expert_intermediate_size": None,
+        "norm_topk_prob": None,
+        "router_aux_loss_coef": None,
+        "router_z_loss_coef": None,
+    },
     "data": {"verify": "sampled", "begin_of_text": False, "max_samples": None, "max_epochs": None, "weight_key": None},
 }
 # Beside config.json: what it said in earlier starts of the run, a line each.

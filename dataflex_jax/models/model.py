@@ -51,7 +51,7 @@ class Model:
     @classmethod
     def shape(cls, config: ModelConfig) -> "Model":
         """The model without parameters; computes nothing."""
-        graphdef, _ = jax.eval_shape(lambda key: decoder.create(config, key), jax.random.key(0))
+        graphdef, _ = jax.eval_shape(lambda: decoder.create(config, jax.random.key(0)))
         return cls(config, graphdef)
 
     @classmethod

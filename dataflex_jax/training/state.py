@@ -87,7 +87,7 @@ class Start(NamedTuple):
 
     def abstract(self, mesh: Mesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; computes nothing."""
-        return layout.placed(mesh, jax.eval_shape(self.state, jax.random.key(0)))
+        return layout.placed(mesh, jax.eval_shape(lambda: self.state(jax.random.key(0))))
 
 
 def initial_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:

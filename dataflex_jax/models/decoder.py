@@ -23,6 +23,7 @@ from dataflex_jax.models.linear import Product, kernel_options, linear, set_drop
 from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
 from dataflex_jax.models.mlp import MLP
 from dataflex_jax.models.moe import MoE
+from dataflex_jax.models.norm import RMSNorm
 from dataflex_jax.models.remat import remat_policy
 from dataflex_jax.models.rope import apply_rope, rope_tables
 from dataflex_jax.sharding import BATCH_AXES, constrain
@@ -85,8 +86,8 @@ class Attention(nnx.Module):
         self.o_proj = linear(cfg, "o_proj", rngs, cfg.output_bias)
         if cfg.qk_norm:
             query, key = cfg.qk_norm_widths()
-            self.q_norm = _norm(cfg, query, rngs)
-            self.k_norm = _norm(cfg, key, rngs)
+            self.q_norm = RMSNorm(cfg, query, rngs)
+            self.k_norm = RMSNorm(cfg, key, rngs)
 
     def __call__(self, x, rope, attend):
         """[B, T, D] -> ([B, T, D], memory); `rope` from `rope_tables`, `attend` of queries, keys and values."""
@@ -110,9 +111,9 @@ class Block(nnx.Module):
     """Attention and MLP or mixture of experts, each after an RMSNorm and added to the residual stream."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-        self.input_layernorm = _norm(cfg, cfg.hidden_size, rngs)
+        self.input_layernorm = RMSNorm(cfg, cfg.hidden_size, rngs)
         self.attention = Attention(cfg, rngs)
-        self.post_attention_layernorm = _norm(cfg, cfg.hidden_size, rngs)
+        self.post_attention_layernorm = RMSNorm(cfg, cfg.hidden_size, rngs)
         experts = cfg.family.experts
         self.mlp_name = "mlp" if experts is None else experts.block
         setattr(self, self.mlp_name, MLP(cfg, rngs) if experts is None else MoE(cfg, rngs))
@@ -149,7 +150,7 @@ class Decoder(nnx.Module):
         # A stream of their own, so that the other parameters are the same with adapters and without.
         lora_keys = jax.random.split(jax.random.fold_in(layers_key, cfg.num_hidden_layers), cfg.num_hidden_layers)
         self.layers = nnx.vmap(lambda key, lora_key: Block(cfg, nnx.Rngs(key, lora=lora_key)))(layer_keys, lora_keys)
-        self.norm = _norm(cfg, cfg.hidden_size, nnx.Rngs(head_key))
+        self.norm = RMSNorm(cfg, cfg.hidden_size, nnx.Rngs(head_key))
         if not cfg.tie_word_embeddings:
             self.lm_head = nnx.Linear(
                 cfg.hidden_size, cfg.vocab_size, use_bias=False, **kernel_options(cfg), rngs=nnx.Rngs(head_key)
@@ -299,9 +300,3 @@ def token_losses(
     weight, labels = output_weight(params), tokens_BxT1[:, 1:]
     losses = cross_entropy(hidden, weight, labels, tile_tokens=hooks.tile_tokens, frozen_weight=hooks.frozen_head)
     return Decoded(losses, hidden, aux)
-
-
-def _norm(cfg: ModelConfig, width: int, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(
-        width, epsilon=cfg.rms_norm_eps, dtype=jnp.dtype(cfg.dtype), param_dtype=jnp.dtype(cfg.param_dtype), rngs=rngs
-    )

@@ -19,7 +19,7 @@ from dataflex_jax.models.attention import causal_attention
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.embed import embed
 from dataflex_jax.models.layout import gather_weights
-from dataflex_jax.models.linear import Product, kernel_options, linear, set_dropout, set_product
+from dataflex_jax.models.linear import Product, kernel_options, linear, of_one_input, set_dropout, set_product
 from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
 from dataflex_jax.models.mlp import MLP
 from dataflex_jax.models.moe import MoE
@@ -97,7 +97,8 @@ class Attention(nnx.Module):
             split = projected.reshape(*x.shape[:2], -1, cfg.head_dim)
             return checkpoint_name(constrain(split, BATCH_AXES, None, "tensor", None), name)
 
-        query, key, value = self.q_proj(x), self.k_proj(x), heads(self.v_proj(x), "v")
+        query, key, value = of_one_input(x, (self.q_proj, self.k_proj, self.v_proj))
+        value = heads(value, "v")
         if cfg.family.qk_norm_over_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = heads(query, "q"), heads(key, "k")

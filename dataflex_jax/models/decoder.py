@@ -105,7 +105,7 @@ class Attention(nnx.Module):
         if cfg.qk_norm and not cfg.family.qk_norm_over_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         attended, memory = attend(apply_rope(query, *rope), apply_rope(key, *rope), value)
-        return checkpoint_name(self.o_proj(attended.reshape(*x.shape[:2], -1)), "projected"), memory
+        return self.o_proj(attended.reshape(*x.shape[:2], -1)), memory
 
 
 class Block(nnx.Module):
@@ -125,7 +125,7 @@ class Block(nnx.Module):
         `aux` is a dict of arrays: what the block says beside its output, "router_logits" [B, T, E] if it has a router.
         """
         attended, memory = self.attention(self.input_layernorm(x), rope, attend)
-        x = constrain(x + attended, BATCH_AXES, None, None)
+        x = checkpoint_name(constrain(x + attended, BATCH_AXES, None, None), "projected")
         mlp, normed, aux = getattr(self, self.mlp_name), self.post_attention_layernorm(x), {}
         if isinstance(mlp, MoE):
             y, aux["router_logits"] = mlp(normed)
@@ -263,7 +263,7 @@ def run_blocks(
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
     layers = (jnp.arange(cfg.num_hidden_layers), params["layers"])
     # The scan already keeps the recomputation apart, so the barriers against merging it away would only cost.
-    block = jax.checkpoint(block, policy=remat_policy(cfg.remat), prevent_cse=False)
+    block = jax.checkpoint(block, policy=remat_policy(cfg.remat, dtype), prevent_cse=False)
     (x, memory), aux = jax.lax.scan(block, (x, memory), layers)
     return model.norm(x), memory, aux
 

@@ -20,7 +20,7 @@ from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.embed import embed
 from dataflex_jax.models.layout import gather_weights
 from dataflex_jax.models.linear import Product, kernel_options, linear, of_one_input, set_dropout, set_product
-from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
+from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy, weighted_cross_entropy
 from dataflex_jax.models.mlp import MLP
 from dataflex_jax.models.moe import MoE
 from dataflex_jax.models.norm import RMSNorm
@@ -43,6 +43,8 @@ class Hooks(NamedTuple):
         product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
         tile_tokens: how many tokens of a device's rows have their logits in memory at once.
         frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
+        token_weights: factors of the losses in what is minimised, where they are known beforehand: `Decoded.weighted`
+            has derivatives then, which are cheaper, and the losses have none.
         of_router: what is kept of the logits of each layer's router: `aux["of_router"]`, as `of_layer`'s. Nothing of
             the layers of a dense model, which have none.
         of_layer: what is kept of the hidden states after each layer, before the final norm: `aux["of_layer"]`, stacked
@@ -54,6 +56,7 @@ class Hooks(NamedTuple):
     product: Product | None = None
     tile_tokens: int = TILE_TOKENS
     frozen_head: bool = False
+    token_weights: Float[Array, "B T"] | None = None
     of_router: Callable[[Float[Array, "B T E"]], PyTree] | None = None
     of_layer: Callable[[Float[Array, "B T D"]], PyTree] | None = None
 
@@ -68,11 +71,13 @@ class Decoded(NamedTuple):
         losses: cross-entropy in nats, float32.
         hidden: the last hidden states, in the compute dtype.
         aux: what the blocks say beside their outputs, stacked over the layers.
+        weighted: the sum of the losses times `Hooks.token_weights`; None without.
     """
 
     losses: Float[Array, "B T"]
     hidden: Float[Array, "B T D"]
     aux: PyTree
+    weighted: Float[Array, ""] | None = None
 
 
 class Attention(nnx.Module):
@@ -299,5 +304,12 @@ def token_losses(
         graphdef, params, tokens_BxT1[:, :-1], positions=positions, segment_ids=segment_ids, hooks=hooks
     )
     weight, labels = output_weight(params), tokens_BxT1[:, 1:]
+    if hooks.token_weights is not None and not hooks.frozen_head:
+        weighted, losses = weighted_cross_entropy(
+            hidden, weight, labels, hooks.token_weights, tile_tokens=hooks.tile_tokens
+        )
+        return Decoded(losses, hidden, aux, weighted)
     losses = cross_entropy(hidden, weight, labels, tile_tokens=hooks.tile_tokens, frozen_weight=hooks.frozen_head)
-    return Decoded(losses, hidden, aux)
+    if hooks.token_weights is None:
+        return Decoded(losses, hidden, aux)
+    return Decoded(jax.lax.stop_gradient(losses), hidden, aux, jnp.sum(hooks.token_weights * losses))

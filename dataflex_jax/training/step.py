@@ -140,10 +140,12 @@ class TrainStep:
         share = 1.0 if self.weigh_microbatches else 1.0 / self.grad_accumulation
 
         def objective_of(params, rows, row_keys, weights=None):
-            forward, routing = self._forward(params, fixed, rows, row_keys)
-            if weights is None:
+            if weights is None and self._weights_are_known:
+                weights = self._weights(state, rows, _no_forward(rows))
+            loss, forward, routing = self._forward(params, fixed, rows, row_keys, weights)
+            if loss is None:
                 weights = self._weights(state, rows, jax.lax.stop_gradient(forward))
-            loss = jnp.sum(weights.tokens * forward.token_losses)
+                loss = jnp.sum(weights.tokens * forward.token_losses)
             if routing:
                 loss += share * self._balance(routing)
             return loss, (forward, weights, routing)
@@ -171,15 +173,20 @@ class TrainStep:
         self, state: TrainState, fixed: Fixed, batch: Batch, microbatches: tuple[Batch, PRNGKeyArray]
     ) -> Weights:
         """The weights of the whole batch, after a forward pass over its microbatches where they depend on losses."""
-        if not self.weighters and self.mixer.policy.loss_weights is None:
-            return self._weights(state, batch, Forward(jnp.zeros_like(batch.mask), (), None))
-        forward = jax.lax.map(lambda part: self._forward(state.params, fixed, *part)[0], microbatches)
+        if self._weights_are_known:
+            return self._weights(state, batch, _no_forward(batch))
+        forward = jax.lax.map(lambda part: self._forward(state.params, fixed, *part)[1], microbatches)
         return self._weights(state, batch, joined(forward))
 
+    @property
+    def _weights_are_known(self) -> bool:
+        """Whether no policy's weights of the tokens depend on the forward pass."""
+        return not self.weighters and self.mixer.policy.loss_weights is None
+
     def _forward(
-        self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray
-    ) -> tuple[Forward, dict[str, Float[Array, "1"]]]:
-        """(by-products, of a mixture of experts the losses of its routers, as metrics)."""
+        self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray, weights: Weights | None = None
+    ) -> tuple[Float[Array, ""] | None, Forward, dict[str, Float[Array, "1"]]]:
+        """(the loss where there are weights, by-products, of a mixture of experts its routers' losses, as metrics)."""
         model = self.model.having(params, fixed.frozen)
         whole = objective.embeds_whole(self.weighters)
         seen = rows.with_last_inputs() if whole else rows
@@ -187,9 +194,10 @@ class TrainStep:
         hooks = Hooks(
             dropout_keys=row_keys,
             frozen_head=model.head_is_frozen,
+            token_weights=None if weights is None else _padded(weights.tokens, seen),
             of_router=None if top_k is None else router_sums(top_k, real),
         )
-        losses, hidden, aux = model.token_losses(seen, hooks)
+        losses, hidden, aux, loss = model.token_losses(seen, hooks)
         if whole:
             losses = losses[:, :-1]
         reference = rows.reference_losses
@@ -200,7 +208,7 @@ class TrainStep:
             sums, tokens = aux["of_router"], jnp.sum(real)
             routing = {"router_balancing_loss": balancing_loss(sums, tokens), "router_z_loss": z_loss(sums, tokens)}
         forward = Forward(losses, objective.embeddings(self.weighters, hidden, rows), reference)
-        return forward, {name: value[None] for name, value in routing.items()}
+        return loss, forward, {name: value[None] for name, value in routing.items()}
 
     def _balance(self, routing: dict[str, Float[Array, "1"]]) -> Float[Array, ""]:
         """What the routers' losses add to the loss."""
@@ -241,6 +249,16 @@ def domain_statistics(
     nll = jnp.sum(member * jnp.sum(batch.mask * token_losses, axis=1)[:, None], axis=0)
     rows = jnp.sum(member & (row_tokens > 0)[:, None], axis=0)
     return DomainStatistics(nll / jnp.maximum(tokens, 1.0), rows, tokens)
+
+
+def _no_forward(rows: Batch) -> Forward:
+    """For weights that do not depend on it."""
+    return Forward(jnp.zeros_like(rows.mask), (), None)
+
+
+def _padded(weights: Float[Array, "B T"], seen: Batch) -> Float[Array, "B seen"]:
+    """With weights of 0 for the inputs that are read beyond those of the losses."""
+    return jnp.pad(weights, ((0, 0), (0, seen.tokens.shape[1] - 1 - weights.shape[1])))
 
 
 def _rows_of_domains(batch: Batch) -> Int[Array, " K"]:

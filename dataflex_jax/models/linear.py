@@ -63,9 +63,10 @@ def of_one_input(x: Float[Array, "B T I"], layers: Sequence[Linear]) -> tuple[Fl
     Plain layers have one product for all in the backward pass, which so reads and sums their gradients once; and one
     for all but the first in the forward pass, where the others are small, as keys and values are beside queries.
     """
-    split = jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1
-    # Outputs that are split over "tensor" would be exchanged to lie side by side.
-    if split or any(type(layer) is not Linear or layer.dot_general is not dot_general for layer in layers):
+    # Outputs that are split over "tensor" would be exchanged to lie side by side; and beside one token's products it
+    # would take long to lay the weights so.
+    apart = jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1 or x.shape[-2] == 1
+    if apart or any(type(layer) is not Linear or layer.dot_general is not dot_general for layer in layers):
         return tuple(layer(x) for layer in layers)
     dtype = layers[0].dtype
     weights = tuple(layer.kernel[...].astype(dtype) for layer in layers)

@@ -72,7 +72,7 @@ def test_bias_gradients_of_many_bfloat16_tokens_are_summed_in_float32(layers):
         assert np.abs(np.asarray(rounded, np.float64) / exact - 1).max() > 1e-3
 
 
-def test_adapters_products_of_a_caller_and_split_heads_keep_layers_apart():
+def test_adapters_products_of_a_caller_split_heads_and_single_tokens_keep_layers_apart():
     x, _ = inputs()
     graphdef, state = layers_of(dataclasses.replace(CONFIG, lora=adapted().lora))
     outputs = [fn(graphdef, state, x) for fn in (together, apart)]
@@ -87,4 +87,5 @@ def test_adapters_products_of_a_caller_and_split_heads_keep_layers_apart():
     with jax.set_mesh(make_mesh({"fsdp": 4, "tensor": 2})):
         jaxpr = str(jax.make_jaxpr(lambda x: together(graphdef, state, x))(x))
         assert "concatenate" not in jaxpr
+    assert "concatenate" not in str(jax.make_jaxpr(lambda x: together(graphdef, state, x))(x[:, :1]))
     assert "concatenate" in str(jax.make_jaxpr(lambda x: together(graphdef, state, x))(x))

@@ -115,8 +115,8 @@ def causal_attention(
     )
     if chosen == "xla":
         return checkpoint_name(attended, "attended")
-    # As the queries, also where its gradient comes from: cuDNN's call refuses parts of heads. `is_fused_attention` tells
-    # what is kept; with a name too it would be kept twice.
+    # Split as the queries, so that its gradient is too: cuDNN's call refuses parts of heads.
+    # It is told by `is_fused_attention`; with a name too it would be kept twice.
     return _split(attended) if _parts() > 1 else attended
 
 

@@ -83,9 +83,9 @@ def gradient_norms(*, parameters: Select | None = None) -> Callable[[Model, Batc
 def directional_derivatives(model: Model, batch: Batch, directions: PyTree) -> Float[Array, "B G"]:
     """<g_b, direction> of every row and each of G directions, float32, in one pass.
 
-    The products are taken where a row's gradient appears, layer by layer. What is outside the layers has its per-example
-    gradients in memory whole. The transpose of the gradient as a function of the rows' weights would form none, but is
-    a derivative of the attention's backward pass, which cuDNN's lacks; with XLA's it takes longer.
+    The products are taken where a row's gradient appears, layer by layer. What is outside the layers has its
+    per-example gradients in memory whole. The transpose of the gradient as a function of the rows' weights would form
+    none, but is a derivative of the attention's backward pass, which cuDNN's has not; with XLA's it takes longer.
 
     Args:
         model: whose gradients.

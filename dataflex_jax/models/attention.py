@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import ATTENTION_IMPLEMENTATIONS
+from dataflex_jax.sharding import program_device
 
 
 def choose_implementation(
@@ -69,11 +70,11 @@ def causal_attention(
         implementation: see `choose_implementation`.
     """
     seq_len, head_dim = query.shape[-3], query.shape[-1]
-    backend = jax.default_backend()
-    hopper = backend == "gpu" and float(getattr(jax.local_devices()[0], "compute_capability", 0)) >= 9.0
+    device = program_device()
+    hopper = device.platform == "gpu" and float(getattr(device, "compute_capability", 0)) >= 9.0
     chosen = choose_implementation(
         implementation,
-        backend=backend,
+        backend=device.platform,
         dtype=query.dtype,
         head_dim=head_dim,
         has_segments=segment_ids is not None,

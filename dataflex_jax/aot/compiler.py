@@ -22,8 +22,9 @@ def missing() -> str | None:
     """Why nothing can be compiled for a GPU here; None where it can."""
     if importlib.util.find_spec("jax_plugins") is None or not any(map(importlib.util.find_spec, _PLUGINS)):
         return 'JAX\'s CUDA plugin is not installed: pip install -c constraints.txt -e ".[aot]"'
-    if jax.default_backend() != "cpu":
-        return f"JAX_PLATFORMS must be cpu, and JAX runs on {jax.default_backend()}"
+    if jax.config.jax_platforms != "cpu":
+        # Else the plugin looks for a driver, and without one it is not there at all.
+        return f"JAX_PLATFORMS must be cpu from the start of the process, not {jax.config.jax_platforms}"
     return None
 
 

@@ -30,6 +30,7 @@ from dataflex_jax.policies.signals import (
     Projection,
 )
 from dataflex_jax.sharding import batch_sharding, make_mesh, replicated, shardings
+from dataflex_jax.signals import model_signals  # noqa: F401 - registers how they are computed
 from dataflex_jax.signals.directions import abstract_directions
 from dataflex_jax.signals.moments import AdamState
 from dataflex_jax.signals.registry import Subject, row_function

@@ -1,7 +1,7 @@
 """Where arrays live: the device mesh, rules from parameter paths to mesh axes, and the collectives of ZeRO-3.
 
-Parameters and optimizer state are split over "fsdp" (and heads, MLP channels and vocabulary over "tensor"); rows of
-the batch are split over "data" and "fsdp". A weight is cast to the compute dtype, gathered over "fsdp" where it is
+Parameters and optimizer state are split over "fsdp" (and heads, MLP channels and vocabulary over "tensor", experts over
+"expert"); rows of the batch are split over "data", "fsdp" and "expert". A weight is cast to the compute dtype, gathered over "fsdp" where it is
 used, and its gradient goes back as a sum that is split again. The functions that run inside a model do nothing without
 a mesh (`jax.set_mesh`).
 """
@@ -14,21 +14,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
 from dataflex_jax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "expert", "tensor")
+BATCH_AXES = ("data", "fsdp", "expert")
 
 # (pattern for the end of a "/"-joined path, mesh axes a dimension): the first that matches decides.
 Rules = Sequence[tuple[str, P]]
 
 
 def make_mesh(mesh_config: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh ("data", "fsdp", "tensor") with Auto axes.
+    """The mesh ("data", "fsdp", "expert", "tensor") with Auto axes.
 
     Args:
         mesh_config: sizes by axis name (1 where absent); one of them may be -1: all remaining devices.
@@ -82,8 +82,13 @@ def shardings(abstract: PyTree) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows (the leading axis) split over "data" and "fsdp"."""
+    """Rows (the leading axis) split over `BATCH_AXES`."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Over how many devices rows are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -154,7 +159,7 @@ def rows_are_split(num_rows: int) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if not set(AXES) <= set(mesh.auto_axes):
         return False
-    return num_rows % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
+    return num_rows % row_shards(mesh) == 0
 
 
 def map_rows(fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
@@ -177,7 +182,8 @@ def reduce_grad(grad: Float[Array, "..."], dim: int, axis: str | None) -> Float[
     """Inside `map_rows`: the sum of `grad` over all rows, split along `dim` over `axis` ("fsdp" or None)."""
     if axis is None:
         return jax.lax.psum(grad, BATCH_AXES)
-    return jax.lax.psum(jax.lax.psum_scatter(grad, axis, scatter_dimension=dim, tiled=True), "data")
+    others = tuple(name for name in BATCH_AXES if name != axis)
+    return jax.lax.psum(jax.lax.psum_scatter(grad, axis, scatter_dimension=dim, tiled=True), others)
 
 
 def leaf_name(path: jax.tree_util.KeyPath) -> str:

@@ -1,4 +1,4 @@
-"""The mixture of experts against a float64 transcription, on devices, and what is refused."""
+"""The mixture of experts: routing, the routers' losses, devices, and what is refused."""
 
 import dataclasses
 import functools
@@ -29,76 +29,6 @@ SIZES = {
     "num_attention_heads": 4,
     "dtype": "float32",
 }
-
-
-def mixed_by_hand(x, probabilities, experts, gate, up, down):
-    """sum_k p_k down_k (silu(gate_k x) up_k x), one token at a time, in float64."""
-    x, probabilities, gate, up, down = (np.asarray(v, np.float64) for v in (x, probabilities, gate, up, down))
-    y = np.zeros_like(x)
-    for b, t, k in np.ndindex(*experts.shape):
-        e, token = experts[b, t, k], x[b, t]
-        g = token @ gate[e]
-        y[b, t] += probabilities[b, t, k] * ((g / (1 + np.exp(-g)) * (token @ up[e])) @ down[e])
-    return y
-
-
-def random_mixture(rows, tokens, top_k, number, seed=0, hidden=6, width=5):
-    rng = np.random.default_rng(seed)
-    # Some experts get nearly all tokens, some none.
-    preferred = rng.normal(0, 3, number)
-    logits = rng.normal(0, 1, (rows, tokens, number)) + preferred
-    experts = np.argsort(-logits, axis=-1)[..., :top_k]
-    probabilities = rng.uniform(0, 1, experts.shape)
-    weights = [rng.normal(0, 0.5, shape) for shape in [(number, hidden, width)] * 2 + [(number, width, hidden)]]
-    operands = [rng.normal(0, 1, (rows, tokens, hidden)), probabilities, *weights]
-    x, probabilities, *weights = (jnp.asarray(v, jnp.float32) for v in operands)
-    return x, probabilities, jnp.asarray(experts), *weights
-
-
-@pytest.mark.parametrize(
-    ("rows", "tokens", "top_k", "number", "block"),
-    [(2, 9, 2, 4, 128), (1, 1, 1, 8, 128), (3, 7, 3, 3, 2), (2, 20, 1, 5, 3), (1, 30, 4, 16, 4)],
-)
-def test_equals_the_sum_over_experts_one_token_at_a_time(monkeypatch, rows, tokens, top_k, number, block):
-    monkeypatch.setattr(moe, "LEAST_SLOTS", block)
-    operands = random_mixture(rows, tokens, top_k, number)
-    np.testing.assert_allclose(moe._mixed(*operands), mixed_by_hand(*operands), rtol=1e-5, atol=1e-6)
-
-
-def test_gradients_are_those_of_all_experts_under_a_mask():
-    x, probabilities, experts, *weights = random_mixture(2, 9, 2, 4)
-    cotangent = jnp.asarray(np.random.default_rng(1).normal(0, 1, x.shape), jnp.float32)
-
-    def dense(x, probabilities, gate, up, down):
-        hidden = jax.nn.silu(jnp.einsum("btd,edf->btef", x, gate)) * jnp.einsum("btd,edf->btef", x, up)
-        factors = jnp.sum(jax.nn.one_hot(experts, 4) * probabilities[..., None], axis=2)
-        return jnp.sum(cotangent * jnp.einsum("bte,btef,efd->btd", factors, hidden, down))
-
-    def ours(x, probabilities, *weights):
-        return jnp.sum(cotangent * moe._mixed(x, probabilities, experts, *weights))
-
-    numbers = tuple(range(5))
-    expected = jax.grad(dense, numbers)(x, probabilities, *weights)
-    for actual, wanted in zip(jax.grad(ours, numbers)(x, probabilities, *weights), expected, strict=True):
-        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_no_array_has_tokens_times_experts_times_width():
-    operands = random_mixture(2, 64, 2, 16, hidden=8, width=8)
-    text = str(jax.make_jaxpr(jax.grad(lambda *o: jnp.sum(moe._mixed(*o)), (0, 3, 4, 5), allow_int=True))(*operands))
-    largest = max(np.prod([int(n) for n in found.split(",")]) for found in _shapes(text))
-    slots = 2 * 64 * 2
-    assert largest <= 2 * slots * 8  # all slots, and no more than as much padding
-
-
-def _shapes(jaxpr):
-    return [part.split("]")[0] for part in jaxpr.split("[")[1:] if part.split("]")[0].replace(",", "").isdigit()]
-
-
-@pytest.mark.parametrize(("slots", "number"), [(131072, 128), (65536, 8), (2**22, 60)])
-def test_padding_is_less_than_a_tenth_of_many_slots(slots, number):
-    blocks = jax.eval_shape(functools.partial(moe._blocks, number=number), jax.ShapeDtypeStruct((slots,), jnp.int32))
-    assert slots < blocks.real.size < 1.1 * slots
 
 
 @pytest.mark.parametrize("normalized", [False, True])

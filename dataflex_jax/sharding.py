@@ -23,7 +23,8 @@ from dataflex_jax.errors import InputError
 AXES = ("data", "fsdp", "expert", "tensor")
 BATCH_AXES = ("data", "fsdp", "expert")
 
-# (pattern for the end of a "/"-joined path, mesh axes a dimension): the first that matches decides.
+# (pattern for the end of a "/"-joined path, mesh axes a dimension): the first that matches decides. Of several axes of
+# a dimension the first ones that divide it split it, and an axis that several dimensions name splits the first it can.
 Rules = Sequence[tuple[str, P]]
 
 
@@ -62,7 +63,7 @@ def param_shardings(mesh: Mesh, tree: PyTree, rules: Rules) -> PyTree:
     """
 
     def place(path, leaf):
-        return NamedSharding(mesh, _divisible(_spec(leaf_name(path), leaf.ndim, rules), leaf.shape, mesh.shape))
+        return NamedSharding(mesh, _resolved(_spec(leaf_name(path), leaf.ndim, rules), leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -130,16 +131,22 @@ def gather_weights(
         name = f"{prefix}/{leaf_name(path)}"
         if leaf.ndim < 2 or name in as_stored:
             return leaf
-        return gather_weight(leaf, dtype, tuple(_spec(name, leaf.ndim + 1, rules))[1:])
+        axes = _spec(name, leaf.ndim + 1, rules)[1:]
+        return gather_weight(leaf, dtype, tuple(_resolved(axes, leaf.shape, jax.sharding.get_abstract_mesh().shape)))
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def gather_weight(weight: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
+def gather_weight(weight: Array, dtype: jnp.dtype, axes: tuple[str | tuple[str, ...] | None, ...]) -> Array:
     """A weight that is split over `axes`, cast to `dtype` and then gathered over "fsdp"; see `gather_weights`."""
     split = constrain(weight.astype(dtype), *axes)
-    return constrain(split, *(None if axis == "fsdp" else axis for axis in axes))
+    return constrain(split, *map(_without_fsdp, axes))
+
+
+def _without_fsdp(axes: str | tuple[str, ...] | None) -> str | None:
+    others = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis != "fsdp")
+    return others[0] if len(others) == 1 else others or None
 
 
 def _gather_fwd(weight, dtype, axes):
@@ -205,3 +212,17 @@ def _divisible(spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
         return axis if all(n in sizes for n in names) and dim % math.prod(sizes[n] for n in names) == 0 else None
 
     return P(*(keep(axis, dim) for axis, dim in zip(spec, shape, strict=True)))
+
+
+def _resolved(spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
+    """What of a rule's axes splits an array of this shape."""
+    found, used = [], set()
+    for axes, dim in zip(spec, shape, strict=True):
+        names = []
+        for name in (axes,) if isinstance(axes, str) else axes or ():
+            if name in used or name not in sizes or dim % math.prod(sizes[other] for other in (*names, name)):
+                break
+            names.append(name)
+        used.update(names)
+        found.append(names[0] if len(names) == 1 else tuple(names) or None)
+    return P(*found)

@@ -154,7 +154,8 @@ def exchanged(
 
 def _sorted(groups: Int[Array, " slots"], number: int):
     """(slots in the order of their groups, each slot's rank in its group, first place and size of each group)."""
-    counts = jnp.zeros(number, jnp.int32).at[groups].add(1, mode="drop")
+    # Not a scatter, in which thousands of additions to one number would wait for each other on GPUs.
+    counts = jnp.sum(groups[:, None] == jnp.arange(number), axis=0, dtype=jnp.int32)
     first = jnp.cumsum(counts) - counts
     order = jnp.argsort(groups, stable=True)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size), unique_indices=True) - first[groups]
@@ -169,7 +170,8 @@ def _blocks(experts: Int[Array, "R K"], number: int, by_kernel: bool) -> tuple[P
     order, rank, first_slot, counts = _sorted(numbers, number)
     needed = -(-counts // size)
     first = jnp.cumsum(needed) - needed
-    expert = jnp.minimum(jnp.searchsorted(first + needed, jnp.arange(blocks), side="right"), number - 1)
+    expert = jnp.searchsorted(first + needed, jnp.arange(blocks), side="right", method="compare_all")
+    expert = jnp.minimum(expert, number - 1)
     ranks = ((jnp.arange(blocks) - first[expert]) * size)[:, None] + jnp.arange(size)
     real = (ranks < counts[expert][:, None]).reshape(-1)
     slot = jnp.where(real, order[jnp.minimum(first_slot[expert][:, None] + ranks, slots - 1).reshape(-1)], 0)

@@ -131,7 +131,9 @@ def router_sums(top_k: int, real: Float[Array, "B T"]) -> Callable[[Float[Array,
     def sums(logits: Float[Array, "B T E"]) -> RouterSums:
         probabilities = jnp.einsum("bt,bte->e", real, jax.nn.softmax(logits, axis=-1), precision="highest")
         squares = jnp.sum(real * jnp.square(jax.nn.logsumexp(logits, axis=-1)))
-        return RouterSums(jnp.sum(loads(logits, top_k, real), axis=0), probabilities, squares)
+        _, experts = jax.lax.top_k(logits, top_k)
+        chosen = experts[..., None] == jnp.arange(logits.shape[-1])
+        return RouterSums(jnp.sum(chosen * real[..., None, None], axis=(0, 1, 2)), probabilities, squares)
 
     return sums
 

@@ -45,7 +45,7 @@ def random_mixture(rows, top_k, number, seed=0, hidden=6, width=5, spread=3.0):
 def gradients(mix, x, factors, experts, weights):
     """Of a random sum of the output, with respect to the rows, their factors and the weights."""
     cotangent = jnp.asarray(np.random.default_rng(1).normal(0, 1, x.shape), jnp.float32)
-    return jax.grad(lambda x, f, w: jnp.sum(cotangent * mix(x, f, experts, w)), (0, 1, 2))(x, factors, weights)
+    return jax.jit(jax.grad(lambda x, f, w: jnp.sum(cotangent * mix(x, f, experts, w)), (0, 1, 2)))(x, factors, weights)
 
 
 def assert_close(found, expected, **tolerance):
@@ -69,14 +69,14 @@ def test_equals_the_sum_over_experts_one_row_at_a_time(monkeypatch, rows, top_k,
     monkeypatch.setattr(dispatch, "LEAST_SLOTS", least)
     x, factors, experts, weights = random_mixture(rows, top_k, number)
     expected = mixed_by_hand(x, factors, experts, *weights)
-    np.testing.assert_allclose(dispatch.mixed(x, factors, experts, weights), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(dispatch.mixed)(x, factors, experts, weights), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_slot_of_no_expert_adds_nothing():
     x, factors, experts, weights = random_mixture(20, 3, 5)
     experts = experts.at[::2, 1].set(5).at[3].set(5)
     expected = mixed_by_hand(x, factors, experts, *weights)
-    np.testing.assert_allclose(dispatch.mixed(x, factors, experts, weights), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(dispatch.mixed)(x, factors, experts, weights), expected, rtol=1e-5, atol=1e-6)
     found = gradients(dispatch.mixed, x, factors, experts, weights)
     assert not np.asarray(found[1])[experts == 5].any()
     assert_close(found, gradients(all_experts_under_a_mask, x, factors, experts, weights), rtol=1e-4, atol=1e-5)
@@ -92,9 +92,8 @@ def test_gradients_are_those_of_all_experts_under_a_mask():
 def test_kernels_compute_the_same(by_kernel, rows, top_k, number):
     mixture = random_mixture(rows, top_k, number, hidden=32, width=48)
     x, factors, experts, weights = mixture
-    np.testing.assert_allclose(
-        dispatch.mixed(*mixture), mixed_by_hand(x, factors, experts, *weights), rtol=1e-4, atol=1e-4
-    )
+    by_hand = mixed_by_hand(x, factors, experts, *weights)
+    np.testing.assert_allclose(jax.jit(dispatch.mixed)(*mixture), by_hand, rtol=1e-4, atol=1e-4)
     expected = gradients(all_experts_under_a_mask, *mixture)
     assert_close(gradients(dispatch.mixed, *mixture), expected, rtol=1e-3, atol=1e-3)
 
@@ -106,9 +105,8 @@ def test_kernels_are_mapped_over_rows_alone(by_kernel):
     def of_row(x, factors, experts):
         return gradients(dispatch.mixed, x[None], factors[None], experts[None], weights)[2]
 
-    alone = [of_row(*(v[i] for v in (x, factors, experts))) for i in range(3)]
-    expected = jax.tree.map(lambda *parts: jnp.stack(parts), *alone)
-    assert_close(jax.vmap(of_row)(x, factors, experts), expected, rtol=1e-4, atol=1e-5)
+    expected = jax.jit(lambda *rows: jax.lax.map(lambda row: of_row(*row), rows))(x, factors, experts)
+    assert_close(jax.jit(jax.vmap(of_row))(x, factors, experts), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernels", [False, True])
@@ -118,6 +116,7 @@ def test_the_gradient_is_differentiated(request, kernels):
         request.getfixturevalue("by_kernel")
     x, factors, experts, weights = random_mixture(9, 2, 4, hidden=16, width=16)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def transposed(mix):
         y, gradient = jax.vjp(lambda x, w: mix(x, factors, experts, w), x, weights)
         _, transpose = jax.vjp(gradient, jnp.zeros_like(y))
@@ -139,7 +138,7 @@ def _shapes(jaxpr):
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-@pytest.mark.parametrize(("rows", "top_k", "number"), [(16384, 8, 128), (32768, 2, 8), (2**20, 4, 60)])
+@pytest.mark.parametrize(("rows", "top_k", "number"), [(16384, 8, 128), (32768, 2, 8)])
 def test_padding_is_less_than_a_tenth_of_many_slots(rows, top_k, number, kernels):
     """On average: of each expert's last block half is padding, and kernels leave out blocks that are not used."""
     experts = jnp.asarray(np.random.default_rng(0).integers(0, number, (rows, top_k)), jnp.int32)
@@ -157,15 +156,14 @@ def exchange(mesh, x, factors, experts, weights):
     return map_rows(exchanged, (rows, rows, rows, split), rows)(x, factors, experts, weights)
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-@pytest.mark.parametrize("spread", [0.3, 9.0])
+@pytest.mark.parametrize(("devices", "spread"), [(2, 0.3), (4, 9.0), (8, 0.3), (8, 9.0)])
 def test_experts_of_other_devices_compute_the_same(devices, spread):
     """With an even load, in one round; and where one device has nearly all of it, in several."""
     mixture = random_mixture(64, 2, 8, spread=spread)
     with jax.set_mesh(make_mesh({"fsdp": 8 // devices, "expert": devices})) as mesh:
         mix = functools.partial(exchange, mesh)
-        np.testing.assert_allclose(jax.jit(mix)(*mixture), dispatch.mixed(*mixture), rtol=1e-5, atol=1e-5)
-        found = jax.jit(functools.partial(gradients, mix))(*mixture)
+        np.testing.assert_allclose(jax.jit(mix)(*mixture), jax.jit(dispatch.mixed)(*mixture), rtol=1e-5, atol=1e-5)
+        found = gradients(mix, *mixture)
     assert_close(found, gradients(dispatch.mixed, *mixture), rtol=1e-5, atol=2e-5)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import moe
-from dataflex_jax.models.config import LoraConfig, ModelConfig
+from dataflex_jax.models.config import LoraConfig, ModelConfig, check_experts
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.hf.config import from_hf, to_hf
 from dataflex_jax.models.hf.resolve import describe
@@ -60,8 +60,20 @@ def test_the_routers_losses_are_over_real_tokens_of_all_layers():
     np.testing.assert_allclose(moe.z_loss(sums, jnp.float32(real.sum())), z, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "rows"), [("qwen2_moe", 8), ("mixtral", 8), ("olmoe", 3)])
-def test_eight_devices_compute_as_one(name, rows):
+WHOLE = P(None, ("expert", "fsdp"), None, "tensor")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "axes", "spec"),
+    [
+        ("qwen2_moe", 8, {"data": 2, "fsdp": 2, "tensor": 2}, P(None, "expert", "fsdp", "tensor")),
+        ("mixtral", 8, {"data": 2, "fsdp": 2, "tensor": 2}, WHOLE),
+        ("olmoe", 3, {"data": 2, "fsdp": 2, "tensor": 2}, P(None, "expert", "fsdp", "tensor")),
+        ("qwen3_moe", 8, {"fsdp": 2, "expert": 2, "tensor": 2}, WHOLE),
+        ("mixtral", 8, {"fsdp": 2, "expert": 4}, P(None, "expert", "fsdp", "tensor")),
+    ],
+)
+def test_eight_devices_compute_as_one(name, rows, axes, spec):
     cfg = from_hf(MODELS[name] | {"vocab_size": 64, "num_key_value_heads": 4}, dtype="float32")
     model = Model.shape(cfg).having(random_params(cfg, seed=1))
     tokens = random_tokens(rows=rows, length=12)
@@ -77,12 +89,12 @@ def test_eight_devices_compute_as_one(name, rows):
         return jax.value_and_grad(loss)(params)
 
     expected = value_and_gradient(Model.shape(cfg), model.params, tokens)
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    mesh = make_mesh(axes)
     with jax.set_mesh(mesh):
         params = jax.device_put(model.params, param_shardings(mesh, model.params))
         found = value_and_gradient(Model.shape(cfg), params, tokens)
     block = cfg.family.experts.block
-    assert params["layers"][block]["experts"]["up_proj"].sharding.spec == P(None, None, "fsdp", "tensor")
+    assert params["layers"][block]["experts"]["up_proj"].sharding.spec == spec
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), found, expected)
 
 
@@ -155,6 +167,17 @@ def test_adapters_are_the_attentions():
 def test_what_cannot_be_is_refused_by_name(architecture, fields, message):
     with pytest.raises(InputError, match=message):
         ModelConfig(architecture=architecture, **SIZES, **fields)
+
+
+def test_experts_are_split_where_there_are_as_many_for_each_device():
+    mixture = ModelConfig(architecture="olmoe", **SIZES, num_experts=6, num_experts_per_tok=2)
+    check_experts(mixture, 3)
+    with pytest.raises(InputError, match="config.mesh.expert = 4: must divide the model's num_experts=6"):
+        check_experts(mixture, 4)
+    dense = ModelConfig(architecture="qwen2", **SIZES)
+    check_experts(dense, 1)
+    with pytest.raises(InputError, match="config.mesh.expert = 2: .*'qwen2' is dense and has no experts"):
+        check_experts(dense, 2)
 
 
 @pytest.mark.parametrize(

@@ -110,30 +110,37 @@ class RouterSums(NamedTuple):
     """Of a layer's router over tokens.
 
     Attributes:
-        slots: how many of the tokens each expert got.
+        slots: how many of each domain's tokens each expert got.
         probabilities: the sums of each expert's probabilities.
         squares: the sum of the squared logsumexp of the logits.
     """
 
-    slots: Float[Array, "*L E"]
+    slots: Float[Array, "*L K E"]
     probabilities: Float[Array, "*L E"]
     squares: Float[Array, "*L"]
 
 
-def router_sums(top_k: int, real: Float[Array, "B T"]) -> Callable[[Float[Array, "B T E"]], RouterSums]:
+def router_sums(
+    top_k: int, real: Float[Array, "B T"], domains: Int[Array, " B"] | None = None, number: int = 1
+) -> Callable[[Float[Array, "B T E"]], RouterSums]:
     """The function of a router's logits, for `Hooks.of_router`.
 
     Args:
         top_k: how many experts a token goes to.
         real: 1 where an input is no padding.
+        domains: of the rows; None: all are of one.
+        number: K, of the domains.
     """
+    member = jnp.ones((len(real), 1)) if domains is None else domains[:, None] == jnp.arange(number)
 
     def sums(logits: Float[Array, "B T E"]) -> RouterSums:
         probabilities = jnp.einsum("bt,bte->e", real, jax.nn.softmax(logits, axis=-1), precision="highest")
         squares = jnp.sum(real * jnp.square(jax.nn.logsumexp(logits, axis=-1)))
         _, experts = jax.lax.top_k(logits, top_k)
         chosen = experts[..., None] == jnp.arange(logits.shape[-1])
-        return RouterSums(jnp.sum(chosen * real[..., None, None], axis=(0, 1, 2)), probabilities, squares)
+        of_rows = jnp.sum(chosen * real[..., None, None], axis=(1, 2))
+        # A masked sum, not a matrix product, which GPUs would round to TF32.
+        return RouterSums(jnp.sum(member[..., None] * of_rows[:, None], axis=0), probabilities, squares)
 
     return sums
 
@@ -153,9 +160,9 @@ def balancing_loss(sums: RouterSums, tokens: Float[Array, ""]) -> Float[Array, "
         sums: of all layers.
         tokens: how many there are, in each layer.
     """
-    layers, experts = sums.slots.shape
+    layers, _, experts = sums.slots.shape
     total = jnp.maximum(layers * tokens, 1.0)
-    share, probability = jnp.sum(sums.slots, axis=0) / total, jnp.sum(sums.probabilities, axis=0) / total
+    share, probability = jnp.sum(sums.slots, axis=(0, 1)) / total, jnp.sum(sums.probabilities, axis=0) / total
     return experts * jnp.sum(share * probability)
 
 

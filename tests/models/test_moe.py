@@ -56,6 +56,10 @@ def test_the_routers_losses_are_over_real_tokens_of_all_layers():
     share = np.bincount(chosen.ravel(), minlength=5) / len(kept)
     expected = 5 * np.sum(share * probabilities.mean(0))
     np.testing.assert_allclose(moe.balancing_loss(sums, jnp.float32(real.sum())), expected, rtol=1e-5)
+    of_rows = np.stack([np.bincount(chosen[:6].ravel(), minlength=5), np.bincount(chosen[6:10].ravel(), minlength=5)])
+    by_domain = moe.router_sums(2, jnp.asarray(real, jnp.float32), jnp.asarray([1, 0, 2]), 3)
+    slots = by_domain(jnp.asarray(logits[0], jnp.float32)).slots
+    np.testing.assert_array_equal(slots, np.stack([of_rows[1], of_rows[0], np.zeros(5)]))
     z = np.mean(np.log(np.exp(kept).sum(-1)) ** 2)
     np.testing.assert_allclose(moe.z_loss(sums, jnp.float32(real.sum())), z, rtol=1e-5)
 
@@ -66,7 +70,7 @@ WHOLE = P(None, ("expert", "fsdp"), None, "tensor")
 @pytest.mark.parametrize(
     ("name", "rows", "axes", "spec"),
     [
-        ("qwen2_moe", 8, {"data": 2, "fsdp": 2, "tensor": 2}, P(None, "expert", "fsdp", "tensor")),
+        ("qwen2_moe", 8, {"data": 2, "fsdp": 2, "tensor": 2}, WHOLE),
         ("mixtral", 8, {"data": 2, "fsdp": 2, "tensor": 2}, WHOLE),
         ("olmoe", 3, {"data": 2, "fsdp": 2, "tensor": 2}, P(None, "expert", "fsdp", "tensor")),
         ("qwen3_moe", 8, {"fsdp": 2, "expert": 2, "tensor": 2}, WHOLE),

@@ -1,9 +1,9 @@
 """Where arrays live: the device mesh, rules from parameter paths to mesh axes, and the collectives of ZeRO-3.
 
 Parameters and optimizer state are split over "fsdp" (and heads, MLP channels and vocabulary over "tensor", experts over
-"expert"); rows of the batch are split over "data", "fsdp" and "expert". A weight is cast to the compute dtype, gathered over "fsdp" where it is
-used, and its gradient goes back as a sum that is split again. The functions that run inside a model do nothing without
-a mesh (`jax.set_mesh`).
+"expert"); rows of the batch are split over "data", "fsdp" and "expert". A weight is cast to the compute dtype, gathered
+over "fsdp" where it is used, and its gradient goes back as a sum that is split again. The functions that run inside a
+model do nothing without a mesh (`jax.set_mesh`).
 """
 
 import math

@@ -76,9 +76,10 @@ class TrainStep:
             state and sampling_weights after the step; with weighters also example_weight_{min,max,mean} and
             effective_sample_size; where anything weights the loss, token_weight_min, the least factor of a token's
             loss; of a mixture of experts router_balancing_loss and router_z_loss, which times their coefficients are
-            part of the loss, of a microbatch, and domain_router_load [K, E], which of each domain's tokens go to which
-            expert of the last block, as shares of 1 (0 of a domain without any); with a reference model domain_excess [K], the mean excess over it; of an
-            oversampled batch domain_kept [K], the share of each domain's rows that was kept, NaN where none was drawn.
+            part of the loss, of a microbatch, and domain_router_load [K, E], the shares of each domain's tokens that
+            the experts of the last block got, 0 of a domain without any; with a reference model domain_excess [K], the
+            mean excess over it; of an oversampled batch domain_kept [K], the share of each domain's rows that was kept,
+            NaN where none was drawn.
         """
         drawn = batch
         if self.oversampling is not None:
@@ -189,7 +190,7 @@ class TrainStep:
     def _forward(
         self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray
     ) -> tuple[Forward, dict[str, Float[Array, "1 ..."]]]:
-        """(by-products, of a mixture of experts the losses of its routers and each domain's slots in the last block)."""
+        """(by-products, of a mixture of experts its routers' losses and each domain's slots in the last block)."""
         model = self.model.having(params, fixed.frozen)
         whole = objective.embeds_whole(self.weighters)
         seen = rows.with_last_inputs() if whole else rows

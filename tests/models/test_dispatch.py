@@ -14,7 +14,7 @@ from dataflex_jax.sharding import make_mesh, map_rows
 
 
 def mixed_by_hand(x, factors, experts, gate, up, down):
-    """sum_k factor_k down_k (silu(gate_k x) up_k x), one row at a time, in float64; an expert beyond the last is none."""
+    """sum_k factor_k down_k (silu(gate_k x) up_k x), a row at a time, in float64; an expert beyond the last is none."""
     x, factors, gate, up, down = (np.asarray(v, np.float64) for v in (x, factors, gate, up, down))
     y = np.zeros_like(x)
     for r, k in np.ndindex(*experts.shape):

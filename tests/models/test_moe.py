@@ -176,11 +176,11 @@ def test_what_cannot_be_is_refused_by_name(architecture, fields, message):
 def test_experts_are_split_where_there_are_as_many_for_each_device():
     mixture = ModelConfig(architecture="olmoe", **SIZES, num_experts=6, num_experts_per_tok=2)
     check_experts(mixture, 3)
-    with pytest.raises(InputError, match="config.mesh.expert = 4: must divide the model's num_experts=6"):
+    with pytest.raises(InputError, match=r"config\.mesh\.expert = 4: must divide the model's num_experts=6"):
         check_experts(mixture, 4)
     dense = ModelConfig(architecture="qwen2", **SIZES)
     check_experts(dense, 1)
-    with pytest.raises(InputError, match="config.mesh.expert = 2: .*'qwen2' is dense and has no experts"):
+    with pytest.raises(InputError, match=r"config\.mesh\.expert = 2: .*'qwen2' is dense and has no experts"):
         check_experts(dense, 2)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dataflex_jax.models import grouped
 from dataflex_jax.models.swiglu import Weights, swiglu
+from dataflex_jax.sharding import SELDOM, program_device
 
 # Places of a block: a share of the experts' average, which bounds the padding, but not fewer than pay for reading the
 # expert's weights, where there are as many.
@@ -91,7 +92,7 @@ def mixed(
         weights: of the experts, in the dtype of `x`.
     """
     number, _, width = weights.gate.shape
-    by_kernel = jax.default_backend() == "gpu" and grouped.fits(x.shape[1], width)
+    by_kernel = program_device().platform == "gpu" and grouped.fits(x.shape[1], width)
     places, grouping, size = _blocks(experts, number, by_kernel)
     inputs = spread(x, places).reshape(-1, size, x.shape[1])
     scales = spread(factors.reshape(-1, 1), places.of_slots()).reshape(-1, size)
@@ -149,7 +150,8 @@ def exchanged(
         more = jax.lax.cond(number < needed, in_round, lambda *_: jnp.zeros_like(y), number, x, factors, weights)
         return y + more, None
 
-    return jax.lax.cond(needed > 1, lambda y: jax.lax.scan(another, y, jnp.arange(1, rounds))[0], lambda y: y, y)
+    with jax.named_scope(SELDOM):
+        return jax.lax.cond(needed > 1, lambda y: jax.lax.scan(another, y, jnp.arange(1, rounds))[0], lambda y: y, y)
 
 
 def _sorted(groups: Int[Array, " slots"], number: int):

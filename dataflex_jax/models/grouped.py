@@ -14,6 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from dataflex_jax.sharding import program_device
+
 # Rows of a block; outputs and inputs of a tile: powers of two, of which tensor cores take no less than 16.
 LEAST_ROWS, MOST_ROWS = 16, 128
 _WIDEST, _DEEPEST = 128, 64
@@ -152,7 +154,7 @@ def _call(kernel, programs, shape, *operands):
         kernel,
         shape,
         grid=(programs,),
-        interpret=jax.default_backend() != "gpu",
+        interpret=program_device().platform != "gpu",
         compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),
         name=kernel.__name__,
     )

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.models import grouped
+from dataflex_jax.sharding import program_device
 
 
 class Weights(NamedTuple):
@@ -104,5 +105,5 @@ def _added(total: Float[Array, "E I O"], expert: Int[Array, ""], part: Float[Arr
 def _outer(x: Float[Array, "S I"], y: Float[Array, "S O"]) -> Float[Array, "I O"]:
     """x^T y, accumulated in float32."""
     # The CPU backend lacks some products of bfloat16 that are float32.
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else x.dtype
+    dtype = jnp.float32 if program_device().platform == "cpu" else x.dtype
     return jnp.einsum("si,so->io", x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)

@@ -21,10 +21,9 @@ from jaxtyping import Array, Float, PyTree
 
 from dataflex_jax.errors import InputError
 
-SELDOM = "seldom"  # in the name of a conditional of which the branch that does nothing is nearly always taken
 AXES = ("data", "fsdp", "expert", "tensor")
-BATCH_SELDOM = "seldom"  # in the name of a conditional of which the branch that does nothing is nearly always taken
-AXES = ("data", "fsdp", "expert")
+BATCH_AXES = ("data", "fsdp", "expert")
+SELDOM = "seldom"  # in the name of a conditional of which the branch that does nothing is nearly always taken
 
 # (pattern for the end of a "/"-joined path, mesh axes a dimension): the first that matches decides. Of several axes of
 # a dimension the first ones that divide it split it, and an axis that several dimensions name splits the first it can.

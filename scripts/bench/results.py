@@ -22,6 +22,7 @@ KINDS = (
     "policies",
     "train_speed",
     "cross_entropy",
+    "moe",
     "per_example_gradients",
     "less",
     "lds",

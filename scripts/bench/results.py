@@ -30,6 +30,7 @@ KINDS = (
     "nice",
     "resume",
     "mixing",
+    "study",
     "evaluate",
 )
 

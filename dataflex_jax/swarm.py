@@ -2,7 +2,8 @@
 
     python -m dataflex_jax.swarm --config=configs/swarm.py --output=DIR [--runs=64] [--seeds=1]
         [--natural] [--deletions] [--target_tokens=N] [--verify=5]
-    python -m dataflex_jax.swarm --config=configs/odm.py --vary=mixer.alpha=0.5,0.9 [--vary=...] [--seeds=4] --output=DIR
+    python -m dataflex_jax.swarm --config=configs/odm.py --output=DIR --vary=mixer.alpha=0.5,0.9 [--vary=...]
+        [--seeds=4]
     python -m dataflex_jax.swarm --ratios=ratios.csv --metrics=metrics.csv --output=DIR
         [--prior=domain_weights.json] [--tokens=tokens.json --target_tokens=N]
 

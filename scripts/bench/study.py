@@ -173,7 +173,7 @@ def main(argv: list[str]) -> None:
     asked = {part: chosen_rows(part) for part in _PARTS.value}
     # So that a restart, and the next model of the same program, compiles nothing.
     jax.config.update("jax_compilation_cache_dir", str(Path(_RUNS.value).resolve() / "cache/compilations"))
-    jax.config.update("jax_persistent_compilation_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     with tqdm(total=sum(map(len, asked.values())), unit="row") as bar:
         for part, names in asked.items():
             if names:

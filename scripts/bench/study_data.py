@@ -5,6 +5,7 @@ that no policy is measured on rows that it has looked at.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -67,6 +68,6 @@ def _examples(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, str
             continue
         turns = record["conversations"]
         tree = record.get("tree_id") or turns[0]["value"]
-        for asked, answered in zip(turns, turns[1:], strict=False):
+        for asked, answered in itertools.pairwise(turns):
             if asked["from"] == "human" and answered["from"] in ("gpt", "function_call"):
                 yield tree, asked["value"], answered["value"]

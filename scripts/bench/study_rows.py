@@ -16,7 +16,7 @@ class Row(NamedTuple):
 
     label: str
     policies: str = ""
-    fields: Mapping[str, Any] = {}  # noqa: RUF012  nobody changes it
+    fields: Mapping[str, Any] = {}  # nobody changes it
     beside: str = "-"
 
 

@@ -69,7 +69,8 @@ def test_each_model_is_what_it_would_be_alone(root, written, tmp_path, monkeypat
     assert len(measured) == 4 * 2
     # The third of four settings, and its second seed.
     fields = {"mixer__alpha": 0.9, "optim__learning_rate": 1e-2}
-    alone = tiny_chat.trained(small(root, seed=43, mesh__fsdp=1, mesh__data=-1, **fields), tmp_path / "run", monkeypatch)
+    config = small(root, seed=43, mesh__fsdp=1, mesh__data=-1, **fields)
+    alone = tiny_chat.trained(config, tmp_path / "run", monkeypatch)
     np.testing.assert_array_equal(alone.rows, [ids[1] for ids in rows[2 * STEPS : 3 * STEPS]])
     figures = tiny.records(tmp_path / "run", "eval.jsonl")[-1]["domains"]
     ours = measured["mixer.alpha=0.9, optim.learning_rate=0.01", "43"]

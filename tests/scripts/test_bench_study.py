@@ -1,9 +1,11 @@
 """The study at a size that says nothing: what it writes, that it goes on, and how rows are compared."""
 
+import importlib
 import json
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from tests.helpers import tiny
 from tests.scripts.test_bench import MACHINE, SCRIPTS, run
@@ -38,8 +40,6 @@ def data(tmp_path_factory):
 def module(monkeypatch):
     """A module of the study."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import importlib
-
     return importlib.import_module
 
 
@@ -58,11 +58,11 @@ def test_it_writes_rows_and_goes_on(data, tmp_path):
             np.testing.assert_allclose(row["worst"]["values"], values.max(axis=1))
             assert ("against" in row["average"]) == (name != result["baseline"])
         assert (tmp_path / f"study_{part}.png").exists()
-    trained = {name: row["trained"] for name, row in json.loads((tmp_path / "study_pretraining.json").read_text())["rows"].items()}
+    before = json.loads((tmp_path / "study_pretraining.json").read_text())["rows"]
+    trained = {name: row["trained"] for name, row in before.items()}
     assert trained == {"static": 2, "uniform": 2, "doremi": 6, "swarm": 11}
-    before = (tmp_path / "study_pretraining.json").read_text()
     assert "as one program" not in run("study.py", *given, f"--rows={rows}")
-    assert json.loads(before)["rows"] == json.loads((tmp_path / "study_pretraining.json").read_text())["rows"]
+    assert json.loads((tmp_path / "study_pretraining.json").read_text())["rows"] == before
     assert "| [study_instruction](study_instruction.json) |" in (tmp_path / "README.md").read_text()
 
 
@@ -75,7 +75,8 @@ def test_data_that_are_absent_are_left_out_with_a_reason(tmp_path):
 def test_sides_of_the_data_share_nothing(data, tmp_path, module):
     made = module("study_data")
     made.pretraining(data / "slimpajama_mini", tmp_path / "text")
-    valid, other = ((tmp_path / "text" / f).read_text().splitlines() for f in ("train/code.valid.jsonl", "other/code.jsonl"))
+    files = ("train/code.valid.jsonl", "other/code.jsonl")
+    valid, other = ((tmp_path / "text" / file).read_text().splitlines() for file in files)
     assert len(valid) == len(other) == 3
     assert sorted(valid + other) == sorted((data / "slimpajama_mini/code.valid.jsonl").read_text().splitlines())
 
@@ -87,7 +88,8 @@ def test_sides_of_the_data_share_nothing(data, tmp_path, module):
     assert sum(map(len, sides)) == 160
     # The questions of a tree are on one side.
     trees = [{int(record["instruction"][:-1]) // 2 for record in side} for side in sides]
-    assert all(trees) and not trees[0] & trees[1] and not trees[0] & trees[2] and not trees[1] & trees[2]
+    assert all(trees)
+    assert sum(map(len, trees)) == len(set.union(*trees)) == 40
     assert {record["output"][-1] for record in sides[0]} == {"1", "3"}
 
 
@@ -100,13 +102,12 @@ def test_rows_are_compared_seed_by_seed(module):
     table = module("study_table")
     lines = table.table({"static": base, "ado": better, "odm": chance}, rows, "static", range(4))
     against = lines["ado"]["average"]["against"]
-    assert against["mean"] == pytest.approx(-0.105) and against["sign"] == -1 and against["clear"]
+    assert against["mean"] == pytest.approx(-0.105)
+    assert (against["sign"], against["clear"]) == (-1, True)
     assert (against["wins"], against["losses"]) == (4, 0)
-    from scipy.stats import ttest_1samp
-
     assert against["p"] == pytest.approx(ttest_1samp([-0.10, -0.11, -0.12, -0.09], 0).pvalue)
     other = lines["odm"]["average"]["against"]
-    assert other["sign"] == 0 and not other["clear"]
+    assert (other["sign"], other["clear"]) == (0, False)
     assert lines["static"]["worst"]["values"] == pytest.approx((3.0 + noise).max(axis=1))
     assert "against" not in lines["static"]["average"]
 

@@ -43,19 +43,19 @@ _MODEL = {
 }
 FULL = Scale(
     model=_MODEL,
-    tokenizer="train:1024",
+    tokenizer="train:512",
     seq_len=128,
     cutoff_len=128,
     batch_size=8,
-    steps=120,
+    steps=100,
     base_steps=400,
-    tuning_steps=80,
+    tuning_steps=60,
     rates=_RATES,
     tried=2,
     swarm=16,
-    candidates=200,
-    measured=64,
-    looked_at=16,
+    candidates=120,
+    measured=48,
+    looked_at=12,
 )
 SMALL = Scale(
     model=_MODEL | {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},

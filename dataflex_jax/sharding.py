@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src.mesh import get_concrete_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
@@ -48,6 +49,17 @@ def make_mesh(mesh_config: Mapping[str, int], devices: Sequence[jax.Device] | No
     if math.prod(sizes) != len(devices):
         raise InputError(f"{text}: the product must be the number of devices, {len(devices)}")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def program_device() -> jax.Device:
+    """A device that the program which is being traced is for: of the mesh that is set, else of this process.
+
+    Its `platform` is "cpu" or "gpu", and a GPU has a `compute_capability` such as "9.0". It may be one of
+    `jax.experimental.topologies`, which is not there to run on.
+    """
+    # There is no public name for it while a program is traced: `jax.sharding.get_mesh` refuses.
+    mesh = get_concrete_mesh()
+    return jax.local_devices()[0] if mesh.empty else mesh.devices.flat[0]
 
 
 def param_shardings(mesh: Mesh, tree: PyTree, rules: Rules) -> PyTree:

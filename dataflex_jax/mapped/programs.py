@@ -51,7 +51,7 @@ class MappedStep:
             return step(state, batch, fixed)
 
         self._jitted = jax.jit(mapped(without if drawn.all() else one, 3, mesh), donate_argnums=0)
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._compiled: dict[tuple[tuple[int, ...], int | None], Any] = {}
 
     def __call__(self, states: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
         """One optimizer step of each."""
@@ -59,10 +59,10 @@ class MappedStep:
 
     def compiled(self, states: TrainState, batch: Batch) -> Any:
         """The program for a batch of this shape."""
-        shape = batch.tokens.shape
-        if shape not in self._compiled:
-            self._compiled[shape] = self._jitted.lower(states, batch, self._drawn, self._fixed).compile()
-        return self._compiled[shape]
+        key = batch.tokens.shape, batch.most_segments
+        if key not in self._compiled:
+            self._compiled[key] = self._jitted.lower(states, batch, self._drawn, self._fixed).compile()
+        return self._compiled[key]
 
     def fits(self, states: TrainState, batch: Batch) -> bool:
         """Whether the program fits into its share of a device's memory; True where neither is known."""

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.linear import kernel_options
 from dataflex_jax.models.mlp import MLP
-from dataflex_jax.sharding import BATCH_AXES, constrain, divisible_axis, map_rows, rows_are_split
+from dataflex_jax.sharding import BATCH_AXES, constrain, divisible_axis, map_rows, program_device, rows_are_split
 
 # Slots of one expert in one product: a share of the experts' average, which bounds the padding, but not fewer than pay
 # for reading the expert's weights, where there are as many.
@@ -268,5 +268,5 @@ def _added(total: Float[Array, "E I O"], expert: Int[Array, ""], part: Float[Arr
 def _outer(x: Float[Array, "S I"], y: Float[Array, "S O"]) -> Float[Array, "I O"]:
     """x^T y, accumulated in float32."""
     # The CPU backend lacks some products of bfloat16 that are float32.
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else x.dtype
+    dtype = jnp.float32 if program_device().platform == "cpu" else x.dtype
     return jnp.einsum("si,so->io", x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)

@@ -228,8 +228,8 @@ class Sweeper:
         return self._shards * (most if fit >= most else 2 ** (fit.bit_length() - 1))
 
     def _executable(self, call: "_Call", batch):
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
-        key = (*call.kind, shapes)
+        leaves, tree = jax.tree.flatten(batch)
+        key = (*call.kind, tree, tuple(leaf.shape for leaf in leaves))
         if key not in self._compiled:
             self._note("compiling")
             arguments = (call.operands, batch) if call.total is None else (call.operands, batch, call.total)

@@ -100,7 +100,7 @@ def settings(vary: Sequence[str]) -> list[Setting]:
         if name in choices:
             raise InputError("is given twice; put its values together", option="--vary", value=name)
         choices[name] = _values(values)
-        if any(choices[name].count(value) > 1 for value in choices[name]):
+        if len(set(map(repr, choices[name]))) < len(choices[name]):  # 1 and True are two values
             raise InputError("a value is there twice", option="--vary", value=text)
     made = []
     for values in itertools.product(*choices.values()):

@@ -16,7 +16,7 @@ from tests.helpers import tiny, tiny_chat
 from tests.helpers.command_line import parsed
 
 STEPS = 20
-VARY = ["mixer.alpha=0.1,0.9", "optim.learning_rate=1e-2,3e-3"]
+VARY = ["mixer.alpha=0.5", "optim.learning_rate=1e-2,3e-3"]
 _RECIPE = """
 from pathlib import Path
 from tests.mixtures.test_settings import small
@@ -66,14 +66,14 @@ def test_each_model_is_what_it_would_be_alone(root, written, tmp_path, monkeypat
     folder, rows = written
     with open(folder / "metrics.csv", newline="") as file:
         measured = {(row["run"], row["seed"]): row for row in csv.DictReader(file)}
-    assert len(measured) == 4 * 2
-    # The third of four settings, and its second seed.
-    fields = {"mixer__alpha": 0.9, "optim__learning_rate": 1e-2}
+    assert len(measured) == 2 * 2
+    # The second setting and seed.
+    fields = {"mixer__alpha": 0.5, "optim__learning_rate": 3e-3}
     config = small(root, seed=43, mesh__fsdp=1, mesh__data=-1, **fields)
     alone = tiny_chat.trained(config, tmp_path / "run", monkeypatch)
-    np.testing.assert_array_equal(alone.rows, [ids[1] for ids in rows[2 * STEPS : 3 * STEPS]])
+    np.testing.assert_array_equal(alone.rows, [ids[1] for ids in rows[STEPS : 2 * STEPS]])
     figures = tiny.records(tmp_path / "run", "eval.jsonl")[-1]["domains"]
-    ours = measured["mixer.alpha=0.9, optim.learning_rate=0.01", "43"]
+    ours = measured["mixer.alpha=0.5, optim.learning_rate=0.003", "43"]
     for name, of_domain in figures.items():
         assert float(ours[f"nll/{name}"]) == pytest.approx(of_domain["nll"], rel=1e-5)
 
@@ -83,22 +83,19 @@ def test_settings_are_compared_seed_by_seed(written):
     with open(folder / "settings.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["mixer.alpha"], line["optim.learning_rate"]) for line in lines] == [
-        ("0.1", "0.01"),
-        ("0.1", "0.003"),
-        ("0.9", "0.01"),
-        ("0.9", "0.003"),
+        ("0.5", "0.01"),
+        ("0.5", "0.003"),
     ]
     with open(folder / "metrics.csv", newline="") as file:
         measured = list(csv.DictReader(file))
     bits = [np.mean([float(row[f"bits_per_byte/{name}"]) for name in tiny.DOMAINS]) for row in measured]
-    first, *others = json.loads((folder / "settings.json").read_text())["settings"]
+    first, other = json.loads((folder / "settings.json").read_text())["settings"]
     assert first["over_the_first"] is None
     np.testing.assert_allclose([first["values"]["42"], first["values"]["43"]], bits[:2])
-    for number, other in enumerate(others, start=1):
-        change = np.subtract(bits[2 * number : 2 * number + 2], bits[:2])
-        assert other["over_the_first"]["mean"] == pytest.approx(change.mean())
-        assert other["over_the_first"]["low"] < change.mean() < other["over_the_first"]["high"]
-    assert others[2]["mean"] > others[1]["mean"]  # the smaller rate learns less in so few steps
+    change = np.subtract(bits[2:], bits[:2])
+    assert other["over_the_first"]["mean"] == pytest.approx(change.mean())
+    assert other["over_the_first"]["low"] < change.mean() < other["over_the_first"]["high"]
+    assert other["mean"] > first["mean"]  # the smaller rate learns less in so few steps
 
 
 def test_the_same_command_trains_nothing_and_says_the_same(root, written, monkeypatch, capsys):
@@ -107,12 +104,13 @@ def test_the_same_command_trains_nothing_and_says_the_same(root, written, monkey
     run(root, *(f"--vary={text}" for text in VARY), "--seeds=2")
     assert (written[0] / "metrics.csv").read_bytes() == before
     printed = capsys.readouterr().out
-    assert f"4 settings of 2 seeds. Written to {written[0]}: settings.csv, metrics.csv, settings.json." in printed
+    assert f"2 settings of 2 seeds. Written to {written[0]}: settings.csv, metrics.csv, settings.json." in printed
     lines = [line for line in printed.splitlines() if line.startswith("mixer.alpha")]
     means = [float(line[line.rindex("=") :].split()[1]) for line in lines]
     assert means == sorted(means)
 
 
+@pytest.mark.slow
 def test_a_stop_leaves_what_was_trained(root, monkeypatch, capsys):
     real, calls = models.train, []
 
@@ -122,10 +120,10 @@ def test_a_stop_leaves_what_was_trained(root, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(models, "train", stopping)
-        run(root, f"--vary={VARY[0]}", output="stopped")
+        run(root, f"--vary={VARY[1]}", output="stopped")
     assert "Stopped on request, saved" in capsys.readouterr().out
     assert not (root.parent / "stopped" / "metrics.csv").exists()
-    run(root, f"--vary={VARY[0]}", output="stopped")
+    run(root, f"--vary={VARY[1]}", output="stopped")
     assert len(json.loads((root.parent / "stopped" / "settings.json").read_text())["settings"]) == 2
 
 

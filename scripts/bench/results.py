@@ -31,6 +31,7 @@ KINDS = (
     "resume",
     "mixing",
     "study",
+    "swarm",
     "evaluate",
 )
 

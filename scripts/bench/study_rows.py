@@ -53,32 +53,32 @@ PRETRAINING = {
     "swarm": Row("the swarm's proposal", beside="one swarm for all models"),
 }
 
-_BY_INFLUENCE = "gradients of all candidates, one by one, at each of 3 updates"
-_EMBEDDED = "embeddings of all candidates at each of 3 updates"
-_LOSSES = "losses of all candidates at each of 3 updates"
+_BY_INFLUENCE = "gradients of all candidates, one by one, at each of 2 updates"
+_EMBEDDED = "embeddings of all candidates at each of 2 updates"
+_LOSSES = "losses of all candidates at each of 2 updates"
 
 INSTRUCTION = {
     "full": Row("full (no selection)"),
+    "weigh_loss": Row("weighter loss", "weighter=loss"),
+    "weigh_adapt": Row(
+        "weighter adapt",
+        "weighter=adapt",
+        {"weighter.refresh_interval": Share(1 / 3)},
+        "embeddings of the targets at each of 2 updates",
+    ),
     "random": Row("random", "selector=random"),
     "loss": Row("loss", "selector=loss", beside=_LOSSES),
     "delta_loss": Row("delta_loss", "selector=delta_loss", beside=_LOSSES),
-    "less": Row("LESS (exact)", "selector=less", {"selector.projection": "exact"}, _BY_INFLUENCE),
-    "icons": Row("ICONS", "selector=icons", {"selector.projection": "exact"}, _BY_INFLUENCE),
     "near": Row("NEAR", "selector=near", beside=_EMBEDDED),
     "tsds": Row("TSDS", "selector=tsds", beside=_EMBEDDED),
     "rds": Row("RDS+", "selector=rds", beside=_EMBEDDED),
+    "less": Row("LESS (exact)", "selector=less", {"selector.projection": "exact"}, _BY_INFLUENCE),
+    "icons": Row("ICONS", "selector=icons", {"selector.projection": "exact"}, _BY_INFLUENCE),
     "nice": Row(
         "NICE (token F1)",
         "selector=nice",
         {"selector.reward": "token_f1", "selector.mc_samples": 2, "selector.max_new_tokens": 16},
         f"{_BY_INFLUENCE}, and sampled responses to the targets",
-    ),
-    "weigh_loss": Row("weighter loss", "weighter=loss"),
-    "weigh_adapt": Row(
-        "weighter adapt",
-        "weighter=adapt",
-        {"weighter.refresh_interval": Share(0.25)},
-        "embeddings of the targets at each of 3 updates",
     ),
 }
 ALONE = tuple(name for name, row in INSTRUCTION.items() if row.policies.startswith("selector="))

@@ -126,7 +126,8 @@ class Part:
             config.data.update(buckets=(scale.cutoff_len,), tokenizer=str(self.base))
             config.data.max_samples = scale.candidates
             config.targets.formatting = "alpaca"
-            config.update(warmup_step=Share(0.25).of(config.train_step), update_step=Share(0.25).of(config.train_step))
+            third = Share(1 / 3).of(config.train_step)
+            config.update(warmup_step=third, update_step=third)
         fields = {
             name: value.of(config.train_step) if isinstance(value, Share) else value
             for name, value in row.fields.items()

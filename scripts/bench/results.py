@@ -31,6 +31,8 @@ KINDS = (
     "nice",
     "resume",
     "mixing",
+    "study",
+    "swarm",
     "evaluate",
 )
 

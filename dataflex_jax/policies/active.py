@@ -213,6 +213,9 @@ def _check_packed(policies: ActivePolicies) -> None:
             f'order.scores = "{policies.order.policy.scores}" are of single examples; "loss", "selector" and files '
             "with a score for each row are accepted with packed ones"
         )
+    elif policies.records() is not None:
+        named = next(each.name for each in policies.weighters if each.policy.records is not None)
+        reason = f"weighter {named!r} weighs by numbers of single examples; others weigh packed rows"
     if reason is not None:
         raise InputError(f"{reason}; or set it to False", option="data.packing", value=True)
 

@@ -57,6 +57,11 @@ SINGLE = r"^config\.data\.packing = True: selector '{}' compares single examples
             {"order__scores": "field:difficulty"},
             r'^config\.data\.packing = True: order\.scores = "field:difficulty" are of single examples; "loss", ',
         ),
+        (
+            {"weighter": "field"},
+            {},
+            r"^config\.data\.packing = True: weighter 'field' weighs by numbers of single examples; others weigh ",
+        ),
     ],
 )
 def test_what_needs_single_examples_is_refused_before_data_is_read(policies, fields, message):

@@ -15,7 +15,7 @@ from dataflex_jax.data.domains import buckets
 from dataflex_jax.data.loader import check_rows, segment_slots
 from dataflex_jax.data.sources.table import is_instruction
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.config import ModelConfig, check_experts
 from dataflex_jax.models.generation.generate import generate
 from dataflex_jax.models.layout import placed
 from dataflex_jax.models.model import Model
@@ -152,6 +152,7 @@ def program(kind: str, config: ConfigDict, devices: list[jax.Device], vocab_size
 
 def _run(config: ConfigDict, mesh: Mesh, vocab_size: int) -> _Run:
     model = resolved_model(config, vocab_size)
+    check_experts(model, mesh.shape["expert"])
     trained, mixer = trained_of(model, config.model.trainable), active_policies(config).mixer
     rate = optim.learning_rate(config.optim, config.train_step)
     proportions = jnp.ones(_domains(config)) / _domains(config)

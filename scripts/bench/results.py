@@ -23,6 +23,7 @@ KINDS = (
     "policies",
     "train_speed",
     "cross_entropy",
+    "moe",
     "per_example_gradients",
     "less",
     "lds",
@@ -31,6 +32,8 @@ KINDS = (
     "nice",
     "resume",
     "mixing",
+    "study",
+    "swarm",
     "evaluate",
 )
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.domains import buckets
-from dataflex_jax.data.loader import check_rows
+from dataflex_jax.data.loader import check_rows, segment_slots
 from dataflex_jax.data.sources.table import is_instruction
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import ModelConfig, check_experts
@@ -42,7 +42,7 @@ from dataflex_jax.training.weights import resolved_model, trained_of
 
 NEW_TOKENS = 128
 _DIRECTIONS = 8
-_SEGMENTS = 32  # of a packed row, as many as typical instructions have at 2,048 tokens
+_EXAMPLE = 128  # tokens of the examples in a packed row, on average
 _ADAM = Preconditioner()
 # What sweeps ask of each row, as selectors do by default.
 _SIGNALS = {
@@ -112,7 +112,7 @@ class _Run(NamedTuple):
             drawn_with=num_domains and jax.ShapeDtypeStruct((num_domains,), "float32", sharding=whole),
             segment_ids=in_example,
             positions=in_example,
-            most_segments=_SEGMENTS if self.packed else None,
+            most_segments=segment_slots(self.length // _EXAMPLE) if self.packed else None,
         )
 
     def held(self, **others: PyTree) -> dict[str, PyTree]:

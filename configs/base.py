@@ -190,6 +190,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh = mesh = ConfigDict()
     mesh.data = 1  # copies of the model
     mesh.fsdp = -1  # parameters and optimizer state split over these (ZeRO-3)
+    mesh.expert = 1  # experts split over these, to which tokens are sent; of mixtures of experts
     mesh.tensor = 1  # matrices split over these
 
     choices = _parse(arg)

@@ -15,7 +15,7 @@ from dataflex_jax.models import decoder
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.layout import param_shardings
-from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
+from dataflex_jax.sharding import batch_sharding, make_mesh, program_device, replicated
 
 ROWS, SEQ_LEN = 16, 24
 MESHES = {"fsdp": {"fsdp": 8}, "all": {"data": 2, "fsdp": 2, "tensor": 2}}
@@ -116,6 +116,16 @@ def test_make_mesh(sizes, shape):
         assert tuple(mesh.shape.values()) == shape
         assert mesh.axis_names == ("data", "fsdp", "tensor")
         assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+def test_a_program_is_for_the_devices_of_the_mesh_that_is_set():
+    seen = []
+    trace = jax.jit(lambda x: seen.append(program_device()) or x).trace
+    trace(jnp.zeros(()))
+    last = jax.devices()[-1]
+    with jax.set_mesh(make_mesh({}, [last])):
+        trace(jnp.zeros(()))
+    assert seen == [jax.local_devices()[0], last]
 
 
 def test_rules_reach_parameters_and_optimizer_state():

@@ -354,3 +354,24 @@ def check_mixture(model: ModelConfig, reason: str) -> None:
         raise InputError(
             f"model architecture={model.architecture!r} is dense and {reason}; accepted: {', '.join(mixtures)}"
         )
+
+
+def check_experts(model: ModelConfig, devices: int) -> None:
+    """Refuses to split experts over devices where there are none, or where some device would have more than others.
+
+    Args:
+        model: the configuration.
+        devices: the size of the mesh's axis "expert".
+
+    Raises:
+        InputError: names the axis.
+    """
+    if devices == 1:
+        return
+    reason = None
+    if model.family.experts is None:
+        reason = f"model architecture={model.architecture!r} is dense and has no experts to split; must be 1"
+    elif model.num_experts % devices:
+        reason = f"must divide the model's num_experts={model.num_experts}"
+    if reason is not None:
+        raise InputError(reason, option="mesh.expert", value=devices)

@@ -177,6 +177,7 @@ def hidden_states(
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    most_segments: int | None = None,
     hooks: Hooks = NO_HOOKS,
 ) -> tuple[Float[Array, "B T D"], PyTree]:
     """(the last hidden states, after the final norm, in the compute dtype; what the blocks say beside them).
@@ -187,7 +188,8 @@ def hidden_states(
         tokens_BxT: token ids.
         positions: of each token in its text, for the rotary embeddings; None: 0 to T-1. Only their differences matter,
             so packed segments need none of their own. The causal mask and the sliding window go by place in the row.
-        segment_ids: tokens attend only within equal ids; None: one segment a row.
+        segment_ids: tokens attend only within equal ids, which stand side by side; None: one segment a row.
+        most_segments: how many different ids a row has at most, where that is known; see `causal_attention`.
         hooks: what the caller has done inside.
     """
     cfg = nnx.merge(graphdef, params).cfg
@@ -200,6 +202,7 @@ def hidden_states(
             key,
             value,
             segment_ids=segment_ids,
+            most_segments=most_segments,
             sliding_window=cfg.sliding_window,
             implementation=cfg.attention,
         )
@@ -289,6 +292,7 @@ def token_losses(
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    most_segments: int | None = None,
     hooks: Hooks = NO_HOOKS,
 ) -> Decoded:
     """Cross-entropy of every next token, and what predicted it.
@@ -300,10 +304,17 @@ def token_losses(
         positions: as in `hidden_states`, of the T tokens that are read.
         segment_ids: as in `hidden_states`, of the T tokens that are read. The loss across a segment's end is computed
             as any other: mask it where it should not count.
+        most_segments: as in `hidden_states`.
         hooks: what the caller has done inside.
     """
     hidden, aux = hidden_states(
-        graphdef, params, tokens_BxT1[:, :-1], positions=positions, segment_ids=segment_ids, hooks=hooks
+        graphdef,
+        params,
+        tokens_BxT1[:, :-1],
+        positions=positions,
+        segment_ids=segment_ids,
+        most_segments=most_segments,
+        hooks=hooks,
     )
     weight, labels = output_weight(params), tokens_BxT1[:, 1:]
     losses = cross_entropy(hidden, weight, labels, tile_tokens=hooks.tile_tokens, frozen_weight=hooks.frozen_head)

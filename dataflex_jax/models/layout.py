@@ -91,7 +91,8 @@ def _mixture(block: str, gate: str, up: str, down: str) -> list[Row]:
     """The rows of a router and of experts, whose layers have these names in a checkpoint."""
 
     def experts(path: str, hf: str, *axes: str) -> Row:
-        return Row(f"{layer}experts/{path}", P(None, None, *axes), f"{hf_layer}experts.{{}}.{hf}.weight")
+        # Whole experts where their number allows it: gathered, these lie as products want them.
+        return Row(f"{layer}experts/{path}", P(None, ("expert", "fsdp"), *axes), f"{hf_layer}experts.{{}}.{hf}.weight")
 
     layer, hf_layer = f"{LAYERS}{block}/", f"model.layers.{{}}.{block}."
     return [

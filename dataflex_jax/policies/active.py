@@ -14,7 +14,7 @@ from dataflex_jax.policies.base import Mixer, Order, RecordNumbers, Reference, S
 from dataflex_jax.policies.contract import checked_mixer, checked_order, checked_selector, checked_weighter
 from dataflex_jax.policies.proportions import only
 from dataflex_jax.policies.schedule import Schedule, Scheduled
-from dataflex_jax.policies.signals import FixedEmbeddings
+from dataflex_jax.policies.signals import EXAMPLES, TEXTS, FixedEmbeddings
 
 
 class ActivePolicies(NamedTuple):
@@ -170,6 +170,8 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
         mixer, selector, online, order, weighters, by_domain, bool(config.mixer), keep, save_all_scores
     )
     policies.reference()
+    if config.data.packing:
+        _check_packed(policies)
     return policies if by_domain else policies.from_whole_pool()
 
 
@@ -196,6 +198,23 @@ def drawing_only(mixer: Mixer, drawn: Bool[Array, " K"] | Bool[np.ndarray, " K"]
         average=masked(mixer.average),
         loss_weights=mixer.loss_weights and loss_weights,
     )
+
+
+def _check_packed(policies: ActivePolicies) -> None:
+    """Refuses what looks at single examples; all else takes a packed row as it takes an example."""
+    reason = None
+    if any(map(policies.needs, (EXAMPLES, TEXTS))) or policies.fixed_embeddings():
+        reason = (
+            f"selector {policies.selector.name!r} compares single examples; one that goes by the losses or gradients "
+            "of rows, such as loss or less, takes packed ones"
+        )
+    elif policies.order is not None and policies.order.policy.scores.kind == "field":
+        reason = (
+            f'order.scores = "{policies.order.policy.scores}" are of single examples; "loss", "selector" and files '
+            "with a score for each row are accepted with packed ones"
+        )
+    if reason is not None:
+        raise InputError(f"{reason}; or set it to False", option="data.packing", value=True)
 
 
 def _check_keep(section: ConfigDict, selector: Scheduled[Selector] | None) -> None:

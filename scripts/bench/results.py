@@ -22,6 +22,7 @@ KINDS = (
     "policies",
     "train_speed",
     "cross_entropy",
+    "moe",
     "per_example_gradients",
     "less",
     "lds",
@@ -30,6 +31,8 @@ KINDS = (
     "nice",
     "resume",
     "mixing",
+    "study",
+    "swarm",
     "evaluate",
 )
 

@@ -4,12 +4,15 @@ JAX asks the GPU's libraries which cuDNN they hold; here it is told.
 """
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from dataflex_jax import sharding
 from dataflex_jax.models import parts
 from dataflex_jax.models.config import REMAT_POLICIES, LoraConfig, ModelConfig
 from dataflex_jax.models.decoder import Hooks
@@ -34,7 +37,9 @@ BATCH = batch_of(jnp.zeros((8, 129), jnp.int32))
 
 @pytest.fixture(autouse=True)
 def _a_gpu(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    mesh = SimpleNamespace(empty=False, devices=np.array([gpu]))
+    monkeypatch.setattr(sharding, "get_concrete_mesh", lambda: mesh)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda capability: False)

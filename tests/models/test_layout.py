@@ -18,6 +18,7 @@ from tests.models.make_golden_peft import FOLDER
 
 QKV, GATED = ("attention/q_proj", "attention/k_proj", "attention/v_proj"), ("mlp/gate_proj", "mlp/up_proj")
 GATES, MIXTURES = ("gate_proj", "up_proj"), ("mlp", "block_sparse_moe")
+EXPERTS = ("expert", "fsdp")
 BACK = ("attention/o_proj", "mlp/down_proj")
 # The whole of the table's rules, by hand.
 RULES = {
@@ -37,8 +38,8 @@ RULES = {
     **{f"layers/{name}/lora_a": P(None, "tensor", None) for name in BACK},
     **{f"layers/{name}/lora_b": P(None, None, None) for name in BACK},
     **{f"layers/{block}/router/kernel": P(None, None, None) for block in MIXTURES},
-    **{f"layers/{block}/experts/{name}": P(None, None, "fsdp", "tensor") for block in MIXTURES for name in GATES},
-    **{f"layers/{block}/experts/down_proj": P(None, None, "tensor", "fsdp") for block in MIXTURES},
+    **{f"layers/{block}/experts/{name}": P(None, EXPERTS, "fsdp", "tensor") for block in MIXTURES for name in GATES},
+    **{f"layers/{block}/experts/down_proj": P(None, EXPERTS, "tensor", "fsdp") for block in MIXTURES},
     **{f"layers/mlp/shared_expert/{name}/kernel": P(None, "fsdp", "tensor") for name in GATES},
     "layers/mlp/shared_expert/down_proj/kernel": P(None, "tensor", "fsdp"),
     "layers/mlp/shared_expert_gate/kernel": P(None, None, None),

@@ -38,9 +38,7 @@ def test_without_a_card_the_bytes_are_those_of_the_devices_here(tmp_path):
     assert "an upper bound of a GPU's" in said
     found = json.loads((tmp_path / "memory.json").read_text())
     assert found["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
-    assert found["peak"] == sum(
-        found[part] for part in ("parameters", "optimizer", "batch", "results", "temporaries")
-    )
+    assert found["peak"] == sum(found[part] for part in ("parameters", "optimizer", "batch", "results", "temporaries"))
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def program(kind: str, config: ConfigDict, devices: list[jax.Device], vocab_size
         vocab_size: the tokenizer's, where the model's shape does not say.
 
     Raises:
-        InputError: a configuration that is refused, or packed rows where examples are looked at one by one.
+        InputError: a configuration that is refused.
     """
     if kind not in KINDS:
         raise InputError(f"--program={kind}: must be one of {', '.join(KINDS)}")
@@ -192,9 +192,6 @@ def _training(run: _Run) -> Program:
 
 
 def _sweep(run: _Run, kind: str) -> Program:
-    if run.packed:
-        reason = f"--program={kind} looks at one example a row; set it to False"
-        raise InputError(reason, option="data.packing", value=True)
     signal, batch, adam = _SIGNALS[kind], run.batch(), run.config.optim
     model = run.start.model.having(run.state.params, run.frozen)
     subject = Subject(model, AdamState(run.state.opt_state, adam.b1, adam.b2, adam.eps))

@@ -8,8 +8,8 @@
 # the end, and its log is in DIR/gpu-logs. --small has tiny sizes, also on a CPU: it shows that all parts run.
 #
 # Nothing is fetched and nothing need be installed but the packages: the clone is imported as it lies. What PYTHON
-# (python3) lacks of them is named at the start, with the command that downloads the wheels elsewhere. The peer of LESS
-# is DataFlex's own environment if PEER_PYTHON names its Python (third_party/dataflex/README.md).
+# (python3) lacks of them is named at the start, with the command that downloads the wheels elsewhere. The peer's pass of
+# LESS is transcribed to PyTorch, for DataFlex's own environment is one of a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -62,7 +62,7 @@ if [ "$small" ]; then
     part train_speed 400 "$python" scripts/bench/train_speed.py --shape=tiny --seq_len=16 --batch=2 --remat=none,dots \
         --peer_attention=cudnn,flash --peer_compile=false,true --rounds=2 --block=1 --sweep_steps=1
     part per_example_gradients 160 "$python" scripts/bench/per_example_gradients.py --small
-    part less 160 "$python" scripts/bench/less.py --peer_python="${PEER_PYTHON:-$python}" --candidates=16 \
+    part less 160 "$python" scripts/bench/less.py --peer_python="$python" --candidates=16 \
         --peer_candidates=4 --targets=2 --length=32 --proj_dim=32 --hidden_size=32 --rounds=1
     part step 160 "$python" scripts/bench/step.py --config=configs/odm.py $data --rounds=2 --block=4 --loader_steps=3
     part resume 160 "$python" scripts/bench/resume.py --few=2 --many=4 --repeats=1
@@ -73,7 +73,7 @@ else
         --remat=dots,none --peer_attention=cudnn,flash --peer_compile=false,true --rounds=3 --block=4 --sweep_steps=3 \
         --restart
     part per_example_gradients 160 "$python" scripts/bench/per_example_gradients.py --dtype=bfloat16 --seq_len=2048
-    part less 120 "$python" scripts/bench/less.py --peer_python="${PEER_PYTHON:-$python}" --candidates=2048 \
+    part less 120 "$python" scripts/bench/less.py --peer_python="$python" --candidates=2048 \
         --peer_candidates=64 --hidden_size=1024 --length=1024
     part step 140 "$python" scripts/bench/step.py --config=configs/odm.py --config.model.name_or_path="$shape" \
         --config.model.dtype=bfloat16 --config.model.remat=dots --config.data.seq_len=2048 --config.data.batch_size=8 \

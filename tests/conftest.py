@@ -29,6 +29,12 @@ def pytest_collection_modifyitems(config, items):
         raise pytest.UsageError(f"{_SLOW}: no test has the id {min(unknown)}")
 
 
+def pytest_runtest_setup(item):
+    """Skips tests of a GPU where there is none."""
+    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+        pytest.skip("needs a GPU")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()

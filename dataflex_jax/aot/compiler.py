@@ -40,9 +40,9 @@ def check(option: str = "--device") -> None:
 
 @contextlib.contextmanager
 def standing_in(card: Card) -> Iterator[None]:
-    """While a program is traced and lowered: what JAX asks of the running process is answered as this card would.
+    """While a program is traced and lowered: what JAX asks of cuDNN in this process is answered as this card would.
 
-    Everything that stands in for a GPU is here.
+    Everything that stands in for a GPU is here; all else is asked of the mesh's devices (`sharding.program_device`).
     """
 
     def at_least(capability: str) -> bool:
@@ -52,19 +52,18 @@ def standing_in(card: Card) -> Iterator[None]:
         return card.compute_capability == _version(capability)
 
     answers = {
-        (jax, "default_backend"): lambda: "gpu",
-        (cudnn, "check_cudnn_version"): lambda: card.cudnn,
-        (cudnn, "check_compute_capability"): at_least,
-        (cudnn, "is_cuda_compute_capability_equal"): equal,
+        "check_cudnn_version": lambda: card.cudnn,
+        "check_compute_capability": at_least,
+        "is_cuda_compute_capability_equal": equal,
     }
-    before = {(module, name): getattr(module, name) for module, name in answers}
+    before = {name: getattr(cudnn, name) for name in answers}
     try:
-        for (module, name), answer in answers.items():
-            setattr(module, name, answer)
+        for name, answer in answers.items():
+            setattr(cudnn, name, answer)
         yield
     finally:
-        for (module, name), function in before.items():
-            setattr(module, name, function)
+        for name, function in before.items():
+            setattr(cudnn, name, function)
 
 
 def _version(capability: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 B rows of T tokens, D channels, E experts of width F, K of them a token.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.dispatch import exchanged, mixed
+from dataflex_jax.models.layout import EXPERT_MODULES, FACTORS
 from dataflex_jax.models.linear import kernel_options
 from dataflex_jax.models.mlp import MLP
 from dataflex_jax.models.swiglu import Weights
@@ -59,20 +61,29 @@ class Experts(nnx.Module):
         self.gate_proj = nnx.Param(draw(rngs.params(), (number, hidden, width), dtype))
         self.up_proj = nnx.Param(draw(rngs.params(), (number, hidden, width), dtype))
         self.down_proj = nnx.Param(draw(rngs.params(), (number, width, hidden), dtype))
+        self.scale = None if cfg.lora is None else cfg.lora.scale
+        self.adapted = () if cfg.lora is None else tuple(m for m in EXPERT_MODULES if m in cfg.lora.target_modules)
+        for name in self.adapted:
+            inputs, outputs = cfg.adapter_widths()[name]
+            bound = 1 / math.sqrt(inputs)
+            shape = number, inputs, cfg.lora.rank
+            a = jax.random.uniform(rngs.lora(), shape, dtype, -bound, bound)
+            setattr(self, f"{name}_lora_a", nnx.Param(a))
+            setattr(self, f"{name}_lora_b", nnx.Param(jnp.zeros((number, cfg.lora.rank, outputs), dtype)))
 
     def __call__(
         self, x: Float[Array, "B T D"], probabilities: Float[Array, "B T K"], experts: Int[Array, "B T K"]
     ) -> Float[Array, "B T D"]:
         """The sum over each token's experts of probability times output; `probabilities` and `experts` from `route`."""
-        weights = Weights(*(weight[...].astype(x.dtype) for weight in (self.gate_proj, self.up_proj, self.down_proj)))
+        weights = self._weights(x.dtype)
         if not rows_are_split(x.shape[0]):
-            gate, up = (constrain(weight, None, None, "tensor") for weight in weights[:2])
-            weights = Weights(gate, up, constrain(weights.down, None, "tensor", None))
+            weights = jax.tree.map(
+                lambda weight, spec: constrain(weight, *spec), weights, _specs(weights, None, "tensor")
+            )
             return checkpoint_name(_of_rows(mixed, x, probabilities, experts, weights), "projected")
         # Each device sorts the slots of its own rows.
         rows, axis = P(BATCH_AXES), divisible_axis("tensor", weights.gate.shape[2])
         expert_axis = divisible_axis("expert", weights.gate.shape[0])
-        by_outputs, by_inputs = P(expert_axis, None, axis), P(expert_axis, axis, None)
 
         def of_device(*operands):
             compute = mixed if expert_axis is None else partial(exchanged, axis=expert_axis)
@@ -80,9 +91,32 @@ class Experts(nnx.Module):
             return y if axis is None else jax.lax.psum(y, axis)
 
         x = constrain(x, BATCH_AXES, None, None)
-        specs = (rows, rows, rows, Weights(by_outputs, by_outputs, by_inputs))
-        y = map_rows(of_device, specs, rows)(x, probabilities, experts, weights)
+        specs = _specs(weights, expert_axis, axis)
+        y = map_rows(of_device, (rows, rows, rows, specs), rows)(x, probabilities, experts, weights)
         return checkpoint_name(y, "projected")
+
+    def _weights(self, dtype: jnp.dtype) -> Weights:
+        """In the compute dtype; the adapters' scale is in their second factors."""
+
+        def adapter(name):
+            if name not in self.adapted:
+                return ()
+            a, b = (getattr(self, f"{name}_{factor}")[...].astype(dtype) for factor in FACTORS)
+            return a, self.scale * b
+
+        kernels = (getattr(self, name)[...].astype(dtype) for name in EXPERT_MODULES)
+        return Weights(*kernels, adapters=tuple(map(adapter, EXPERT_MODULES)))
+
+
+def _specs(weights: Weights, expert: str | None, tensor: str | None) -> Weights:
+    """How experts' weights are split over these axes."""
+
+    def specs(inputs, outputs, pair):
+        return P(expert, inputs, outputs), (P(expert, inputs, None), P(expert, None, outputs)) if pair else ()
+
+    directions = ((None, tensor), (None, tensor), (tensor, None))
+    kernels, adapters = zip(*map(lambda axes, pair: specs(*axes, pair), directions, weights.adapters), strict=True)
+    return Weights(*kernels, adapters=adapters)
 
 
 def _of_rows(compute, x, probabilities, experts, weights):

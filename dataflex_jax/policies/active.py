@@ -202,19 +202,19 @@ def drawing_only(mixer: Mixer, drawn: Bool[Array, " K"] | Bool[np.ndarray, " K"]
 
 def _check_packed(policies: ActivePolicies) -> None:
     """Refuses what looks at single examples; all else takes a packed row as it takes an example."""
-    reason = None
-    if any(map(policies.needs, (EXAMPLES, TEXTS))) or policies.fixed_embeddings():
-        reason = (
-            f"selector {policies.selector.name!r} compares single examples; one that goes by the losses or gradients "
-            "of rows, such as loss or less, takes packed ones"
-        )
-    elif policies.order is not None and policies.order.policy.scores.kind == "field":
-        reason = (
-            f'order.scores = "{policies.order.policy.scores}" are of single examples; "loss", "selector" and files '
-            "with a score for each row are accepted with packed ones"
-        )
-    if reason is not None:
-        raise InputError(f"{reason}; or set it to False", option="data.packing", value=True)
+    named = [("mixer", policies.mixer), ("selector", policies.selector), ("selector", policies.online)]
+    named += [("weighter", weighter) for weighter in policies.weighters]
+    culprits = [f"{kind} {each.name!r} looks at" for kind, each in named if each and _of_single_examples(each.policy)]
+    if policies.order is not None and policies.order.policy.scores.kind == "field":
+        culprits.append(f"order {policies.order.name!r} goes by {str(policies.order.policy.scores)!r} of")
+    if culprits:
+        accepted = "set it to False, or take what goes by the losses or gradients of rows, such as selector=less"
+        raise InputError(f"{culprits[0]} single examples; {accepted}", option="data.packing", value=True)
+
+
+def _of_single_examples(policy: Mixer | Weighter | Selector) -> bool:
+    fixed = any(isinstance(need, FixedEmbeddings) for need in policy.needs)
+    return fixed or bool(policy.needs & {EXAMPLES, TEXTS}) or getattr(policy, "records", None) is not None
 
 
 def _check_keep(section: ConfigDict, selector: Scheduled[Selector] | None) -> None:

@@ -52,7 +52,7 @@ def estimated(config: ConfigDict, fields: Mapping[str, Any]) -> Estimate:
         fields["model.name_or_path"] = expanded(shape)
     config = grid.having(config, fields)
     if rows:
-        config.data.batch_size = rows * (devices // config.mesh.tensor) * config.data.grad_accumulation
+        config.data.batch_size = rows * max(1, devices // config.mesh.tensor) * config.data.grad_accumulation
     card = CARDS[flags.FLAGS.device] if flags.FLAGS.device else None
     return estimate(flags.FLAGS.program, config, card, devices, flags.FLAGS.vocab_size)
 
@@ -86,14 +86,11 @@ def sweep(config: ConfigDict) -> dict[str, Any]:
     print(words.table(rows))
     chosen = grid.best_of_each(rows, ("shape", "devices"))
     for row in chosen:
-        print("best:", ", ".join(f"{name}={value}" for name, value in row.fields.items()))
+        print("best:", ", ".join(f"{name}={value}" for name, value in row.to_json()["fields"].items()))
     if not chosen:
         print("none fits")
-    return {
-        "program": flags.FLAGS.program,
-        "rows": [row.to_json() for row in rows],
-        "best": [rows.index(r) for r in chosen],
-    }
+    found = {"program": flags.FLAGS.program, "card": flags.FLAGS.device, "cards": flags.FLAGS.devices}
+    return found | {"rows": [row.to_json() for row in rows], "best": [rows.index(row) for row in chosen]}
 
 
 def main(argv: list[str]) -> None:

@@ -49,6 +49,7 @@ WAYS = ("one after another", "mapped", "vmap")
 
 _MODELS = flags.DEFINE_list("models", None, "Of 1M, 4M and 20M; by default 1M and 4M, with --device 4M and 20M.")
 _COUNTS = flags.DEFINE_list("counts", ["1", "8", "32"], "Models at once.")
+_WAYS = flags.DEFINE_list("ways", list(WAYS), "Which ways; the first one comes in any case.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each one has a block of each way.", lower_bound=1)
 _ROWS = flags.DEFINE_integer("batch_rows", 8, "Rows of a model's batch.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer("seq_len", 128, "Tokens a row.", lower_bound=2)
@@ -147,6 +148,8 @@ def blocks(made: Step, count: int, mesh: Mesh) -> dict[str, Callable[[], None]]:
 
     found = {"one after another": one_after_another}
     for way in WAYS[1:]:
+        if way not in _WAYS.value:
+            continue
         placed = jax.device_put(states(seeds), over_members(mesh))
         found[way] = functools.partial(together, program(made, way, mesh), [placed])
     for block in found.values():
@@ -211,6 +214,8 @@ def main(argv: list[str]) -> None:
     shapes = _MODELS.value or (["1M", "4M"] if _DEVICE.value is None else ["4M", "20M"])
     if unknown := [name for name in shapes if name not in SHAPES]:
         raise InputError(f"--models: {unknown[0]!r} is not one of {', '.join(SHAPES)}")
+    if unknown := [way for way in _WAYS.value if way not in WAYS]:
+        raise InputError(f"--ways: {unknown[0]!r} is not one of {', '.join(WAYS)}")
     counts, mesh = [int(count) for count in _COUNTS.value], make_mesh({"data": -1})
     if _DEVICE.value is not None:
         from dataflex_jax.aot import compiler

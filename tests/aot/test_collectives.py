@@ -49,7 +49,8 @@ ENTRY %main (a: f32[8,4], b: bf16[8]) -> (f32[1,4], bf16[1]) {
 }
 """
     main = hlo.parse(text).computations["main"]
-    assert transfer(main, main.root, 8) == Transfer("reduce-scatter", 128 + 16, frozenset({"f32", "bf16"}), tuple(range(8)))
+    dtypes = frozenset({"f32", "bf16"})
+    assert transfer(main, main.root, 8) == Transfer("reduce-scatter", 128 + 16, dtypes, tuple(range(8)))
 
 
 def test_times_of_a_ring():

@@ -1,5 +1,7 @@
 """FLOPs and bytes of single instructions, counted by hand."""
 
+# ruff: noqa: E501 - lines of XLA
+
 import pytest
 
 from dataflex_jax.aot import hlo, work

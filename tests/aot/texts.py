@@ -1,5 +1,7 @@
 """Small programs as XLA writes them, whose figures can be counted by hand."""
 
+# ruff: noqa: E501 - lines of XLA
+
 # A loop of 3 products of float32, each of a slice [8, 4] of x; a fusion with a product of bfloat16; a reduction.
 LOOP = """\
 HloModule small, is_scheduled=true, entry_computation_layout={(f32[3,8,4]{2,1,0})->f32[8,8]{1,0}}, num_partitions=8

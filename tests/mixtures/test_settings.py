@@ -62,6 +62,7 @@ def written(root):
     return root.parent / "out", asked
 
 
+@pytest.mark.slow  # a run of its own is compiled for it; tests/mapped has the same comparison of members
 def test_each_model_is_what_it_would_be_alone(root, written, tmp_path, monkeypatch):
     folder, rows = written
     with open(folder / "metrics.csv", newline="") as file:

@@ -15,7 +15,7 @@ from dataflex_jax.models.config import LoraConfig, ModelConfig, check_experts
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.hf.config import from_hf, to_hf
 from dataflex_jax.models.hf.resolve import describe
-from dataflex_jax.models.layout import ATTENTION_MODULES, param_shardings
+from dataflex_jax.models.layout import ATTENTION_MODULES, LORA_MODULES, param_shardings
 from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import make_mesh
 from tests.helpers.tiny_model import batch_of, random_tokens
@@ -149,11 +149,16 @@ def test_the_router_is_float32_in_a_bfloat16_model():
 # Configuration.
 
 
-def test_adapters_are_the_attentions():
+def test_adapters_are_the_attentions_unless_experts_are_named():
     cfg = ModelConfig(architecture="olmoe", **SIZES, num_experts=4, num_experts_per_tok=2, lora=LoraConfig(rank=2))
     assert cfg.lora.target_modules == ATTENTION_MODULES
-    with pytest.raises(InputError, match="target_modules='up_proj': the experts of 'olmoe' have no adapters"):
-        dataclasses.replace(cfg, lora=LoraConfig(rank=2, target_modules=("q_proj", "up_proj")))
+    assert dataclasses.replace(cfg, remat="none").lora.target_modules == ATTENTION_MODULES
+    everything = dataclasses.replace(cfg, lora=LoraConfig(rank=2, target_modules=LORA_MODULES))
+    assert everything.lora.target_modules == LORA_MODULES
+    with pytest.raises(
+        InputError, match=r"target_modules='up_proj': adapters of the experts .* have no dropout; .*=0.5"
+    ):
+        dataclasses.replace(cfg, lora=LoraConfig(rank=2, target_modules=("q_proj", "up_proj"), dropout=0.5))
 
 
 @pytest.mark.parametrize(

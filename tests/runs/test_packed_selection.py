@@ -1,6 +1,8 @@
 """Packed rows with selectors, orders and weighters: a row is what is chosen, arranged and weighed; who needs single
 examples is refused by name."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -44,30 +46,28 @@ def test_packed_rows_are_chosen_arranged_and_weighed_and_a_run_goes_on_exactly(r
     tiny_chat.assert_same_selections(run, whole.folder)
 
 
-SINGLE = r"^config\.data\.packing = True: selector '{}' compares single examples; .*; or set it to False$"
-
-
 @pytest.mark.parametrize(
-    ("policies", "fields", "message"),
+    ("policies", "fields", "who"),
     [
-        *(({"selector": name}, {}, SINGLE.format(name)) for name in ("near", "tsds", "rds", "coincide", "dsir")),
-        ({"selector": "cluster_less"}, {}, SINGLE.format("cluster_less")),
-        (
-            {"order": "sorting"},
-            {"order__scores": "field:difficulty"},
-            r'^config\.data\.packing = True: order\.scores = "field:difficulty" are of single examples; "loss", ',
+        *(
+            ({"selector": name}, {}, f"selector {name!r} looks at")
+            for name in ("near", "tsds", "rds", "coincide", "dsir", "cluster_less")
         ),
+        ({"weighter": "field"}, {}, "weighter 'field' looks at"),
+        ({"order": "folding"}, {"order__scores": "field:difficulty"}, "order 'folding' goes by 'field:difficulty' of"),
     ],
 )
-def test_what_needs_single_examples_is_refused_before_data_is_read(policies, fields, message):
-    config = tiny_chat.config("/no/such/folder", **policies, **PACKED, **fields)
+def test_what_needs_single_examples_is_refused_before_data_is_read(policies, fields, who):
+    config = tiny_chat.config(Path("/no/such/folder"), **policies, **PACKED, **fields)
+    message = rf"^config\.data\.packing = True: {who} single examples; set it to False, or take what goes by the losses"
     with pytest.raises(InputError, match=message) as caught:
         train_and_evaluate(config, "/no/such/run")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("selector", ["random", "full", "loss", "delta_loss", "less", "icons", "nice", "greats"])
+@pytest.mark.parametrize("selector", ["random", "loss", "delta_loss", "less", "icons", "nice", "greats"])
 def test_all_other_selectors_take_packed_rows(selector):
     assert (
-        active_policies(tiny_chat.config("/folder", selector=selector, **PACKED)).names()["selector.name"] == selector
+        active_policies(tiny_chat.config(Path("/folder"), selector=selector, **PACKED)).names()["selector.name"]
+        == selector
     )

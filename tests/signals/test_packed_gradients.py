@@ -1,4 +1,4 @@
-"""The gradient of a packed row is that of its token-mean loss: its examples' gradients, each by its share of targets."""
+"""The gradient of a packed row is that of its token-mean loss: its examples', each by its share of the targets."""
 
 import functools
 

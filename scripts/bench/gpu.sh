@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # All that one GPU has to show, in parts, under 20 minutes: the tests that need one, and the benchmarks beside PyTorch.
 #
-#   scripts/bench/gpu.sh [--small] [--only=tests,step] [--output=DIR] [--python=PYTHON]
+#   scripts/bench/gpu.sh [--small] [--only=tests,step] [--output=DIR] [--python=PYTHON] [--patience=1]
 #
 # Each part has a time limit and writes its JSON into DIR (docs/benchmarks) under the card's name. A part that is there
 # for this very code is not run again, so that what a lease cut off goes on with the next; one that fails is named at
-# the end, and its log is in DIR/gpu-logs. --small has tiny sizes, also on a CPU: it shows that all parts run.
+# the end, and its log is in DIR/gpu-logs. --small has tiny sizes, also on a CPU: it shows that all parts run. The time
+# limits are multiplied by --patience.
 #
 # Nothing is fetched and nothing need be installed but the packages: the clone is imported as it lies. What PYTHON
 # (python3) lacks of them is named at the start, with the command that downloads the wheels elsewhere. The peer's pass of
@@ -13,14 +14,15 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
-small= only=tests,train_speed,per_example_gradients,less,step,resume output=docs/benchmarks python=python3
+small= only=tests,train_speed,per_example_gradients,less,step,resume output=docs/benchmarks python=python3 patience=1
 for argument in "$@"; do
     case $argument in
         --small) small=--small ;;
         --only=*) only=${argument#*=} ;;
         --output=*) output=${argument#*=} ;;
         --python=*) python=${argument#*=} ;;
-        *) echo "error: $argument: accepted are --small, --only=, --output=, --python=" >&2; exit 2 ;;
+        --patience=*) patience=${argument#*=} ;;
+        *) echo "error: $argument: accepted are --small, --only=, --output=, --python=, --patience=" >&2; exit 2 ;;
     esac
 done
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
@@ -36,7 +38,7 @@ touch "$done_file"
 failed=
 
 part() {  # NAME SECONDS COMMAND...: the command is given --output=FILE
-    local name=$1 limit=$2 result=$output/$1-$card.json log=$output/gpu-logs/$1.log started=$SECONDS
+    local name=$1 limit=$(($2 * patience)) result=$output/$1-$card.json log=$output/gpu-logs/$1.log started=$SECONDS
     shift 2
     [[ ,$only, == *,$name,* ]] || return 0
     if [ -s "$result" ] && grep -qx "$name $code" "$done_file"; then

@@ -1,26 +1,28 @@
 #!/usr/bin/env bash
 # All that one GPU has to show, in parts, under 20 minutes: the tests that need one, and the benchmarks beside PyTorch.
 #
-#   scripts/bench/gpu.sh [--small] [--only=tests,step] [--output=DIR] [--python=PYTHON]
+#   scripts/bench/gpu.sh [--small] [--only=tests,step] [--output=DIR] [--python=PYTHON] [--patience=1]
 #
 # Each part has a time limit and writes its JSON into DIR (docs/benchmarks) under the card's name. A part that is there
 # for this very code is not run again, so that what a lease cut off goes on with the next; one that fails is named at
-# the end, and its log is in DIR/gpu-logs. --small has tiny sizes, also on a CPU: it shows that all parts run.
+# the end, and its log is in DIR/gpu-logs. --small has tiny sizes, also on a CPU: it shows that all parts run. The time
+# limits are multiplied by --patience.
 #
 # Nothing is fetched and nothing need be installed but the packages: the clone is imported as it lies. What PYTHON
-# (python3) lacks of them is named at the start, with the command that downloads the wheels elsewhere. The peer of LESS
-# is DataFlex's own environment if PEER_PYTHON names its Python (third_party/dataflex/README.md).
+# (python3) lacks of them is named at the start, with the command that downloads the wheels elsewhere. The peer's pass of
+# LESS is transcribed to PyTorch, for DataFlex's own environment is one of a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
-small= only=tests,train_speed,per_example_gradients,less,step,resume output=docs/benchmarks python=python3
+small= only=tests,train_speed,per_example_gradients,less,step,resume output=docs/benchmarks python=python3 patience=1
 for argument in "$@"; do
     case $argument in
         --small) small=--small ;;
         --only=*) only=${argument#*=} ;;
         --output=*) output=${argument#*=} ;;
         --python=*) python=${argument#*=} ;;
-        *) echo "error: $argument: accepted are --small, --only=, --output=, --python=" >&2; exit 2 ;;
+        --patience=*) patience=${argument#*=} ;;
+        *) echo "error: $argument: accepted are --small, --only=, --output=, --python=, --patience=" >&2; exit 2 ;;
     esac
 done
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
@@ -36,7 +38,7 @@ touch "$done_file"
 failed=
 
 part() {  # NAME SECONDS COMMAND...: the command is given --output=FILE
-    local name=$1 limit=$2 result=$output/$1-$card.json log=$output/gpu-logs/$1.log started=$SECONDS
+    local name=$1 limit=$(($2 * patience)) result=$output/$1-$card.json log=$output/gpu-logs/$1.log started=$SECONDS
     shift 2
     [[ ,$only, == *,$name,* ]] || return 0
     if [ -s "$result" ] && grep -qx "$name $code" "$done_file"; then
@@ -62,7 +64,7 @@ if [ "$small" ]; then
     part train_speed 400 "$python" scripts/bench/train_speed.py --shape=tiny --seq_len=16 --batch=2 --remat=none,dots \
         --peer_attention=cudnn,flash --peer_compile=false,true --rounds=2 --block=1 --sweep_steps=1
     part per_example_gradients 160 "$python" scripts/bench/per_example_gradients.py --small
-    part less 160 "$python" scripts/bench/less.py --peer_python="${PEER_PYTHON:-$python}" --candidates=16 \
+    part less 160 "$python" scripts/bench/less.py --peer_python="$python" --candidates=16 \
         --peer_candidates=4 --targets=2 --length=32 --proj_dim=32 --hidden_size=32 --rounds=1
     part step 160 "$python" scripts/bench/step.py --config=configs/odm.py $data --rounds=2 --block=4 --loader_steps=3
     part resume 160 "$python" scripts/bench/resume.py --few=2 --many=4 --repeats=1
@@ -73,7 +75,7 @@ else
         --remat=dots,none --peer_attention=cudnn,flash --peer_compile=false,true --rounds=3 --block=4 --sweep_steps=3 \
         --restart
     part per_example_gradients 160 "$python" scripts/bench/per_example_gradients.py --dtype=bfloat16 --seq_len=2048
-    part less 120 "$python" scripts/bench/less.py --peer_python="${PEER_PYTHON:-$python}" --candidates=2048 \
+    part less 120 "$python" scripts/bench/less.py --peer_python="$python" --candidates=2048 \
         --peer_candidates=64 --hidden_size=1024 --length=1024
     part step 140 "$python" scripts/bench/step.py --config=configs/odm.py --config.model.name_or_path="$shape" \
         --config.model.dtype=bfloat16 --config.model.remat=dots --config.data.seq_len=2048 --config.data.batch_size=8 \

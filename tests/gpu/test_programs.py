@@ -6,7 +6,6 @@ DATAFLEX_GPU_TESTS=dry runs them where there is none, which shows that the tests
 """
 
 import functools
-import os
 from collections.abc import Callable
 
 import jax
@@ -29,17 +28,10 @@ from tests.helpers import tiny, tiny_chat
 from tests.helpers.tiny_model import assert_close, batch_of
 
 pytestmark = pytest.mark.gpu
-DRY = os.environ.get("DATAFLEX_GPU_TESTS") == "dry"
 # Heads that cuDNN takes.
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
 CONFIG = SIZES | {"architecture": "qwen2", "vocab_size": 512, "num_hidden_layers": 3, "initializer_range": 0.05}
 LENGTH = 128
-
-
-@pytest.fixture(autouse=True)
-def _a_gpu():
-    if jax.default_backend() != "gpu" and not DRY:
-        pytest.skip("needs a GPU: JAX_PLATFORMS=cuda,cpu")
 
 
 @functools.cache
@@ -120,7 +112,9 @@ SIGNALS = {
     "kronecker": lambda model, batch: gradient_features(Projection("kronecker", 256))(model, batch),
     "rademacher": lambda model, batch: gradient_features(Projection("rademacher", 64))(model, batch),
     "norms": lambda model, batch: gradient_norms()(model, batch),
-    "directional": lambda model, batch: directional_derivatives(model, batch, model.params),
+    "directional": lambda model, batch: directional_derivatives(
+        model, batch, jax.tree.map(lambda x: x[None], model.params)
+    ),
 }
 
 

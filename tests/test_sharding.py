@@ -15,7 +15,7 @@ from dataflex_jax.models import decoder
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.layout import param_shardings
-from dataflex_jax.sharding import batch_sharding, make_mesh, replicated
+from dataflex_jax.sharding import batch_sharding, make_mesh, program_device, replicated
 
 ROWS, SEQ_LEN = 16, 24
 MESHES = {"fsdp": {"fsdp": 8}, "all": {"data": 2, "fsdp": 2, "tensor": 2}}
@@ -118,6 +118,16 @@ def test_make_mesh(sizes, shape):
         assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 
+def test_a_program_is_for_the_devices_of_the_mesh_that_is_set():
+    seen = []
+    trace = jax.jit(lambda x: seen.append(program_device()) or x).trace
+    trace(jnp.zeros(()))
+    last = jax.devices()[-1]
+    with jax.set_mesh(make_mesh({}, [last])):
+        trace(jnp.zeros(()))
+    assert seen == [jax.local_devices()[0], last]
+
+
 def test_rules_reach_parameters_and_optimizer_state():
     mesh = make_mesh(MESHES["all"])
     _, params, _ = host_inputs(config())
@@ -179,6 +189,9 @@ def test_every_large_parameter_and_moment_is_stored_in_parts(mesh_name, parts):
         pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, {}, marks=pytest.mark.slow),
         ({"data": 2, "fsdp": 2, "tensor": 2}, {"tie_word_embeddings": True}),
         ({"data": 2, "fsdp": 4}, {"tie_word_embeddings": True}),
+        # More parts than key heads, and than query heads.
+        ({"fsdp": 2, "tensor": 4}, {"num_hidden_layers": 1}),
+        pytest.param({"tensor": 8}, {"num_hidden_layers": 1}, marks=pytest.mark.slow),
         # Neither the vocabulary nor the width is divisible: whole weights on every device.
         ({"fsdp": 4, "tensor": 2}, {"vocab_size": 255, "hidden_size": 66, "head_dim": 16}),
     ],

@@ -29,6 +29,8 @@ class Batch:
         reference_losses: token losses under a reference model, where they are known.
         record_numbers: of the records that the predictions belong to, where a policy wants them.
         targets: rows of the target set that a selector compares these rows with; None: it compares with none.
+        most_segments: of packed rows, how many different segment ids a row has at most, padding's among them; None:
+            unknown, and cuDNN is not asked to attend.
     """
 
     tokens: Int[Array, "B T+1"]
@@ -41,6 +43,7 @@ class Batch:
     reference_losses: Float[Array, "B T"] | None = None
     record_numbers: Float[Array, "B T"] | None = None
     targets: "Batch | None" = None
+    most_segments: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def num_rows(self) -> int:
@@ -124,7 +127,7 @@ def smallest_bucket(lengths: Sequence[int], buckets: Sequence[int]) -> int:
 
 
 def on_devices(mesh: Mesh, batch: Batch) -> Batch:
-    """A batch of NumPy arrays, equal on every host, as global arrays: rows over "data" and "fsdp", the rest whole."""
+    """A batch of NumPy arrays, equal on every host, as global arrays: rows over its `BATCH_AXES`, the rest whole."""
     rows = jax.tree.map(lambda value: _placed(value, batch_sharding(mesh)), batch.rows_alone())
     if batch.drawn_with is None:
         return rows

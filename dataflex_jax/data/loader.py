@@ -11,20 +11,23 @@ from dataflex_jax.data.batch import Batch, collated, on_devices, smallest_bucket
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
-from dataflex_jax.sharding import batch_sharding
+from dataflex_jax.sharding import batch_sharding, row_shards
+
+_FEWEST_SLOTS = 8
 
 
 def check_rows(mesh: Mesh, batch_size: int, grad_accumulation: int) -> None:
     """Refuses a batch that the devices cannot share equally.
 
     Raises:
-        InputError: a microbatch is no multiple of the mesh's data x fsdp.
+        InputError: a microbatch is no multiple of the mesh's data x fsdp x expert.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     if (batch_size // grad_accumulation) % shards:
+        axes = "mesh.data x mesh.fsdp" + " x mesh.expert" * (mesh.shape["expert"] > 1)
         raise InputError(
             f"config.data.batch_size / grad_accumulation = {batch_size} / {grad_accumulation}: must be a multiple of "
-            f"mesh.data x mesh.fsdp = {shards} devices"
+            f"{axes} = {shards} devices"
         )
 
 
@@ -35,13 +38,15 @@ class Loader:
 
     Args:
         pool: the rows.
-        mesh: the devices; rows are split over its data and fsdp axes.
+        mesh: the devices; rows are split over its data, fsdp and expert axes.
         extra: name -> function from a row's id to float32 [T] that is padded like the mask, such as cached losses.
     """
 
     def __init__(self, pool: Pool, mesh: Mesh, extra: Mapping[str, Callable[[int], np.ndarray]] | None = None):
         self._pool, self._mesh, self._extra = pool, mesh, extra or {}
         self._sharding = batch_sharding(mesh)
+        # A program is compiled for each number of segments; only cuDNN has to know it.
+        self._count_segments = pool.packed and mesh.devices.flat[0].platform == "gpu"
 
     def load(self, ids: Int64[np.ndarray, " B"], drawn_with: np.ndarray | None = None) -> Batch:
         """The batch of some rows, padded to T inputs; an id of -1 is a row of padding.
@@ -73,6 +78,9 @@ class Loader:
         batch = collated(gathered, length, domains, packed=self._pool.packed)
         # Of rows on other hosts too.
         batch = dataclasses.replace(batch, lengths=lengths)
+        if self._count_segments:
+            most = max(self._pool.examples(int(i)) if i >= 0 else 0 for i in ids)
+            batch = dataclasses.replace(batch, most_segments=segment_slots(most))
         for name, values_of in self._extra.items():
             values = np.zeros(batch.mask.shape, np.float32)
             for row, i in enumerate(ids):
@@ -80,6 +88,11 @@ class Loader:
                     values[row, : lengths[row]] = values_of(int(i))
             batch = dataclasses.replace(batch, **{name: values})
         return batch
+
+
+def segment_slots(examples: int) -> int:
+    """`Batch.most_segments` of rows of at most so many examples and padding: one of few numbers."""
+    return max(_FEWEST_SLOTS, 1 << examples.bit_length())
 
 
 def held_out_batches(domains: Sequence[Domain], batch_size: int, max_rows: int, mesh: Mesh) -> Iterator[Batch]:

@@ -60,6 +60,11 @@ class Pool:
         domain = int(self.domain_of(i))
         return self._rows[domain].length(i - int(self.offsets[domain]))
 
+    def examples(self, i: int) -> int:
+        """How many examples packed row `i` has."""
+        domain = int(self.domain_of(i))
+        return len(self._rows[domain].members(i - int(self.offsets[domain])))
+
     def row(self, i: int) -> Row:
         """Row `i`."""
         domain = int(self.domain_of(i))

@@ -50,9 +50,8 @@ class MappedStep:
         def without(state: TrainState, batch: Batch, drawn: Array, fixed: Fixed):
             return step(state, batch, fixed)
 
-        mapped = _mapped(without if drawn.all() else one, 3, mesh)
-        self._jitted = jax.jit(mapped, donate_argnums=0)
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._jitted = jax.jit(mapped(without if drawn.all() else one, 3, mesh), donate_argnums=0)
+        self._compiled: dict[tuple[tuple[int, ...], int | None], Any] = {}
 
     def __call__(self, states: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
         """One optimizer step of each."""
@@ -60,10 +59,10 @@ class MappedStep:
 
     def compiled(self, states: TrainState, batch: Batch) -> Any:
         """The program for a batch of this shape."""
-        shape = batch.tokens.shape
-        if shape not in self._compiled:
-            self._compiled[shape] = self._jitted.lower(states, batch, self._drawn, self._fixed).compile()
-        return self._compiled[shape]
+        key = batch.tokens.shape, batch.most_segments
+        if key not in self._compiled:
+            self._compiled[key] = self._jitted.lower(states, batch, self._drawn, self._fixed).compile()
+        return self._compiled[key]
 
     def fits(self, states: TrainState, batch: Batch) -> bool:
         """Whether the program fits into its share of a device's memory; True where neither is known."""
@@ -86,8 +85,8 @@ def mapped_losses(num_groups: int, mesh: Mesh) -> Callable[[PyTree, Model, Batch
         statistics = domain_statistics(losses, batch, num_groups)
         return statistics.loss * statistics.tokens, statistics.tokens
 
-    mapped = _mapped(one, 1, mesh)
-    return jax.jit(lambda params, model, batch: mapped(params, (model, batch)))
+    of_models = mapped(one, 1, mesh)
+    return jax.jit(lambda params, model, batch: of_models(params, (model, batch)))
 
 
 def vectorises(mesh: Mesh) -> bool:
@@ -95,8 +94,14 @@ def vectorises(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform != "cpu"
 
 
-def _mapped(function: Callable, arguments: int, mesh: Mesh) -> Callable:
-    """`function` of each member's own arguments, the first ones, and a last one that all share."""
+def mapped(function: Callable, arguments: int, mesh: Mesh) -> Callable:
+    """`function` of each member's own arguments, the first ones, and a last one that all share.
+
+    Args:
+        function: of one member.
+        arguments: how many are its own.
+        mesh: the devices.
+    """
 
     def local(*given: PyTree) -> PyTree:
         own, shared = given[:-1], given[-1]

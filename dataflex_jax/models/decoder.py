@@ -5,7 +5,7 @@
 and one layer's gathered weights are alive at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -184,6 +184,7 @@ def hidden_states(
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    most_segments: int | None = None,
     hooks: Hooks = NO_HOOKS,
 ) -> tuple[Float[Array, "B T D"], PyTree]:
     """(the last hidden states, after the final norm, in the compute dtype; what the blocks say beside them).
@@ -194,7 +195,8 @@ def hidden_states(
         tokens_BxT: token ids.
         positions: of each token in its text, for the rotary embeddings; None: 0 to T-1. Only their differences matter,
             so packed segments need none of their own. The causal mask and the sliding window go by place in the row.
-        segment_ids: tokens attend only within equal ids; None: one segment a row.
+        segment_ids: tokens attend only within equal ids, which stand side by side; None: one segment a row.
+        most_segments: how many different ids a row has at most, where that is known; see `causal_attention`.
         hooks: what the caller has done inside.
     """
     cfg = nnx.merge(graphdef, params).cfg
@@ -207,6 +209,7 @@ def hidden_states(
             key,
             value,
             segment_ids=segment_ids,
+            most_segments=most_segments,
             sliding_window=cfg.sliding_window,
             implementation=cfg.attention,
         )
@@ -224,6 +227,7 @@ def run_blocks(
     attend: Attend,
     memory: PyTree,
     hooks: Hooks = NO_HOOKS,
+    layers: Sequence[Params] | None = None,
 ) -> tuple[Float[Array, "B T D"], PyTree, PyTree]:
     """The last hidden states as in `hidden_states`, with any attention, which may keep a memory across layers.
 
@@ -237,6 +241,8 @@ def run_blocks(
             layer.
         memory: what the first layer finds, such as a cache of keys and values; updated in place where XLA can.
         hooks: as in `hidden_states`.
+        layers: the layers' parameters one by one, to be used in place of params["layers"]. They are not scanned: where
+            there are few tokens, the copy of a layer's weights out of all layers' would cost more than their products.
 
     Returns:
         (hidden, memory, aux): compute dtype [B, T, D], after the final norm; the memory that the last layer left; what
@@ -266,6 +272,12 @@ def run_blocks(
         return (x, memory), aux
 
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
+    if layers is not None:
+        carry, said = (x, memory), []
+        for layer in enumerate(layers):
+            carry, aux = block(carry, layer)
+            said.append(aux)
+        return model.norm(carry[0]), carry[1], jax.tree.map(lambda *leaves: jnp.stack(leaves), *said)
     layers = (jnp.arange(cfg.num_hidden_layers), params["layers"])
     # The scan already keeps the recomputation apart, so the barriers against merging it away would only cost.
     block = jax.checkpoint(block, policy=remat_policy(cfg.remat, dtype), prevent_cse=False)
@@ -287,6 +299,7 @@ def token_losses(
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    most_segments: int | None = None,
     hooks: Hooks = NO_HOOKS,
 ) -> Decoded:
     """Cross-entropy of every next token, and what predicted it.
@@ -298,10 +311,17 @@ def token_losses(
         positions: as in `hidden_states`, of the T tokens that are read.
         segment_ids: as in `hidden_states`, of the T tokens that are read. The loss across a segment's end is computed
             as any other: mask it where it should not count.
+        most_segments: as in `hidden_states`.
         hooks: what the caller has done inside.
     """
     hidden, aux = hidden_states(
-        graphdef, params, tokens_BxT1[:, :-1], positions=positions, segment_ids=segment_ids, hooks=hooks
+        graphdef,
+        params,
+        tokens_BxT1[:, :-1],
+        positions=positions,
+        segment_ids=segment_ids,
+        most_segments=most_segments,
+        hooks=hooks,
     )
     weight, labels = output_weight(params), tokens_BxT1[:, 1:]
     if hooks.token_weights is not None and not hooks.frozen_head:

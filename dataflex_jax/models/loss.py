@@ -23,6 +23,7 @@ from dataflex_jax.sharding import (
     divisible_axis,
     gather_weight,
     map_rows,
+    program_device,
     reduce_grad,
     rows_are_split,
 )
@@ -332,7 +333,7 @@ def _compute_weight(weight, dtype, axes):
 
 def _matmul(subscripts, x, y):
     # XLA's CPU backend lacks bfloat16 x bfloat16 = float32 where it folds a transpose (tied embeddings) into the dot.
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else x.dtype
+    dtype = jnp.float32 if program_device().platform == "cpu" else x.dtype
     return jnp.einsum(subscripts, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
 
 

@@ -21,11 +21,13 @@ class Inputs(Protocol):
         tokens: ids; the first T are read, the last T predicted.
         positions: of packed rows, of an input in its example; None: its place in the row.
         segment_ids: of packed rows, of the example that an input belongs to; None: a row is one text.
+        most_segments: of packed rows, how many different ids a row has at most; None: unknown.
     """
 
     tokens: Int[Array, "B T+1"]
     positions: Int[Array, "B T"] | None
     segment_ids: Int[Array, "B T"] | None
+    most_segments: int | None
 
 
 @jax.tree_util.register_dataclass
@@ -95,6 +97,7 @@ class Model:
             inputs.tokens,
             positions=inputs.positions,
             segment_ids=inputs.segment_ids,
+            most_segments=inputs.most_segments,
             hooks=hooks,
         )
 
@@ -139,6 +142,7 @@ class Model:
             inputs.tokens[:, :-1],
             positions=inputs.positions,
             segment_ids=inputs.segment_ids,
+            most_segments=inputs.most_segments,
             hooks=hooks,
         )
 

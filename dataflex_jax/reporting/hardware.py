@@ -45,7 +45,11 @@ def peak_flops(device: jax.Device) -> float | None:
 
     A slice of a GPU (MIG) has no known peak: its name tells the slice, not the share of the clock.
     """
-    kind = device.device_kind
+    return peak_flops_of(device.device_kind)
+
+
+def peak_flops_of(kind: str) -> float | None:
+    """`peak_flops` of a device of this kind, as JAX calls it."""
     if "MIG" in kind.split():
         return None
     return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, kind)), None)

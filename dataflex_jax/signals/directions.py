@@ -19,6 +19,7 @@ from dataflex_jax.data.batch import Batch
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.layout import LAYERS, param_shardings
 from dataflex_jax.models.model import Model
+from dataflex_jax.sharding import shardings
 from dataflex_jax.signals.moments import Moments
 from dataflex_jax.signals.rows import SQUARED_AS, map_named, named_leaves, row_loss
 from dataflex_jax.signals.taps import tapped
@@ -78,16 +79,23 @@ def _inner(x, y):
     return jnp.sum(jnp.einsum("...i,...i->...", x, y, precision="highest"))
 
 
-def no_directions(mesh: Mesh, params: PyTree, paths: tuple[str, ...], count: int) -> Directions:
-    """`count` directions of zeros for these parameters, each split like its parameter."""
-    shardings = {
-        path: NamedSharding(mesh, P(None, *sharding.spec))
-        for path, sharding in named_leaves(param_shardings(mesh, params)).items()
+def abstract_directions(mesh: Mesh, params: PyTree, paths: tuple[str, ...], count: int) -> Directions:
+    """Shapes and shardings of `count` directions of these parameters, each split like its parameter."""
+    leaves, split = named_leaves(params), named_leaves(param_shardings(mesh, params))
+    return {
+        path: jax.ShapeDtypeStruct(
+            (count, *leaves[path].shape), jnp.float32, sharding=NamedSharding(mesh, P(None, *split[path].spec))
+        )
+        for path in leaves
         if path in paths
     }
-    shapes = {path: (count, *leaf.shape) for path, leaf in named_leaves(params).items() if path in paths}
-    zeros = {path: functools.partial(jnp.zeros, shape, jnp.float32) for path, shape in shapes.items()}
-    return jax.jit(lambda: {path: make() for path, make in zeros.items()}, out_shardings=shardings)()
+
+
+def no_directions(mesh: Mesh, params: PyTree, paths: tuple[str, ...], count: int) -> Directions:
+    """`count` directions of zeros for these parameters, each split like its parameter."""
+    abstract = abstract_directions(mesh, params, paths, count)
+    zeros = {path: functools.partial(jnp.zeros, leaf.shape, leaf.dtype) for path, leaf in abstract.items()}
+    return jax.jit(lambda: {path: make() for path, make in zeros.items()}, out_shardings=shardings(abstract))()
 
 
 def direction_bytes(mesh: Mesh, params: PyTree, paths: tuple[str, ...]) -> int:

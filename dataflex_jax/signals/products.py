@@ -18,7 +18,7 @@ from dataflex_jax.models import layout
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import Projection
-from dataflex_jax.sharding import BATCH_AXES, constrain
+from dataflex_jax.sharding import BATCH_AXES, constrain, program_device
 from dataflex_jax.signals.projections import kronecker_signs
 from dataflex_jax.signals.rows import SQUARED_AS, ExampleLoss
 
@@ -162,7 +162,7 @@ _observed.defvjp(_observed_fwd, _observed_bwd)
 def _matmul(subscripts, x, y):
     """In the dtype of x, where signs are exact; accumulated and returned in float32."""
     # The CPU backend lacks some products of bfloat16 that are float32.
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else x.dtype
+    dtype = jnp.float32 if program_device().platform == "cpu" else x.dtype
     return jnp.einsum(
         subscripts, x.astype(dtype), y.astype(dtype), precision="highest", preferred_element_type=jnp.float32
     )

@@ -1,139 +1,130 @@
-"""Whether a run fits: compiles its train step for a mesh of any size, without running it, and prints bytes per device.
+"""Whether a run fits, and how fast it can be at most: compiles its programs for a mesh of any size, and runs none.
 
-    python scripts/bench/memory.py --config=configs/odm.py:slimpajama-6b --devices=8 [--shape=DIR_WITH_config.json] \\
-        [--config.mesh.tensor=2 --config.model.remat=dots ...]
+    python scripts/bench/memory.py --config=configs/odm.py:slimpajama-6b --device=h100 --devices=8 [--shape=DIR] \\
+        [--program=gradients] [--config.mesh.tensor=2 --config.model.remat=dots ...] [--sweep]
 
-Parameters, optimizer state and batch are exact: they follow from shapes and shardings. Activations and temporaries are
-what XLA's buffer assignment for this platform (the CPU where there is no GPU) needs beside them: for GPUs an estimate,
-from above where attention is fused there. Instruction data is counted at its longest rows. --shape takes the model's
-shape from a folder, so that no hub is needed. No data is read.
+With --device XLA's GPU compiler compiles for that card, which need not be here (the extra "aot"). It finds the bytes of
+each device against the card's memory, FLOPs and memory traffic, the roofline time, which no run beats, the MFU that
+this allows, and the collectives with what of them has nothing to hide behind. It does not know cuDNN's workspace and
+NCCL's buffers, some hundred MB.
+
+Without --device the program is for the devices that are here, CPUs where there is no accelerator: parameters, optimizer
+state and batch are exact all the same, the temporaries of a CPU are an upper bound of a GPU's.
+
+--sweep tries variants, of remat, rows and mesh if --over names nothing else, and says which of those that fit has the
+most tokens a second. An axis of --over is a field of the configuration, "devices", "shape", or "rows" (a microbatch's,
+a device):
+
+    ... --device=h100 --sweep --over=shape=DIR,DIR --over=devices=1,8,32 --over=rows=4,8 --over=model.remat=full,dots
+
+--program is one of dataflex_jax/aot/programs.py: train (with adapters where the configuration has them), losses, norms,
+gradients, kronecker, rademacher, influences, alignments, generate. Instruction data is counted at its longest rows.
+--shape takes the model's shape from a folder, so that no hub is needed. No data is read.
 """
 
-import dataclasses
+import ast
 import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
+import jax
+import results
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax import cli
+from dataflex_jax.aot import compiler, grid, words
+from dataflex_jax.aot.cards import CARDS
+from dataflex_jax.aot.estimate import Estimate, estimate
+from dataflex_jax.errors import InputError
+from dataflex_jax.files import expanded
+from dataflex_jax.training import run_config
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes per device."""
-
-    parameters: int
-    optimizer: int
-    frozen: int
-    batch: int
-    temporaries: int
-
-    @property
-    def peak(self) -> int:
-        return self.parameters + self.optimizer + self.frozen + self.batch + self.temporaries
+OVER = ("model.remat=full,attention,dots,none", "rows=4,8,16", "mesh.tensor=1,2")
 
 
-def per_device(tree) -> int:
-    """Bytes of one device's shards of `jax.ShapeDtypeStruct`s with shardings."""
-    import jax
-    import numpy as np
+def estimated(config: ConfigDict, fields: Mapping[str, Any]) -> Estimate:
+    """The estimate of the configuration with other values of fields, "devices", "shape" and "rows"."""
+    fields = {"devices": flags.FLAGS.devices, "shape": flags.FLAGS.shape, "rows": None} | fields
+    devices, shape, rows = (fields.pop(name) for name in ("devices", "shape", "rows"))
+    if shape:
+        fields["model.name_or_path"] = expanded(shape)
+    config = grid.having(config, fields)
+    if rows:
+        config.data.batch_size = rows * max(1, devices // config.mesh.tensor) * config.data.grad_accumulation
+    card = CARDS[flags.FLAGS.device] if flags.FLAGS.device else None
+    return estimate(flags.FLAGS.program, config, card, devices, flags.FLAGS.vocab_size)
 
-    def shard(leaf):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return 0
-        return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
-    return sum(map(shard, jax.tree.leaves(tree)))
+def axes(texts: list[str]) -> dict[str, list[Any]]:
+    """The axes of --over.
+
+    Raises:
+        InputError: a text that is no NAME=VALUE,...
+    """
+    found = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if not name or not values:
+            raise InputError(f"--over={text}: must be NAME=VALUE,VALUE,...")
+        found[name] = [_value(value) for value in values.split(",")]
+    return found
 
 
-def measure(config, vocab_size: int) -> tuple[Memory, dict]:
-    """Compiles the step of a configuration on the devices that are there."""
-    import jax
-    import jax.numpy as jnp
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
-    from dataflex_jax import config as configuration
-    from dataflex_jax.data.batch import Batch
-    from dataflex_jax.data.domains import buckets
-    from dataflex_jax.data.sources.table import is_instruction
-    from dataflex_jax.models.layout import placed
-    from dataflex_jax.models.model import Model
-    from dataflex_jax.policies.active import active_policies
-    from dataflex_jax.sharding import batch_sharding, make_mesh, replicated, shardings
-    from dataflex_jax.training import optim
-    from dataflex_jax.training.state import Fixed, Start
-    from dataflex_jax.training.step import TrainStep
-    from dataflex_jax.training.weights import resolved_model, trained_of
 
-    configuration.validate(config)
-    mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        cfg = resolved_model(config, vocab_size)
-        trained, mixer = trained_of(cfg, config.model.trainable), active_policies(config).mixer
-        rate = optim.learning_rate(config.optim, config.train_step)
-        num_domains = len(config.data.domains or "1234567")
-        proportions = jnp.ones(num_domains) / num_domains
-        start = Start(Model.shape(cfg), trained, optim.adamw(config.optim, rate), mixer.policy.init(proportions))
-        state, frozen = start.abstract(mesh), None
-        if trained is not None:
-            whole = jax.eval_shape(lambda key: Model.random(cfg, key).training(trained), jax.random.key(0))
-            dtype = jnp.dtype(cfg.param_dtype if cfg.lora is None else cfg.lora.base_dtype)
-            frozen = placed(mesh, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), whole.frozen))
-        rows, instruction = config.data.batch_size, is_instruction(config.data)
-        length = max(buckets(config.data)) if instruction else config.data.seq_len
-
-        def of_rows(*shape, dtype="int32"):
-            return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh))
-
-        packed = of_rows(length) if instruction and config.data.packing else None
-        batch = Batch(
-            tokens=of_rows(length + 1),
-            mask=of_rows(length, dtype="float32"),
-            lengths=of_rows(),
-            domain=of_rows(),
-            drawn_with=jax.ShapeDtypeStruct((num_domains,), "float32", sharding=replicated(mesh)),
-            segment_ids=packed,
-            positions=packed,
-        )
-        step = TrainStep(start.model, start.optimizer, rate, mixer, grad_accumulation=config.data.grad_accumulation)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), replicated(mesh)))
-        compiled = jitted.lower(state, batch, Fixed(frozen)).compile().memory_analysis()
-    memory = Memory(
-        parameters=per_device(state.params),
-        optimizer=per_device(state.opt_state),
-        frozen=per_device(frozen),
-        batch=per_device(batch),
-        temporaries=compiled.temp_size_in_bytes,
-    )
-    return memory, {
-        "parameters_in_all": cfg.num_params(),
-        "mesh": dict(mesh.shape),
-        "platform": jax.default_backend(),
-    }
+def sweep(config: ConfigDict) -> dict[str, Any]:
+    """Tries the variants, prints them and what is best of each model and number of devices; the result as JSON."""
+    over = axes(flags.FLAGS.over)
+    rows = grid.tried(lambda fields: estimated(config, fields), list(grid.variants(over)))
+    print(words.table(rows))
+    chosen = grid.best_of_each(rows, ("shape", "devices"))
+    for row in chosen:
+        print("best:", ", ".join(f"{name}={value}" for name, value in row.to_json()["fields"].items()))
+    if not chosen:
+        print("none fits")
+    found = {"program": flags.FLAGS.program, "card": flags.FLAGS.device, "cards": flags.FLAGS.devices}
+    return found | {"rows": [row.to_json() for row in rows], "best": [rows.index(row) for row in chosen]}
 
 
 def main(argv: list[str]) -> None:
     cli.no_positional(argv)
     config = cli.chosen_config()
-    if flags.FLAGS.shape:
-        config.model.name_or_path = flags.FLAGS.shape
-    # Before JAX starts: where there is no accelerator, the mesh is made of virtual CPU devices.
-    count = f"--xla_force_host_platform_device_count={flags.FLAGS.devices}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
-    memory, about = measure(config, flags.FLAGS.vocab_size)
-    print(f"{about['parameters_in_all']:,} parameters on {about['mesh']} ({about['platform']}); GiB per device:")
-    for name, value in {**dataclasses.asdict(memory), "peak": memory.peak}.items():
-        print(f"  {name:12} {value / GIB:9.3f}")
+    if flags.FLAGS.sweep and not flags.FLAGS.device:
+        raise InputError(f"--sweep needs --device, one of {', '.join(flags.FLAGS['device'].parser.enum_values)}")
+    if flags.FLAGS.device:
+        jax.config.update("jax_platforms", "cpu")  # the card is not here, and JAX must not look for it
+    else:
+        # Before JAX starts: where there is no accelerator, the mesh is made of virtual CPU devices.
+        count = f"--xla_force_host_platform_device_count={flags.FLAGS.devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
+    if flags.FLAGS.device:
+        compiler.check(f"--device={flags.FLAGS.device}")
+    if flags.FLAGS.sweep:
+        found = sweep(config)
+        if flags.FLAGS.output:
+            results.write(flags.FLAGS.output, results.describe(run_config.resolved(config)) | found)
+        return
+    found = estimated(config, {})
+    print(words.described(found))
     if flags.FLAGS.output:
         with open(flags.FLAGS.output, "w") as file:
-            json.dump({**about, **dataclasses.asdict(memory), "peak": memory.peak}, file, indent=1)
+            json.dump(found.to_json(), file, indent=1)
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The recipe.")
-    flags.DEFINE_integer("devices", 8, "How many devices the mesh has, where there is no accelerator.", lower_bound=1)
+    flags.DEFINE_enum("device", None, list(CARDS), "The card to compile for; None: for what is here.")
+    flags.DEFINE_integer("devices", 8, "How many devices the mesh has, of those that are not here.", lower_bound=1)
+    flags.DEFINE_string("program", "train", "What is compiled: train, gradients, generate, ...")
+    flags.DEFINE_boolean("sweep", False, "Try the variants of --over.")
+    flags.DEFINE_multi_string("over", OVER, "An axis of the sweep: NAME=VALUE,VALUE,... Several are multiplied.")
     cli.define_path("shape", None, "A folder with config.json in place of config.model.name_or_path.")
     flags.DEFINE_integer("vocab_size", 2, "The tokenizer's, where the model's shape does not say.", lower_bound=2)
     cli.define_path("output", None, "A JSON file for the figures.")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.attention import causal_attention, choose_implementation
+from dataflex_jax.models.attention import causal_attention, choose_implementation, split_by_heads
+from dataflex_jax.sharding import make_mesh
 
 
 def reference(query, key, value, allowed):
@@ -45,7 +46,9 @@ VALID = {"backend": "gpu", "dtype": jnp.bfloat16, "head_dim": 64, "has_segments"
         ({"head_dim": 20}, "multiple of 8"),
         ({"head_dim": 264}, "up to 256"),
         ({"head_dim": 136, "hopper": False}, "up to 128"),
-        ({"has_segments": True}, "cannot keep packed segments apart"),
+        ({"has_segments": True, "most_segments": 8, "hopper": False}, "packed segments apart on a GPU of compute cap"),
+        ({"has_segments": True, "most_segments": 8, "windowed": True}, "no sliding window among packed segments"),
+        ({"has_segments": True}, "how many packed segments"),
     ],
 )
 def test_cudnn_only_where_it_is_valid(change, reason):
@@ -54,6 +57,26 @@ def test_cudnn_only_where_it_is_valid(change, reason):
     assert choose_implementation("auto", **(VALID | change)) == "xla"
     with pytest.raises(InputError, match=reason):
         choose_implementation("cudnn", **(VALID | change))
+
+
+def test_cudnn_keeps_as_many_packed_segments_apart_as_are_announced():
+    assert choose_implementation("auto", **(VALID | {"has_segments": True, "most_segments": 8})) == "cudnn"
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (8, 2), (6, 3), (8, 8), (6, 2)])
+def test_heads_are_split_alike_and_attention_is_the_same(heads):
+    """By a mesh of 4 parts; the third and the last have heads that it does not divide."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    query = jax.random.normal(keys[0], (2, 12, heads[0], 8))
+    key, value = (jax.random.normal(k, (2, 12, heads[1], 8)) for k in keys[1:])
+    expected = causal_attention(query, key, value)
+    with jax.set_mesh(make_mesh({"fsdp": 2, "tensor": 4})):
+        parts = jax.jit(split_by_heads)(query, key, value)
+        actual = jax.jit(causal_attention)(*parts)
+    split = heads[0] % 4 == 0
+    assert [("tensor" in x.sharding.spec) for x in parts] == [split] * 3
+    assert parts[1].shape[2] % (4 if split else 1) == 0
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_unknown_implementation_is_named():

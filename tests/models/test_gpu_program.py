@@ -6,15 +6,19 @@ JAX asks the GPU's libraries which cuDNN they hold; here it is told.
 import functools
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from dataflex_jax import sharding
 from dataflex_jax.models import parts
 from dataflex_jax.models.config import REMAT_POLICIES, LoraConfig, ModelConfig
 from dataflex_jax.models.decoder import Hooks
+from dataflex_jax.models.generation.generate import generate
 from dataflex_jax.models.layout import param_shardings
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import Projection
@@ -36,7 +40,9 @@ BATCH = batch_of(jnp.zeros((8, 129), jnp.int32))
 
 @pytest.fixture(autouse=True)
 def _a_gpu(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    mesh = SimpleNamespace(empty=False, devices=np.array([gpu]))
+    monkeypatch.setattr(sharding, "get_concrete_mesh", lambda: mesh)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda capability: False)
@@ -147,3 +153,17 @@ def test_a_half_precision_model_keeps_no_float32_step_between_two_products():
         statistics = (3, 8, CONFIG["num_attention_heads"], 128)
         assert all(dtype == jnp.bfloat16 or shape == statistics for dtype, shape in layers), remat
     assert sizes["none"] == sizes["dots"] > sizes["attention"] > sizes["full"] > 0
+
+
+def test_tokens_are_generated_without_a_copy_of_each_layers_weights():
+    """The pass over the prompts takes a layer's stored weights out of all layers', in the loop over tokens none are."""
+    model, prompts = build(), jnp.zeros((8, 16), jnp.int32)
+
+    def sliced(model):
+        text = program(functools.partial(generate, max_new_tokens=4), model, prompts, jnp.full(8, 16))
+        return set(re.findall(r"dynamic_slice .*: \(tensor<3x256x(?:\d+)x(\w+)>", text))
+
+    assert sliced(model) == {"f32"}
+    mesh = make_mesh({"fsdp": 8})  # whose gathers make the copy
+    with jax.set_mesh(mesh):
+        assert sliced(jax.device_put(model, param_shardings(mesh, model))) == {"bf16"}

@@ -16,8 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 _QUERIES = 64
 _POINTS = 2**17
 _ROUND = 4096
-# On a CPU one core finds the lowest of so many queries.
-_SORTED = 16
 
 
 class Neighbours(NamedTuple):
@@ -183,23 +181,70 @@ class _Best(NamedTuple):
     squares: Float[Array, "m k"]
 
 
+_NOTHING = _Best(np.empty(0, np.int32), np.empty(0, np.float32))
+
+
 def _search(
     tiles: _Tiles, queries: Float[np.ndarray, "m d"], k: int
 ) -> tuple[Int[np.ndarray, "m k"], Float[np.ndarray, "m k"], Float[np.ndarray, " N"]]:
     """Of each query its neighbours and their squared distances; the least of each point."""
-    merge, blocks = _merging(tiles.mesh, k), tiles.blocks(queries)
+    search = _of_tile_on_host if _host_selects(tiles.mesh) else _of_tile
+    blocks = tiles.blocks(queries)
     best: list[_Best | None] = [None] * len(blocks)
     closest = []
     for tile in tiles:
-        least = np.float32(np.inf)
-        for number, block in enumerate(blocks):
-            best[number], of_block = merge(best[number], block, tile)
-            least = jnp.minimum(least, of_block)
-            # A device would otherwise have the distances of many blocks at once.
-            jax.block_until_ready(best[number - 1])
-        closest.append(_whole(tiles.mesh)(least))
+        best, least = search(tiles.mesh, best, blocks, tile, k)
+        closest.append(least)
     ids, squares = (np.concatenate([np.asarray(part[i]) for part in best])[: len(queries)] for i in range(2))
     return ids, squares, np.concatenate(closest)[: tiles.num_points]
+
+
+def _host_selects(mesh: Mesh) -> bool:
+    # XLA sorts whole rows on a CPU, where NumPy only parts them.
+    return jax.process_count() == 1 and mesh.devices.flat[0].platform == "cpu"
+
+
+def _of_tile(
+    mesh: Mesh, best: list[_Best | None], blocks: list[Float[Array, "b d"]], tile: _Tile, k: int
+) -> tuple[list[_Best | None], Float[np.ndarray, " n"]]:
+    """The best of each block with a tile's points among them; the least of each of these."""
+    merge, merged = _merging(mesh, k), []
+    least = np.float32(np.inf)
+    for before, block in zip(best, blocks, strict=True):
+        # A device would otherwise have the distances of many blocks at once.
+        jax.block_until_ready(merged[-2:-1])
+        found, of_block = merge(before, block, tile)
+        merged.append(found)
+        least = jnp.minimum(least, of_block)
+    return merged, _whole(mesh)(least)
+
+
+def _of_tile_on_host(
+    mesh: Mesh, best: list[_Best | None], blocks: list[Float[Array, "b d"]], tile: _Tile, k: int
+) -> tuple[list[_Best | None], Float[np.ndarray, " n"]]:
+    """As `_of_tile`, where the host has the devices' memory."""
+    merged, least = [], np.float32(np.inf)
+    ahead = _jitted_squares(blocks[0], tile)
+    for before, following in zip(best, [*blocks[1:], None], strict=True):
+        squares, ahead = np.asarray(ahead), None if following is None else _jitted_squares(following, tile)
+        least = np.minimum(least, squares.min(axis=0))
+        before = [_NOTHING] * len(squares) if before is None else map(_Best, *before)
+        rows = [_merged_row(of_row, row, tile.first, k) for of_row, row in zip(before, squares, strict=True)]
+        merged.append(_Best(*map(np.stack, zip(*rows, strict=True))))
+    return merged, least
+
+
+def _merged_row(best: _Best, squares: Float[np.ndarray, " n"], first: int, k: int) -> _Best:
+    """A query's best with a tile's points among them, the nearest first; of equal ones the lower place first."""
+    if len(best.ids) == k:
+        places = np.flatnonzero(squares < best.squares[-1])
+    elif len(squares) > k:
+        places = np.flatnonzero(squares <= np.partition(squares, k - 1)[k - 1])
+    else:
+        places = np.arange(len(squares))
+    ids, found = np.append(best.ids, first + places), np.append(best.squares, squares[places])
+    order = np.argsort(found, kind="stable")[:k]
+    return _Best(ids[order], found[order])
 
 
 def _sums(
@@ -270,6 +315,9 @@ def _squares(queries: Float[Array, "m d"], tile: _Tile) -> Float[Array, "m n"]:
     return jnp.maximum(jnp.sum(queries**2, axis=1)[:, None] + tile.norms - 2 * inner, 0.0)
 
 
+_jitted_squares = jax.jit(_squares)
+
+
 def _least(squares: Float[Array, "m n"]) -> Float[Array, " n"]:
     # By halves, because a CPU reduces a leading axis ten times slower.
     while (rows := squares.shape[0]) > 1:
@@ -281,6 +329,5 @@ def _least(squares: Float[Array, "m n"]) -> Float[Array, " n"]:
 def _lowest(squares: Float[Array, "m n"], k: int) -> _Best:
     """The lowest of each row, all where there are fewer than k, of equal ones the first; their places for ids."""
     k = min(k, squares.shape[1])
-    parts = [jax.lax.top_k(-squares[i : i + _SORTED], k) for i in range(0, squares.shape[0], _SORTED)]
-    negated, places = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+    negated, places = jax.lax.top_k(-squares, k)
     return _Best(places, -negated)

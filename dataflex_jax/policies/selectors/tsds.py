@@ -122,29 +122,38 @@ def transport(distances: Float[np.ndarray, "M k"], densities: Float[np.ndarray, 
     no corner of those left out can be above it. Below the least t at which every target's neighbours hold its mass
     there is no plan.
     """
-    share, width = 1 / len(distances), 0
-    while width < distances.shape[1]:
-        width = min(max(2 * width, _NEIGHBOURS), distances.shape[1])
-        near, around = (np.asarray(part[:, :width], np.float64) for part in (distances, densities))
-        room = np.cumsum(1 / around, axis=1)
-        corners = share / room
-        falls = (alpha / C) * room[:, :-1] * np.diff(near, axis=1)
-        wanted = _reaching((1 - alpha) * len(distances), corners[:, :-1].ravel(), falls.ravel())
-        least = corners[:, -1].max()
-        if wanted >= least:
-            break
-    cap = max(wanted, least)
-    mass = np.diff(np.minimum(cap * room, share), axis=1, prepend=0)
-    return Plan(mass, float(cap), bool(wanted < least and alpha < 1))
+    (num, k), share = distances.shape, 1 / len(distances)
+    limit, reached = (1 - alpha) * num, False
+    width, room = 0, np.zeros((num, 1))
+    rooms, corners, falls = [], [], []
+    while width < k and not reached:
+        start, width = width, min(max(2 * width, _NEIGHBOURS), k)
+        room = room[:, -1:] + np.cumsum(1 / np.asarray(densities[:, start:width], np.float64), axis=1)
+        near = np.asarray(distances[:, start : width + 1], np.float64)
+        further = np.diff(near, axis=1, append=near[:, -1:])[:, : width - start]
+        rooms.append(room)
+        corners.append(share / room)
+        falls.append((alpha / C) * room * further)
+        # Of the corners from here on none is left out.
+        least = corners[-1][:, -1].max()
+        known = [part >= least for part in corners]
+        reached = sum(part[which].sum() for part, which in zip(falls, known, strict=True)) >= limit
+    cap = float(least)
+    if reached:
+        of_known = (
+            np.concatenate([part[which] for part, which in zip(parts, known, strict=True)])
+            for parts in (corners, falls)
+        )
+        cap = _reaching(limit, *of_known)
+    mass = np.diff(np.minimum(cap * np.concatenate(rooms, axis=1), share), axis=1, prepend=0)
+    return Plan(mass, cap, not reached and alpha < 1)
 
 
 def _reaching(limit: float, corners: Float[np.ndarray, " n"], falls: Float[np.ndarray, " n"]) -> float:
-    """The highest corner such that its fall and those of all corners above it sum to `limit`; 0: there is none.
+    """The highest corner such that its fall and those of all corners above it sum to `limit`, which all together do.
 
     In time n: half of what is left is put aside again and again.
     """
-    if falls.sum() < limit:
-        return 0.0
     pivot = 0.0
     while len(corners):
         middle = len(corners) // 2

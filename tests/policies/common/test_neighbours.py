@@ -17,6 +17,12 @@ def distances_of(queries, points):
     return np.linalg.norm(differences, axis=2)
 
 
+@pytest.fixture(params=[True, False], ids=["host", "devices"], autouse=True)
+def selecting(request, monkeypatch):
+    """Who finds the nearest of a tile: on CPUs it is the host."""
+    monkeypatch.setattr(neighbours, "_host_selects", lambda mesh: request.param)
+
+
 @pytest.fixture(params=[(64, 131072, 4096), (5, 16, 10), (64, 7, 64)], ids=str)
 def tiles(request, monkeypatch):
     for name, value in zip(("_QUERIES", "_POINTS", "_ROUND"), request.param, strict=True):

@@ -99,7 +99,8 @@ def get_config(arg: str = "") -> ConfigDict:
     lora.dropout = 0.0  # of their inputs, while training
     lora.name_or_path = placeholder(str)  # PEFT adapter to start from (folder or hub id); None: fresh ones
     lora.use_rslora = False  # scale by alpha / sqrt(rank)
-    # Of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; "all": all seven, without those of experts.
+    # Of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; "all": all seven, without those of experts, which get
+    # adapters where they are named.
     lora.target_modules = ("all",)
     lora.base_dtype = "bfloat16"  # of the frozen parameters; the adapters have model.param_dtype
 
@@ -190,6 +191,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh = mesh = ConfigDict()
     mesh.data = 1  # copies of the model
     mesh.fsdp = -1  # parameters and optimizer state split over these (ZeRO-3)
+    mesh.expert = 1  # experts split over these, to which tokens are sent; of mixtures of experts
     mesh.tensor = 1  # matrices split over these
 
     choices = _parse(arg)

@@ -223,6 +223,7 @@ CHECKS: dict[str, Check] = {
     "optim.clip_norm": _number(0),
     "mesh.data": _MESH_AXIS,
     "mesh.fsdp": _MESH_AXIS,
+    "mesh.expert": _MESH_AXIS,
     "mesh.tensor": _MESH_AXIS,
 }
 

@@ -1,9 +1,9 @@
 """Where arrays live: the device mesh, rules from parameter paths to mesh axes, and the collectives of ZeRO-3.
 
-Parameters and optimizer state are split over "fsdp" (and heads, MLP channels and vocabulary over "tensor"); rows of
-the batch are split over "data" and "fsdp". A weight is cast to the compute dtype, gathered over "fsdp" where it is
-used, and its gradient goes back as a sum that is split again. The functions that run inside a model do nothing without
-a mesh (`jax.set_mesh`).
+Parameters and optimizer state are split over "fsdp" (and heads, MLP channels and vocabulary over "tensor", experts over
+"expert"); rows of the batch are split over "data", "fsdp" and "expert". A weight is cast to the compute dtype, gathered
+over "fsdp" where it is used, and its gradient goes back as a sum that is split again. The functions that run inside a
+model do nothing without a mesh (`jax.set_mesh`).
 """
 
 import math
@@ -15,21 +15,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax._src.mesh import get_concrete_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
 from dataflex_jax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "expert", "tensor")
+BATCH_AXES = ("data", "fsdp", "expert")
+SELDOM = "seldom"  # in the name of a conditional of which the branch that does nothing is nearly always taken
 
-# (pattern for the end of a "/"-joined path, mesh axes a dimension): the first that matches decides.
+# (pattern for the end of a "/"-joined path, mesh axes a dimension): the first that matches decides. Of several axes of
+# a dimension the first ones that divide it split it, and an axis that several dimensions name splits the first it can.
 Rules = Sequence[tuple[str, P]]
 
 
 def make_mesh(mesh_config: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh ("data", "fsdp", "tensor") with Auto axes.
+    """The mesh ("data", "fsdp", "expert", "tensor") with Auto axes.
 
     Args:
         mesh_config: sizes by axis name (1 where absent); one of them may be -1: all remaining devices.
@@ -74,7 +76,7 @@ def param_shardings(mesh: Mesh, tree: PyTree, rules: Rules) -> PyTree:
     """
 
     def place(path, leaf):
-        return NamedSharding(mesh, _divisible(_spec(leaf_name(path), leaf.ndim, rules), leaf.shape, mesh.shape))
+        return NamedSharding(mesh, _resolved(_spec(leaf_name(path), leaf.ndim, rules), leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -94,8 +96,13 @@ def shardings(abstract: PyTree) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows (the leading axis) split over "data" and "fsdp"."""
+    """Rows (the leading axis) split over `BATCH_AXES`."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Over how many devices rows are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -137,16 +144,22 @@ def gather_weights(
         name = f"{prefix}/{leaf_name(path)}"
         if leaf.ndim < 2 or name in as_stored:
             return leaf
-        return gather_weight(leaf, dtype, tuple(_spec(name, leaf.ndim + 1, rules))[1:])
+        axes = _spec(name, leaf.ndim + 1, rules)[1:]
+        return gather_weight(leaf, dtype, tuple(_resolved(axes, leaf.shape, jax.sharding.get_abstract_mesh().shape)))
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def gather_weight(weight: Array, dtype: jnp.dtype, axes: tuple[str | None, ...]) -> Array:
+def gather_weight(weight: Array, dtype: jnp.dtype, axes: tuple[str | tuple[str, ...] | None, ...]) -> Array:
     """A weight that is split over `axes`, cast to `dtype` and then gathered over "fsdp"; see `gather_weights`."""
     split = constrain(weight.astype(dtype), *axes)
-    return constrain(split, *(None if axis == "fsdp" else axis for axis in axes))
+    return constrain(split, *map(_without_fsdp, axes))
+
+
+def _without_fsdp(axes: str | tuple[str, ...] | None) -> str | None:
+    others = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis != "fsdp")
+    return others[0] if len(others) == 1 else others or None
 
 
 def _gather_fwd(weight, dtype, axes):
@@ -166,7 +179,12 @@ def rows_are_split(num_rows: int) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if not set(AXES) <= set(mesh.auto_axes):
         return False
-    return num_rows % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
+    return num_rows % row_shards(mesh) == 0
+
+
+def weights_are_split() -> bool:
+    """Whether a mesh is set that splits weights over "fsdp", so that they are gathered where they are used."""
+    return jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
 
 
 def map_rows(fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
@@ -189,7 +207,8 @@ def reduce_grad(grad: Float[Array, "..."], dim: int, axis: str | None) -> Float[
     """Inside `map_rows`: the sum of `grad` over all rows, split along `dim` over `axis` ("fsdp" or None)."""
     if axis is None:
         return jax.lax.psum(grad, BATCH_AXES)
-    return jax.lax.psum(jax.lax.psum_scatter(grad, axis, scatter_dimension=dim, tiled=True), "data")
+    others = tuple(name for name in BATCH_AXES if name != axis)
+    return jax.lax.psum(jax.lax.psum_scatter(grad, axis, scatter_dimension=dim, tiled=True), others)
 
 
 def leaf_name(path: jax.tree_util.KeyPath) -> str:
@@ -211,3 +230,17 @@ def _divisible(spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
         return axis if all(n in sizes for n in names) and dim % math.prod(sizes[n] for n in names) == 0 else None
 
     return P(*(keep(axis, dim) for axis, dim in zip(spec, shape, strict=True)))
+
+
+def _resolved(spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
+    """What of a rule's axes splits an array of this shape."""
+    found, used = [], set()
+    for axes, dim in zip(spec, shape, strict=True):
+        names = []
+        for name in (axes,) if isinstance(axes, str) else axes or ():
+            if name in used or name not in sizes or dim % math.prod(sizes[other] for other in (*names, name)):
+                break
+            names.append(name)
+        used.update(names)
+        found.append(names[0] if len(names) == 1 else tuple(names) or None)
+    return P(*found)

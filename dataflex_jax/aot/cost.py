@@ -16,6 +16,7 @@ from dataflex_jax.aot.cards import Card
 from dataflex_jax.aot.collectives import Transfer, transfer
 from dataflex_jax.aot.hlo import Instruction, Module
 from dataflex_jax.aot.work import flops, hbm_bytes
+from dataflex_jax.sharding import SELDOM
 
 # Names for what is there already; what ends something that runs beside is counted where it begins.
 _FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id")
@@ -212,7 +213,8 @@ class _Reader(NamedTuple):
                 *instruction.called("true_computation"),
                 *instruction.called("false_computation"),
             ]
-            return max(map(self.passed, branches), key=lambda passed: passed[0])
+            chosen = min if f"/{SELDOM}/" in instruction.attributes else max
+            return chosen(map(self.passed, branches), key=lambda passed: passed[0])
         seconds, inner = self.passed(instruction.called("body")[0])
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
         times = int(known[1]) if known else self.trips

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.domains import buckets
-from dataflex_jax.data.loader import check_rows
+from dataflex_jax.data.loader import check_rows, segment_slots
 from dataflex_jax.data.sources.table import is_instruction
 from dataflex_jax.errors import InputError
-from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.config import ModelConfig, check_experts
 from dataflex_jax.models.generation.generate import generate
 from dataflex_jax.models.layout import placed
 from dataflex_jax.models.model import Model
@@ -30,6 +30,7 @@ from dataflex_jax.policies.signals import (
     Projection,
 )
 from dataflex_jax.sharding import batch_sharding, make_mesh, replicated, shardings
+from dataflex_jax.signals import model_signals  # noqa: F401 - registers how they are computed
 from dataflex_jax.signals.directions import abstract_directions
 from dataflex_jax.signals.moments import AdamState
 from dataflex_jax.signals.registry import Subject, row_function
@@ -41,7 +42,7 @@ from dataflex_jax.training.weights import resolved_model, trained_of
 
 NEW_TOKENS = 128
 _DIRECTIONS = 8
-_SEGMENTS = 32  # of a packed row, as many as typical instructions have at 2,048 tokens
+_EXAMPLE = 128  # tokens of the examples in a packed row, on average
 _ADAM = Preconditioner()
 # What sweeps ask of each row, as selectors do by default.
 _SIGNALS = {
@@ -111,7 +112,7 @@ class _Run(NamedTuple):
             drawn_with=num_domains and jax.ShapeDtypeStruct((num_domains,), "float32", sharding=whole),
             segment_ids=in_example,
             positions=in_example,
-            most_segments=_SEGMENTS if self.packed else None,
+            most_segments=segment_slots(self.length // _EXAMPLE) if self.packed else None,
         )
 
     def held(self, **others: PyTree) -> dict[str, PyTree]:
@@ -151,6 +152,7 @@ def program(kind: str, config: ConfigDict, devices: list[jax.Device], vocab_size
 
 def _run(config: ConfigDict, mesh: Mesh, vocab_size: int) -> _Run:
     model = resolved_model(config, vocab_size)
+    check_experts(model, mesh.shape["expert"])
     trained, mixer = trained_of(model, config.model.trainable), active_policies(config).mixer
     rate = optim.learning_rate(config.optim, config.train_step)
     proportions = jnp.ones(_domains(config)) / _domains(config)

@@ -63,7 +63,17 @@ def _call_flops(computation: Computation, call: Instruction) -> Mapping[str, flo
         depth = Array("", tuple(operands[0].dims[axis] for axis in axes)).numbers
         dtype = "tf32" if operands[0].dtype == "f32" and '"HIGHEST"' not in call.attributes else operands[0].dtype
         return {dtype: 2.0 * call.arrays[0].numbers * depth}
+    if call.target == "__gpu$xla.gpu.triton":
+        return _grouped_flops(operands[2], operands[3], call.arrays[0])
     return {}
+
+
+def _grouped_flops(x: Array, y: Array, result: Array) -> Mapping[str, float]:
+    """Of `models.grouped`: blocks x with weights y, or with blocks y, a weight's sum of which the result has."""
+    blocks, rows, inputs = x.dims
+    weights = y.dims[0] if result.dims[0] == blocks else result.dims[0]
+    # Half a block of each weight is not used, on average.
+    return {x.dtype: 2.0 * (blocks - weights / 2) * rows * inputs * result.dims[2]}
 
 
 def _seen(attributes: str, keys: int) -> float:

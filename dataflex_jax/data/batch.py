@@ -127,7 +127,7 @@ def smallest_bucket(lengths: Sequence[int], buckets: Sequence[int]) -> int:
 
 
 def on_devices(mesh: Mesh, batch: Batch) -> Batch:
-    """A batch of NumPy arrays, equal on every host, as global arrays: rows over "data" and "fsdp", the rest whole."""
+    """A batch of NumPy arrays, equal on every host, as global arrays: rows over its `BATCH_AXES`, the rest whole."""
     rows = jax.tree.map(lambda value: _placed(value, batch_sharding(mesh)), batch.rows_alone())
     if batch.drawn_with is None:
         return rows

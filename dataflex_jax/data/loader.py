@@ -11,7 +11,7 @@ from dataflex_jax.data.batch import Batch, collated, on_devices, smallest_bucket
 from dataflex_jax.data.domains import Domain
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.errors import InputError
-from dataflex_jax.sharding import batch_sharding
+from dataflex_jax.sharding import batch_sharding, row_shards
 
 _FEWEST_SLOTS = 8
 
@@ -20,13 +20,14 @@ def check_rows(mesh: Mesh, batch_size: int, grad_accumulation: int) -> None:
     """Refuses a batch that the devices cannot share equally.
 
     Raises:
-        InputError: a microbatch is no multiple of the mesh's data x fsdp.
+        InputError: a microbatch is no multiple of the mesh's data x fsdp x expert.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     if (batch_size // grad_accumulation) % shards:
+        axes = "mesh.data x mesh.fsdp" + " x mesh.expert" * (mesh.shape["expert"] > 1)
         raise InputError(
             f"config.data.batch_size / grad_accumulation = {batch_size} / {grad_accumulation}: must be a multiple of "
-            f"mesh.data x mesh.fsdp = {shards} devices"
+            f"{axes} = {shards} devices"
         )
 
 
@@ -37,7 +38,7 @@ class Loader:
 
     Args:
         pool: the rows.
-        mesh: the devices; rows are split over its data and fsdp axes.
+        mesh: the devices; rows are split over its data, fsdp and expert axes.
         extra: name -> function from a row's id to float32 [T] that is padded like the mask, such as cached losses.
     """
 

@@ -11,6 +11,7 @@ from dataflex_jax.data.text.tokenizer import Tokenizer
 from dataflex_jax.harness.plan import Tokens, bucket
 from dataflex_jax.models.generation.generate import generate
 from dataflex_jax.models.model import Model
+from dataflex_jax.sharding import row_shards
 
 _FIRST_TOKENS = 32  # of a text, before strings are looked for in it; then twice as many, and so on
 _ROWS = 32  # at a time
@@ -45,7 +46,7 @@ class Continuations:
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
-        self._shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._shards = row_shards(mesh)
 
     def of(
         self, model: Model, tokenizer: Tokenizer, prompts: Sequence[Tokens], ending: Ending, sampling: Sampling

@@ -12,7 +12,7 @@ from dataflex_jax.harness.plan import Group, Text, Tokens, bucket, groups_of, te
 from dataflex_jax.models import scoring
 from dataflex_jax.models.model import Model
 from dataflex_jax.models.scoring import Prefixes, Scores, Texts
-from dataflex_jax.sharding import batch_sharding, replicated
+from dataflex_jax.sharding import batch_sharding, replicated, row_shards
 
 # Tokens that a device reads at a time; more do not make it faster.
 _CPU_TOKENS = 2**12
@@ -53,7 +53,7 @@ class Likelihoods:
     def __init__(self, mesh: Mesh, *, tokens: int | None = None):
         self._mesh = mesh
         self._tokens = tokens or (_CPU_TOKENS if jax.default_backend() == "cpu" else _ACCELERATOR_TOKENS)
-        self._shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._shards = row_shards(mesh)
         whole = replicated(mesh)
         self._scored = jax.jit(scoring.scored, out_shardings=Scores(whole, whole))
         self._read = jax.jit(scoring.read)

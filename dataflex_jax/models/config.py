@@ -6,7 +6,7 @@ import math
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import families
 from dataflex_jax.models.checks import check_bool, check_choice, check_not_negative, check_positive
-from dataflex_jax.models.layout import ATTENTION_MODULES, LORA_MODULES
+from dataflex_jax.models.layout import ATTENTION_MODULES, EXPERT_MODULES, LORA_MODULES
 
 DTYPES = ("bfloat16", "float32")
 REMAT_POLICIES = ("none", "full", "dots", "attention")
@@ -74,8 +74,9 @@ class LoraConfig:
         dropout: share of an adapter's inputs that are zeroed while training.
         use_rslora: scale = alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023,
             https://arxiv.org/abs/2312.03732).
-        target_modules: names of linear layers of the blocks, or "all" among them for all seven (of a mixture of experts
-            for those of the attention, the only ones that may have any); kept in the order of `LORA_MODULES`.
+        target_modules: names of linear layers of the blocks, or "all" among them for all seven; kept in the order of
+            `LORA_MODULES`. Of a mixture of experts "all" are those of the attention; by name the others are each
+            expert's, which have an adapter of their own (a shared expert has none).
         base_dtype: of the frozen parameters.
     """
 
@@ -101,23 +102,24 @@ class LoraConfig:
         for name in self.target_modules:
             check_choice("lora target_modules", name, ("all", *LORA_MODULES))
         everything = "all" in self.target_modules
+        object.__setattr__(self, "_all", everything)
         object.__setattr__(
             self, "target_modules", tuple(m for m in LORA_MODULES if everything or m in self.target_modules)
         )
 
-    def of_attention(self, architecture: str) -> "LoraConfig":
+    def of_mixture(self, architecture: str) -> "LoraConfig":
         """The adapters of a mixture of experts: "all" are those of the attention.
 
         Raises:
-            InputError: others are asked for by name.
+            InputError: dropout of experts' adapters, to which rows come in no order of their own.
         """
-        if self.target_modules == LORA_MODULES:
+        if self._all:
             return dataclasses.replace(self, target_modules=ATTENTION_MODULES)
         for name in self.target_modules:
-            if name not in ATTENTION_MODULES:
+            if name in EXPERT_MODULES and self.dropout > 0:
                 raise InputError(
-                    f"model lora target_modules={name!r}: the experts of {architecture!r} have no adapters; accepted: "
-                    + ", ".join(map(repr, ("all", *ATTENTION_MODULES)))
+                    f"model lora target_modules={name!r}: adapters of the experts of {architecture!r} have no dropout; "
+                    f"lora dropout={self.dropout} must be 0"
                 )
         return self
 
@@ -257,12 +259,17 @@ class ModelConfig:
         for name in ("router_aux_loss_coef", "router_z_loss_coef"):
             check_not_negative(name, getattr(self, name))
         if self.lora is not None:
-            object.__setattr__(self, "lora", self.lora.of_attention(self.architecture))
+            object.__setattr__(self, "lora", self.lora.of_mixture(self.architecture))
 
     @property
     def family(self) -> families.Family:
         """The record of the architecture."""
         return families.family(self.architecture)
+
+    @property
+    def mixture(self) -> str | None:
+        """The name of the blocks' mixture of experts among the parameters; None: a dense model."""
+        return None if self.family.experts is None else self.family.experts.block
 
     @property
     def output_bias(self) -> bool:
@@ -299,17 +306,27 @@ class ModelConfig:
         attention = 12 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * mean_keys
         if self.lora is None:
             return 6 * matmul_params + attention
-        return 4 * matmul_params + 6 * self.num_lora_params() + attention
+        return 4 * matmul_params + 6 * self._lora_params(self.num_experts_per_tok) + attention
 
     def num_lora_params(self) -> int:
         """How many numbers the adapters hold."""
-        if self.lora is None:
-            return 0
-        widths = self.linear_widths()
-        return self.num_hidden_layers * self.lora.rank * sum(sum(widths[name]) for name in self.lora.target_modules)
+        return 0 if self.lora is None else self._lora_params(self.num_experts)
+
+    def _lora_params(self, experts: int | None) -> int:
+        """The numbers of the adapters, with those of so many of the experts."""
+        widths, total = self.adapter_widths(), 0
+        for name in self.lora.target_modules:
+            total += sum(widths[name]) * (experts if name not in self.linear_widths() else 1)
+        return self.num_hidden_layers * self.lora.rank * total
+
+    def adapter_widths(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of what may have an adapter, by its name in `LORA_MODULES`; of experts, of each."""
+        hidden, width = self.hidden_size, self.expert_width
+        experts = {"gate_proj": (hidden, width), "up_proj": (hidden, width), "down_proj": (width, hidden)}
+        return experts | self.linear_widths()
 
     def linear_widths(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each linear layer of a block that may have an adapter, by its name in `LORA_MODULES`."""
+        """(inputs, outputs) of each linear layer of a block, experts aside, by its name in `LORA_MODULES`."""
         hidden, mlp = self.hidden_size, self.intermediate_size
         query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         attention = {
@@ -354,3 +371,24 @@ def check_mixture(model: ModelConfig, reason: str) -> None:
         raise InputError(
             f"model architecture={model.architecture!r} is dense and {reason}; accepted: {', '.join(mixtures)}"
         )
+
+
+def check_experts(model: ModelConfig, devices: int) -> None:
+    """Refuses to split experts over devices where there are none, or where some device would have more than others.
+
+    Args:
+        model: the configuration.
+        devices: the size of the mesh's axis "expert".
+
+    Raises:
+        InputError: names the axis.
+    """
+    if devices == 1:
+        return
+    reason = None
+    if model.family.experts is None:
+        reason = f"model architecture={model.architecture!r} is dense and has no experts to split; must be 1"
+    elif model.num_experts % devices:
+        reason = f"must divide the model's num_experts={model.num_experts}"
+    if reason is not None:
+        raise InputError(reason, option="mesh.expert", value=devices)

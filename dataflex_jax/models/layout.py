@@ -43,6 +43,11 @@ class Row(NamedTuple):
         return self.path.rpartition("/")[2]
 
     @property
+    def factor(self) -> str | None:
+        """Which of `FACTORS` it is, of an adapter; None: it is of none."""
+        return next((factor for factor in FACTORS if self.path.endswith(factor)), None)
+
+    @property
     def stacked(self) -> int:
         """How many leading axes number tensors of a checkpoint."""
         return self.hf.count("{}")
@@ -90,15 +95,24 @@ def _linear(path: str, hf: str, inputs: str, outputs: str, bias: bool = False) -
 def _mixture(block: str, gate: str, up: str, down: str) -> list[Row]:
     """The rows of a router and of experts, whose layers have these names in a checkpoint."""
 
-    def experts(path: str, hf: str, *axes: str) -> Row:
-        return Row(f"{layer}experts/{path}", P(None, None, *axes), f"{hf_layer}experts.{{}}.{hf}.weight")
+    # Whole experts where their number allows it: gathered, these lie as products want them. Adapters are split as well:
+    # there are as many as experts.
+    def experts(name: str, hf: str, inputs: str, outputs: str) -> list[Row]:
+        path, hf = f"{layer}experts/{name}", f"{hf_layer}experts.{{}}.{hf}"
+        tensor_in, tensor_out = (axis if axis == "tensor" else None for axis in (inputs, outputs))
+        a, b = P(None, ("expert", "fsdp"), tensor_in, None), P(None, ("expert", "fsdp"), None, tensor_out)
+        return [
+            Row(path, P(None, ("expert", "fsdp"), inputs, outputs), f"{hf}.weight"),
+            Row(f"{path}_lora_a", a, f"base_model.model.{hf}.lora_A.weight"),
+            Row(f"{path}_lora_b", b, f"base_model.model.{hf}.lora_B.weight"),
+        ]
 
     layer, hf_layer = f"{LAYERS}{block}/", f"model.layers.{{}}.{block}."
     return [
         Row(f"{layer}router/kernel", P(None, None, None), f"{hf_layer}gate.weight", linear=True, float32=True),
-        experts("gate_proj", gate, "fsdp", "tensor"),
-        experts("up_proj", up, "fsdp", "tensor"),
-        experts("down_proj", down, "tensor", "fsdp"),
+        *experts("gate_proj", gate, "fsdp", "tensor"),
+        *experts("up_proj", up, "fsdp", "tensor"),
+        *experts("down_proj", down, "tensor", "fsdp"),
     ]
 
 
@@ -139,6 +153,7 @@ ADAPTERS: dict[str, dict[str, Row]] = {
     if row.kind == "lora_a"
 }
 LORA_MODULES = tuple(ADAPTERS)
+EXPERT_MODULES = ("gate_proj", "up_proj", "down_proj")
 ATTENTION_MODULES = tuple(name for name in LORA_MODULES if f"{LAYERS}attention/{name}/kernel" in _ROWS)
 _FLOAT32 = frozenset(row.path for row in TABLE if row.float32)
 RULES: sharding.Rules = tuple((row.path, row.axes) for row in TABLE)
@@ -153,6 +168,24 @@ def row(path: str | KeyPath) -> Row:
     if not isinstance(path, str):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
     return _ROWS[path]
+
+
+def adapter(module: str, mixture: str | None = None) -> dict[str, Row]:
+    """The rows of a module's adapter by factor.
+
+    Args:
+        module: one of `LORA_MODULES`.
+        mixture: the block's mixture of experts, by its name among the parameters; None: a dense model.
+    """
+    if mixture is None or module not in EXPERT_MODULES:
+        return ADAPTERS[module]
+    return {factor: _ROWS[f"{LAYERS}{mixture}/experts/{module}_{factor}"] for factor in FACTORS}
+
+
+def adapted_module(path: str | KeyPath) -> str:
+    """The module, one of `LORA_MODULES`, of whose adapter this parameter is a factor."""
+    found = row(path)
+    return found.kind.removesuffix(f"_{found.factor}") if found.routed else found.path.split("/")[-2]
 
 
 def in_blocks(path: str) -> bool:

@@ -41,11 +41,14 @@ def merge(params: PyTree[Array], lora: LoraConfig, dtype: str | None = None) -> 
     """
     if not isinstance(params, dict):
         return params
-    if "lora_a" not in params:
-        return {name: merge(value, lora, dtype) for name, value in params.items()}
-    merged = {name: value for name, value in params.items() if name not in FACTORS}
-    kernel, (a, b) = params["kernel"], (params[name] for name in FACTORS)
-    return merged | {"kernel": _merged(kernel, a, b, lora.scale, dtype or kernel.dtype)}
+    merged = {name: merge(value, lora, dtype) for name, value in params.items() if not name.endswith(FACTORS)}
+    # A linear layer's factors are beside its kernel; those of experts have the kernel's name before their own.
+    for name in params:
+        if name.endswith("lora_a"):
+            kernel, b = name.removesuffix("lora_a").removesuffix("_") or "kernel", name.removesuffix("a") + "b"
+            factors = params[kernel], params[name], params[b]
+            merged[kernel] = _merged(*factors, lora.scale, dtype or params[kernel].dtype)
+    return merged
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

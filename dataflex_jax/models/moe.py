@@ -1,14 +1,11 @@
 """The mixture of experts: a router sends each token through a few of many SwiGLU experts, and none is dropped.
 
-B rows of T tokens, D channels, E experts of width F, K of them a token. A token's visit to one expert is a slot, so
-there are B T K of them. Slots are sorted by expert and computed in blocks of one expert each; only the last block of
-each expert is padded. So no array is larger than the slots' inputs, and the products are those of the chosen experts.
-`jax.lax.ragged_dot` would do, but off TPUs it is lowered to products of all experts with all slots, and it cannot be
-vmapped beside weights that are shared, as per-example gradients are.
+B rows of T tokens, D channels, E experts of width F, K of them a token.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,16 +13,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.models.dispatch import exchanged, mixed
+from dataflex_jax.models.layout import EXPERT_MODULES, FACTORS
 from dataflex_jax.models.linear import kernel_options
 from dataflex_jax.models.mlp import MLP
-from dataflex_jax.sharding import BATCH_AXES, constrain, divisible_axis, map_rows, program_device, rows_are_split
-
-# Slots of one expert in one product: a share of the experts' average, which bounds the padding, but not fewer than pay
-# for reading the expert's weights, where there are as many.
-LEAST_SLOTS, MOST_SLOTS, _SHARE = 64, 512, 1 / 12
+from dataflex_jax.models.swiglu import Weights
+from dataflex_jax.sharding import BATCH_AXES, constrain, divisible_axis, map_rows, rows_are_split
 
 
 def _float32_product(
@@ -65,25 +61,67 @@ class Experts(nnx.Module):
         self.gate_proj = nnx.Param(draw(rngs.params(), (number, hidden, width), dtype))
         self.up_proj = nnx.Param(draw(rngs.params(), (number, hidden, width), dtype))
         self.down_proj = nnx.Param(draw(rngs.params(), (number, width, hidden), dtype))
+        self.scale = None if cfg.lora is None else cfg.lora.scale
+        self.adapted = () if cfg.lora is None else tuple(m for m in EXPERT_MODULES if m in cfg.lora.target_modules)
+        for name in self.adapted:
+            inputs, outputs = cfg.adapter_widths()[name]
+            bound = 1 / math.sqrt(inputs)
+            shape = number, inputs, cfg.lora.rank
+            a = jax.random.uniform(rngs.lora(), shape, dtype, -bound, bound)
+            setattr(self, f"{name}_lora_a", nnx.Param(a))
+            setattr(self, f"{name}_lora_b", nnx.Param(jnp.zeros((number, cfg.lora.rank, outputs), dtype)))
 
     def __call__(
         self, x: Float[Array, "B T D"], probabilities: Float[Array, "B T K"], experts: Int[Array, "B T K"]
     ) -> Float[Array, "B T D"]:
         """The sum over each token's experts of probability times output; `probabilities` and `experts` from `route`."""
-        weights = tuple(weight[...].astype(x.dtype) for weight in (self.gate_proj, self.up_proj, self.down_proj))
+        weights = self._weights(x.dtype)
         if not rows_are_split(x.shape[0]):
-            return checkpoint_name(_mixed(x, probabilities, experts, *weights), "projected")
+            weights = jax.tree.map(
+                lambda weight, spec: constrain(weight, *spec), weights, _specs(weights, None, "tensor")
+            )
+            return checkpoint_name(_of_rows(mixed, x, probabilities, experts, weights), "projected")
         # Each device sorts the slots of its own rows.
-        rows, axis = P(BATCH_AXES), divisible_axis("tensor", weights[0].shape[2])
-        specs = (P(None, None, axis), P(None, None, axis), P(None, axis, None))
+        rows, axis = P(BATCH_AXES), divisible_axis("tensor", weights.gate.shape[2])
+        expert_axis = divisible_axis("expert", weights.gate.shape[0])
 
         def of_device(*operands):
-            y = _mixed(*operands)
+            compute = mixed if expert_axis is None else partial(exchanged, axis=expert_axis)
+            y = _of_rows(compute, *operands)
             return y if axis is None else jax.lax.psum(y, axis)
 
         x = constrain(x, BATCH_AXES, None, None)
-        y = map_rows(of_device, (rows, rows, rows, *specs), rows)(x, probabilities, experts, *weights)
+        specs = _specs(weights, expert_axis, axis)
+        y = map_rows(of_device, (rows, rows, rows, specs), rows)(x, probabilities, experts, weights)
         return checkpoint_name(y, "projected")
+
+    def _weights(self, dtype: jnp.dtype) -> Weights:
+        """In the compute dtype; the adapters' scale is in their second factors."""
+
+        def adapter(name):
+            if name not in self.adapted:
+                return ()
+            a, b = (getattr(self, f"{name}_{factor}")[...].astype(dtype) for factor in FACTORS)
+            return a, self.scale * b
+
+        kernels = (getattr(self, name)[...].astype(dtype) for name in EXPERT_MODULES)
+        return Weights(*kernels, adapters=tuple(map(adapter, EXPERT_MODULES)))
+
+
+def _specs(weights: Weights, expert: str | None, tensor: str | None) -> Weights:
+    """How experts' weights are split over these axes."""
+
+    def specs(inputs, outputs, pair):
+        return P(expert, inputs, outputs), (P(expert, inputs, None), P(expert, None, outputs)) if pair else ()
+
+    directions = ((None, tensor), (None, tensor), (tensor, None))
+    kernels, adapters = zip(*map(lambda axes, pair: specs(*axes, pair), directions, weights.adapters), strict=True)
+    return Weights(*kernels, adapters=adapters)
+
+
+def _of_rows(compute, x, probabilities, experts, weights):
+    flat = (operand.reshape(-1, operand.shape[-1]) for operand in (x, probabilities, experts))
+    return compute(*flat, weights).astype(x.dtype).reshape(x.shape)
 
 
 def route(
@@ -106,28 +144,37 @@ class RouterSums(NamedTuple):
     """Of a layer's router over tokens.
 
     Attributes:
-        slots: how many of the tokens each expert got.
+        slots: how many of each domain's tokens each expert got.
         probabilities: the sums of each expert's probabilities.
         squares: the sum of the squared logsumexp of the logits.
     """
 
-    slots: Float[Array, "*L E"]
+    slots: Float[Array, "*L K E"]
     probabilities: Float[Array, "*L E"]
     squares: Float[Array, "*L"]
 
 
-def router_sums(top_k: int, real: Float[Array, "B T"]) -> Callable[[Float[Array, "B T E"]], RouterSums]:
+def router_sums(
+    top_k: int, real: Float[Array, "B T"], domains: Int[Array, " B"] | None = None, number: int = 1
+) -> Callable[[Float[Array, "B T E"]], RouterSums]:
     """The function of a router's logits, for `Hooks.of_router`.
 
     Args:
         top_k: how many experts a token goes to.
         real: 1 where an input is no padding.
+        domains: of the rows; None: all are of one.
+        number: K, of the domains.
     """
+    member = jnp.ones((len(real), 1)) if domains is None else domains[:, None] == jnp.arange(number)
 
     def sums(logits: Float[Array, "B T E"]) -> RouterSums:
         probabilities = jnp.einsum("bt,bte->e", real, jax.nn.softmax(logits, axis=-1), precision="highest")
         squares = jnp.sum(real * jnp.square(jax.nn.logsumexp(logits, axis=-1)))
-        return RouterSums(jnp.sum(loads(logits, top_k, real), axis=0), probabilities, squares)
+        _, experts = jax.lax.top_k(logits, top_k)
+        chosen = experts[..., None] == jnp.arange(logits.shape[-1])
+        of_rows = jnp.sum(chosen * real[..., None, None], axis=(1, 2))
+        # A masked sum, not a matrix product, which GPUs would round to TF32.
+        return RouterSums(jnp.sum(member[..., None] * of_rows[:, None], axis=0), probabilities, squares)
 
     return sums
 
@@ -147,126 +194,12 @@ def balancing_loss(sums: RouterSums, tokens: Float[Array, ""]) -> Float[Array, "
         sums: of all layers.
         tokens: how many there are, in each layer.
     """
-    layers, experts = sums.slots.shape
+    layers, _, experts = sums.slots.shape
     total = jnp.maximum(layers * tokens, 1.0)
-    share, probability = jnp.sum(sums.slots, axis=0) / total, jnp.sum(sums.probabilities, axis=0) / total
+    share, probability = jnp.sum(sums.slots, axis=(0, 1)) / total, jnp.sum(sums.probabilities, axis=0) / total
     return experts * jnp.sum(share * probability)
 
 
 def z_loss(sums: RouterSums, tokens: Float[Array, ""]) -> Float[Array, ""]:
     """The mean squared logsumexp of the logits, over the tokens of all layers; arguments as in `balancing_loss`."""
     return jnp.sum(sums.squares) / jnp.maximum(sums.squares.shape[0] * tokens, 1.0)
-
-
-def _mixed(x, probabilities, experts, gate, up, down):
-    """What `Experts` computes, of the rows and channels that are here."""
-    rows, tokens, width = x.shape
-    top_k = experts.shape[-1]
-    slots = rows * tokens * top_k
-    layout = _blocks(experts.reshape(slots), gate.shape[0])
-    token = jnp.where(layout.real, layout.slot // top_k, 0)
-    inputs = jnp.where(layout.real[..., None], x.reshape(-1, width)[token], 0)
-    factors = jnp.where(layout.real, probabilities.reshape(slots)[layout.slot], 0.0)
-    outputs = _swiglu(inputs, factors, layout.expert, gate, up, down)
-    of_slots = outputs.reshape(-1, width)[layout.place].reshape(rows, tokens, top_k, width)
-    return jnp.sum(of_slots, axis=2, dtype=jnp.float32).astype(x.dtype)
-
-
-class _Blocks(NamedTuple):
-    """N blocks of S places for slots.
-
-    Attributes:
-        expert: of each block; of the ones at the end that are not needed, the last.
-        slot: at each place; 0 where there is none.
-        real: whether there is one.
-        place: of each slot, among all N S.
-    """
-
-    expert: Int[Array, " N"]
-    slot: Int[Array, "N S"]
-    real: Bool[Array, "N S"]
-    place: Int[Array, " slots"]
-
-
-def _blocks(experts: Int[Array, " slots"], number: int) -> _Blocks:
-    """Places for slots, of which each goes to one of `number` experts."""
-    slots = experts.shape[0]
-    average = math.ceil(slots / number)
-    size = min(max(LEAST_SLOTS, min(MOST_SLOTS, int(_SHARE * average)) // 16 * 16), average)
-    blocks = slots // size + min(number, slots)
-    counts = jnp.zeros(number, jnp.int32).at[experts].add(1)
-    needed = -(-counts // size)
-    first_block, first_slot = jnp.cumsum(needed) - needed, jnp.cumsum(counts) - counts
-    order = jnp.argsort(experts, stable=True)
-    sorted_experts = experts[order]
-    rank = jnp.arange(slots) - first_slot[sorted_experts]
-    places = first_block[sorted_experts] * size + rank
-    slot = jnp.zeros(blocks * size, jnp.int32).at[places].set(order, unique_indices=True)
-    real = jnp.zeros(blocks * size, bool).at[places].set(True, unique_indices=True)
-    expert = jnp.searchsorted(jnp.cumsum(needed), jnp.arange(blocks), side="right")
-    return _Blocks(
-        jnp.minimum(expert, number - 1),
-        slot.reshape(blocks, size),
-        real.reshape(blocks, size),
-        jnp.zeros(slots, jnp.int32).at[order].set(places, unique_indices=True),
-    )
-
-
-@jax.custom_vjp
-def _swiglu(
-    inputs: Float[Array, "N S D"],
-    factors: Float[Array, "N S"],
-    experts: Int[Array, " N"],
-    gate: Float[Array, "E D F"],
-    up: Float[Array, "E D F"],
-    down: Float[Array, "E F D"],
-) -> Float[Array, "N S D"]:
-    """factor * (silu(x G_e) * (x U_e)) D_e of every place, one block after the other."""
-
-    def block(_, operands):
-        x, factor, expert = operands
-        hidden = nnx.silu(x @ gate[expert]) * (x @ up[expert])
-        return None, (factor[:, None] * (hidden @ down[expert])).astype(x.dtype)
-
-    return jax.lax.scan(block, None, (inputs, factors, experts))[1]
-
-
-def _swiglu_fwd(*operands):
-    return _swiglu(*operands), operands
-
-
-def _swiglu_bwd(operands, gradients):
-    # By hand, because the transpose of a scan would add a gradient of all experts at each of its blocks.
-    inputs, factors, experts, gate, up, down = operands
-
-    def block(sums, operands):
-        x, factor, expert, dy = operands
-        g, u = x @ gate[expert], x @ up[expert]
-        hidden, gradient_of = jax.vjp(lambda g, u: nnx.silu(g) * u, g, u)
-        d_scaled = dy @ down[expert].T
-        d_factor = jnp.sum(d_scaled.astype(jnp.float32) * hidden, axis=-1)
-        dg, du = gradient_of((factor[:, None] * d_scaled).astype(hidden.dtype))
-        scaled = (factor[:, None] * hidden).astype(hidden.dtype)
-        parts = (_outer(x, dg), _outer(x, du), _outer(scaled, dy))
-        sums = tuple(_added(total, expert, part) for total, part in zip(sums, parts, strict=True))
-        return sums, (dg @ gate[expert].T + du @ up[expert].T, d_factor)
-
-    zeros = tuple(jnp.zeros(weight.shape, jnp.float32) for weight in (gate, up, down))
-    sums, (d_inputs, d_factors) = jax.lax.scan(block, zeros, (inputs, factors, experts, gradients))
-    sums = (total.astype(weight.dtype) for total, weight in zip(sums, (gate, up, down), strict=True))
-    return d_inputs, d_factors, None, *sums
-
-
-_swiglu.defvjp(_swiglu_fwd, _swiglu_bwd)
-
-
-def _added(total: Float[Array, "E I O"], expert: Int[Array, ""], part: Float[Array, "I O"]) -> Float[Array, "E I O"]:
-    # A slice that is put back, which compilers do in place; a scatter they may not.
-    return jax.lax.dynamic_update_index_in_dim(total, total[expert] + part, expert, 0)
-
-
-def _outer(x: Float[Array, "S I"], y: Float[Array, "S O"]) -> Float[Array, "I O"]:
-    """x^T y, accumulated in float32."""
-    # The CPU backend lacks some products of bfloat16 that are float32.
-    dtype = jnp.float32 if program_device().platform == "cpu" else x.dtype
-    return jnp.einsum("si,so->io", x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)

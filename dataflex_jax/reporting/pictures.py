@@ -21,6 +21,7 @@ _TITLES = {
     "loss_weights": "Domain weights in the loss",
     "excess": "Excess loss over the reference by domain",
     "domain_epochs": "Epochs by domain",
+    "router_loads": "Router loads by domain",
     "example_weights": "Example weights",
     "selection": "Selections by domain, coverage and overlap",
     "reach": "Coverage and overlap of selections",

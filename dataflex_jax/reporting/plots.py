@@ -211,6 +211,27 @@ def domain_epochs_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme
     return figure
 
 
+def router_loads_figure(run: RunRecords, styles: Mapping[str, LineStyle], theme: Theme = LIGHT) -> Chart | None:
+    """What share of each domain's tokens each expert of the last block got, over the last quarter of the lines."""
+    lines = [record["domain_router_load"] for record in run.metrics if record.get("domain_router_load")]
+    late = lines[-max(1, len(lines) // 4) :]
+    figure, (ax,) = new_figure(theme, 8.6, max(3.6, 0.7 + 0.21 * len(styles)))
+    entries = []
+    for name, style in styles.items():
+        loads = [line[name] for line in late if line.get(name)]
+        if loads:
+            mean = np.mean(loads, axis=0)
+            look = {"color": style.color, "linestyle": style.dashes}
+            draw(ax, name, np.arange(len(mean)), mean, linewidth=1.5, drawstyle="steps-mid", **look)
+            entries.append((Line2D([], [], linewidth=2, **look), name))
+    if not entries:
+        return None
+    ax.set_ylim(bottom=0)
+    label(ax, theme, x="expert of the last block", y="share of the domain's tokens")
+    legend(ax, theme, entries)
+    return figure
+
+
 def run_figures(
     run: RunRecords, styles: Mapping[str, LineStyle] | None = None
 ) -> dict[str, Callable[[Theme], Chart | None]]:
@@ -224,6 +245,7 @@ def run_figures(
         "loss_weights": lambda theme: loss_weights_figure(run, domains, theme),
         "excess": lambda theme: excess_figure(run, domains, theme),
         "domain_epochs": lambda theme: domain_epochs_figure(run, domains, theme),
+        "router_loads": lambda theme: router_loads_figure(run, domains, theme),
         "example_weights": lambda theme: example_weights_figure(run, theme),
         "selection": lambda theme: selection_figure(run, domains, theme),
         "overlaps": lambda theme: overlaps_figure(run, theme),

@@ -41,6 +41,13 @@ def _is_numbers(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and all(map(_is_number, value.values())))
 
 
+def _are_lists(value: Any) -> bool:
+    def is_list(part: Any) -> bool:
+        return part is None or (isinstance(part, list) and all(map(_is_number, part)))
+
+    return value is None or (isinstance(value, dict) and all(map(is_list, value.values())))
+
+
 def _is_table(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and all(map(_is_numbers, value.values())))
 
@@ -56,10 +63,12 @@ _STEP = _Kind(lambda value: isinstance(value, int) and not isinstance(value, boo
 _TEXT = _Kind(lambda value: value is None or isinstance(value, str), "a text")
 _NUMBER = _Kind(_is_number, "a number")
 _NUMBERS = _Kind(_is_numbers, "an object of numbers by name")
+_LISTS = _Kind(_are_lists, "an object of lists of numbers by name")
 _TABLE = _Kind(_is_table, "an object of objects of numbers")
 _OF_METRICS = {
     **dict.fromkeys(("loss", "learning_rate", "grad_norm", "tokens_seen", "tokens_per_second", "mfu"), _NUMBER),
     **dict.fromkeys(("domain_loss", "domain_epochs", "domain_excess"), _NUMBERS),
+    "domain_router_load": _LISTS,
 }
 _OF_POLICY = {
     "policy": _TEXT,

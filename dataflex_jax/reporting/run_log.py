@@ -191,6 +191,7 @@ class RunLog:
             **{name: values[name] for name in (*_OF_WEIGHTERS, *_OF_ROUTERS) if name in values},
             **({"domain_excess": self._seen(values, "domain_excess")} if "domain_excess" in values else {}),
             **({"domain_kept": self._known(values["domain_kept"])} if "domain_kept" in values else {}),
+            **({"domain_router_load": self._seen(values, load)} if (load := "domain_router_load") in values else {}),
         }
 
     def _known(self, values: np.ndarray) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def selected_paths(params: PyTree, select: Select | None = None) -> tuple[str, .
     paths = list(named_leaves(params))
     if select is None:
         linear = [path for path in paths if layout.in_blocks(path)]
-        return tuple(path for path in linear if layout.row(path).kind in layout.FACTORS) or tuple(linear or paths)
+        return tuple(path for path in linear if layout.row(path).factor) or tuple(linear or paths)
     chosen = tuple(path for path in paths if select(path))
     if not chosen:
         raise ValueError(f"parameters: select none of the trained ones, such as {paths[0]}; must select at least one")

@@ -21,7 +21,7 @@ from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.loader import Loader
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import bucket_of
-from dataflex_jax.sharding import batch_sharding, replicated
+from dataflex_jax.sharding import batch_sharding, replicated, row_shards
 
 # (operands, batch, or where the rows have numbers (batch, these)) -> an entry a row
 SweepFunction = Callable[[PyTree, Any], PyTree]
@@ -76,7 +76,7 @@ class Sweeper:
         poll: Callable[[], None] = lambda: None,
     ):
         self.mesh, self._rows, self._memory, self._poll = mesh, rows, memory, poll
-        self._shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._shards = row_shards(mesh)
         self._compiled: dict[tuple, Any] = {}
         self._tokens: dict[tuple, int] = {}
         self._note: Callable[[str], None] = lambda text: None  # to the bar of the sweep that runs

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
-from dataflex_jax.models.config import check_mixture
+from dataflex_jax.models.config import check_experts, check_mixture
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies import registry
 from dataflex_jax.policies.active import ActivePolicies
@@ -67,6 +67,7 @@ def make_learner(
     if policies.needs(ROUTERS):
         who = f"mixer {policies.mixer.name!r}" if ROUTERS in policies.mixer.policy.needs else "a policy of this run"
         check_mixture(model, f"{who} needs a mixture of experts")
+    check_experts(model, mesh.shape["expert"])
     mixer = registry.checked("mixer", policies.mixer.policy.init, proportions)
     weighters = tuple(weighter.policy.init(model.hidden_size) for weighter in policies.weighters)
     rehearse(policies, mixer, weighters, Sizes.of(config.data, len(proportions), model.hidden_size))

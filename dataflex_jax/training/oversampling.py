@@ -20,7 +20,7 @@ from dataflex_jax.models import layout
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.base import DrawnRows, RowGradients, Selector
 from dataflex_jax.policies.schedule import Scheduled
-from dataflex_jax.sharding import BATCH_AXES, constrain
+from dataflex_jax.sharding import BATCH_AXES, constrain, row_shards
 from dataflex_jax.signals import products
 from dataflex_jax.signals.rows import row_loss, selected_paths
 from dataflex_jax.signals.sweep import Source
@@ -162,7 +162,7 @@ class TargetDraws:
     def __init__(self, targets: TargetSet, source: Source, rows: int, seed: int, mesh: Mesh):
         self._rows, self._loader = min(rows, len(targets.ids)), source.loader
         self._epochs = shuffled_epochs(targets.ids, "targets", seed)
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        shards = row_shards(mesh)
         self._padding = -self._rows % shards
 
     def load(self, step: int) -> Batch:

@@ -42,6 +42,7 @@ _NEWER: dict[str | None, dict[str, Any]] = {
         "router_z_loss_coef": None,
     },
     "data": {"verify": "sampled", "begin_of_text": False, "max_samples": None, "max_epochs": None, "weight_key": None},
+    "mesh": {"expert": 1},
 }
 # Beside config.json: what it said in earlier starts of the run, a line each.
 HISTORY = "config_history.jsonl"

@@ -76,8 +76,10 @@ class TrainStep:
             state and sampling_weights after the step; with weighters also example_weight_{min,max,mean} and
             effective_sample_size; where anything weights the loss, token_weight_min, the least factor of a token's
             loss; of a mixture of experts router_balancing_loss and router_z_loss, which times their coefficients are
-            part of the loss, of a microbatch; with a reference model domain_excess [K], the mean excess over it; of an
-            oversampled batch domain_kept [K], the share of each domain's rows that was kept, NaN where none was drawn.
+            part of the loss, of a microbatch, and domain_router_load [K, E], the shares of each domain's tokens that
+            the experts of the last block got, 0 of a domain without any; with a reference model domain_excess [K], the
+            mean excess over it; of an oversampled batch domain_kept [K], the share of each domain's rows that was kept,
+            NaN where none was drawn.
         """
         drawn = batch
         if self.oversampling is not None:
@@ -108,7 +110,10 @@ class TrainStep:
         if forward.reference_losses is not None:
             excess = jnp.maximum(forward.token_losses - forward.reference_losses, 0.0)
             metrics["domain_excess"] = domain_statistics(excess, batch).loss
-        metrics |= {name: jnp.mean(values) for name, values in routing.items()}
+        if routing:
+            metrics |= {name: jnp.mean(routing[name]) for name in ("router_balancing_loss", "router_z_loss")}
+            slots = jnp.sum(routing["slots"], axis=0)
+            metrics["domain_router_load"] = slots / jnp.maximum(jnp.sum(slots, axis=1, keepdims=True), 1.0)
         if batch is not drawn:
             metrics["domain_kept"] = _rows_of_domains(batch) / _rows_of_domains(drawn)
         return TrainState(state.step + 1, params, opt_state, mixer, state.weighters, state.key), metrics
@@ -173,13 +178,19 @@ class TrainStep:
         """The weights of the whole batch, after a forward pass over its microbatches where they depend on losses."""
         if not self.weighters and self.mixer.policy.loss_weights is None:
             return self._weights(state, batch, Forward(jnp.zeros_like(batch.mask), (), None))
-        forward = jax.lax.map(lambda part: self._forward(state.params, fixed, *part)[0], microbatches)
+
+        def of_part(part):
+            rows, keys = part
+            rows = dataclasses.replace(rows, drawn_with=batch.drawn_with)
+            return self._forward(state.params, fixed, rows, keys)[0]
+
+        forward = jax.lax.map(of_part, microbatches)
         return self._weights(state, batch, joined(forward))
 
     def _forward(
         self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray
-    ) -> tuple[Forward, dict[str, Float[Array, "1"]]]:
-        """(by-products, of a mixture of experts the losses of its routers, as metrics)."""
+    ) -> tuple[Forward, dict[str, Float[Array, "1 ..."]]]:
+        """(by-products, of a mixture of experts its routers' losses and each domain's slots in the last block)."""
         model = self.model.having(params, fixed.frozen)
         whole = objective.embeds_whole(self.weighters)
         seen = rows.with_last_inputs() if whole else rows
@@ -187,7 +198,7 @@ class TrainStep:
         hooks = Hooks(
             dropout_keys=row_keys,
             frozen_head=model.head_is_frozen,
-            of_router=None if top_k is None else router_sums(top_k, real),
+            of_router=None if top_k is None else router_sums(top_k, real, rows.domain, rows.drawn_with.shape[0]),
         )
         losses, hidden, aux = model.token_losses(seen, hooks)
         if whole:
@@ -198,11 +209,15 @@ class TrainStep:
         routing = {}
         if "of_router" in aux:
             sums, tokens = aux["of_router"], jnp.sum(real)
-            routing = {"router_balancing_loss": balancing_loss(sums, tokens), "router_z_loss": z_loss(sums, tokens)}
+            routing = {
+                "router_balancing_loss": balancing_loss(sums, tokens),
+                "router_z_loss": z_loss(sums, tokens),
+                "slots": sums.slots[-1],
+            }
         forward = Forward(losses, objective.embeddings(self.weighters, hidden, rows), reference)
         return forward, {name: value[None] for name, value in routing.items()}
 
-    def _balance(self, routing: dict[str, Float[Array, "1"]]) -> Float[Array, ""]:
+    def _balance(self, routing: dict[str, Float[Array, "1 ..."]]) -> Float[Array, ""]:
         """What the routers' losses add to the loss."""
         config = self.model.config
         balancing = config.router_aux_loss_coef * routing["router_balancing_loss"]

@@ -18,6 +18,7 @@ from tests.models.make_golden_peft import FOLDER
 
 QKV, GATED = ("attention/q_proj", "attention/k_proj", "attention/v_proj"), ("mlp/gate_proj", "mlp/up_proj")
 GATES, MIXTURES = ("gate_proj", "up_proj"), ("mlp", "block_sparse_moe")
+EXPERTS = ("expert", "fsdp")
 BACK = ("attention/o_proj", "mlp/down_proj")
 # The whole of the table's rules, by hand.
 RULES = {
@@ -37,8 +38,16 @@ RULES = {
     **{f"layers/{name}/lora_a": P(None, "tensor", None) for name in BACK},
     **{f"layers/{name}/lora_b": P(None, None, None) for name in BACK},
     **{f"layers/{block}/router/kernel": P(None, None, None) for block in MIXTURES},
-    **{f"layers/{block}/experts/{name}": P(None, None, "fsdp", "tensor") for block in MIXTURES for name in GATES},
-    **{f"layers/{block}/experts/down_proj": P(None, None, "tensor", "fsdp") for block in MIXTURES},
+    **{f"layers/{block}/experts/{name}": P(None, EXPERTS, "fsdp", "tensor") for block in MIXTURES for name in GATES},
+    **{f"layers/{block}/experts/down_proj": P(None, EXPERTS, "tensor", "fsdp") for block in MIXTURES},
+    **{f"layers/{block}/experts/{name}_lora_a": P(None, EXPERTS, None, None) for block in MIXTURES for name in GATES},
+    **{
+        f"layers/{block}/experts/{name}_lora_b": P(None, EXPERTS, None, "tensor")
+        for block in MIXTURES
+        for name in GATES
+    },
+    **{f"layers/{block}/experts/down_proj_lora_a": P(None, EXPERTS, "tensor", None) for block in MIXTURES},
+    **{f"layers/{block}/experts/down_proj_lora_b": P(None, EXPERTS, None, None) for block in MIXTURES},
     **{f"layers/mlp/shared_expert/{name}/kernel": P(None, "fsdp", "tensor") for name in GATES},
     "layers/mlp/shared_expert/down_proj/kernel": P(None, "tensor", "fsdp"),
     "layers/mlp/shared_expert_gate/kernel": P(None, None, None),
@@ -48,7 +57,7 @@ RULES = {
 @functools.cache
 def shapes(name):
     """The parameters of a golden model with adapters everywhere, by path."""
-    cfg = dataclasses.replace(from_hf(MODELS[name]), lora=LoraConfig(rank=3))
+    cfg = dataclasses.replace(from_hf(MODELS[name]), lora=LoraConfig(rank=3, target_modules=layout.LORA_MODULES))
     params = jax.eval_shape(lambda: decoder.create(cfg, jax.random.key(0))[1])
     return dict(parts.leaves(params))
 
@@ -73,7 +82,7 @@ def test_the_rules_are_these():
 @pytest.mark.parametrize("name", MODELS)
 def test_names_are_those_of_transformers(name):
     golden = json.loads((GOLDEN / "hf_tensors.json").read_text())[name]
-    rows = [layout.row(path) for path in shapes(name) if layout.row(path).kind not in layout.FACTORS]
+    rows = [layout.row(path) for path in shapes(name) if not layout.row(path).factor]
     numbers = range(MODELS[name]["num_hidden_layers"])
     experts = range(from_hf(MODELS[name]).num_experts or 1)
     found = {row.hf.format(i, e) for row in rows for i in (numbers if row.stacked else [0]) for e in experts}
@@ -97,7 +106,16 @@ def test_kinds_of_rows():
     }
     assert of_mixtures < set(linear)
     routed = {row.path for row in layout.TABLE if row.routed}
-    assert routed == {f"layers/{block}/experts/{name}" for block in MIXTURES for name in (*GATES, "down_proj")}
+    names = [f"{name}{factor}" for name in (*GATES, "down_proj") for factor in ("", "_lora_a", "_lora_b")]
+    assert routed == {f"layers/{block}/experts/{name}" for block in MIXTURES for name in names}
+    assert {row.path for row in layout.TABLE if row.factor} == {path for path in RULES if parts.is_adapter(path)}
+    for block, module, path in (
+        (None, "up_proj", "layers/mlp/up_proj/lora_b"),
+        ("mlp", "q_proj", "layers/attention/q_proj/lora_b"),
+        ("block_sparse_moe", "up_proj", "layers/block_sparse_moe/experts/up_proj_lora_b"),
+    ):
+        assert layout.adapter(module, block)["lora_b"].path == path
+        assert layout.adapted_module(path) == module
     assert all(map(layout.in_blocks, [*linear, *routed]))
     assert not any(map(layout.is_linear, routed))
     assert {row.path for row in layout.TABLE if row.float32} == {path for path in RULES if "router" in path}
@@ -108,7 +126,10 @@ def test_kinds_of_rows():
     assert matrices == {*linear, *routed, "embed_tokens/embedding", "lm_head/kernel"}
     assert {row.path for row in layout.TABLE if row.transposed} == matrices - {"embed_tokens/embedding"}
     by_inputs = {row.path for row in layout.TABLE if row.split_by_inputs}
-    down = {"layers/mlp/shared_expert/down_proj/kernel", *(path for path in routed if path.endswith("down_proj"))}
+    down = {
+        "layers/mlp/shared_expert/down_proj/kernel",
+        *(path for path in routed if path.endswith(("down_proj", "down_proj_lora_a"))),
+    }
     assert by_inputs - down == {f"layers/{name}/{kind}" for name in BACK for kind in ("kernel", "lora_a")}
     assert down < by_inputs
     with pytest.raises(KeyError, match="layers/mlp/other/kernel"):

@@ -1,4 +1,4 @@
-"""The mixture of experts against a float64 transcription, on devices, and what is refused."""
+"""The mixture of experts: routing, the routers' losses, devices, and what is refused."""
 
 import dataclasses
 import functools
@@ -11,11 +11,11 @@ from jax.sharding import PartitionSpec as P
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import moe
-from dataflex_jax.models.config import LoraConfig, ModelConfig
+from dataflex_jax.models.config import LoraConfig, ModelConfig, check_experts
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.hf.config import from_hf, to_hf
 from dataflex_jax.models.hf.resolve import describe
-from dataflex_jax.models.layout import ATTENTION_MODULES, param_shardings
+from dataflex_jax.models.layout import ATTENTION_MODULES, LORA_MODULES, param_shardings
 from dataflex_jax.models.model import Model
 from dataflex_jax.sharding import make_mesh
 from tests.helpers.tiny_model import batch_of, random_tokens
@@ -29,76 +29,6 @@ SIZES = {
     "num_attention_heads": 4,
     "dtype": "float32",
 }
-
-
-def mixed_by_hand(x, probabilities, experts, gate, up, down):
-    """sum_k p_k down_k (silu(gate_k x) up_k x), one token at a time, in float64."""
-    x, probabilities, gate, up, down = (np.asarray(v, np.float64) for v in (x, probabilities, gate, up, down))
-    y = np.zeros_like(x)
-    for b, t, k in np.ndindex(*experts.shape):
-        e, token = experts[b, t, k], x[b, t]
-        g = token @ gate[e]
-        y[b, t] += probabilities[b, t, k] * ((g / (1 + np.exp(-g)) * (token @ up[e])) @ down[e])
-    return y
-
-
-def random_mixture(rows, tokens, top_k, number, seed=0, hidden=6, width=5):
-    rng = np.random.default_rng(seed)
-    # Some experts get nearly all tokens, some none.
-    preferred = rng.normal(0, 3, number)
-    logits = rng.normal(0, 1, (rows, tokens, number)) + preferred
-    experts = np.argsort(-logits, axis=-1)[..., :top_k]
-    probabilities = rng.uniform(0, 1, experts.shape)
-    weights = [rng.normal(0, 0.5, shape) for shape in [(number, hidden, width)] * 2 + [(number, width, hidden)]]
-    operands = [rng.normal(0, 1, (rows, tokens, hidden)), probabilities, *weights]
-    x, probabilities, *weights = (jnp.asarray(v, jnp.float32) for v in operands)
-    return x, probabilities, jnp.asarray(experts), *weights
-
-
-@pytest.mark.parametrize(
-    ("rows", "tokens", "top_k", "number", "block"),
-    [(2, 9, 2, 4, 128), (1, 1, 1, 8, 128), (3, 7, 3, 3, 2), (2, 20, 1, 5, 3), (1, 30, 4, 16, 4)],
-)
-def test_equals_the_sum_over_experts_one_token_at_a_time(monkeypatch, rows, tokens, top_k, number, block):
-    monkeypatch.setattr(moe, "LEAST_SLOTS", block)
-    operands = random_mixture(rows, tokens, top_k, number)
-    np.testing.assert_allclose(moe._mixed(*operands), mixed_by_hand(*operands), rtol=1e-5, atol=1e-6)
-
-
-def test_gradients_are_those_of_all_experts_under_a_mask():
-    x, probabilities, experts, *weights = random_mixture(2, 9, 2, 4)
-    cotangent = jnp.asarray(np.random.default_rng(1).normal(0, 1, x.shape), jnp.float32)
-
-    def dense(x, probabilities, gate, up, down):
-        hidden = jax.nn.silu(jnp.einsum("btd,edf->btef", x, gate)) * jnp.einsum("btd,edf->btef", x, up)
-        factors = jnp.sum(jax.nn.one_hot(experts, 4) * probabilities[..., None], axis=2)
-        return jnp.sum(cotangent * jnp.einsum("bte,btef,efd->btd", factors, hidden, down))
-
-    def ours(x, probabilities, *weights):
-        return jnp.sum(cotangent * moe._mixed(x, probabilities, experts, *weights))
-
-    numbers = tuple(range(5))
-    expected = jax.grad(dense, numbers)(x, probabilities, *weights)
-    for actual, wanted in zip(jax.grad(ours, numbers)(x, probabilities, *weights), expected, strict=True):
-        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_no_array_has_tokens_times_experts_times_width():
-    operands = random_mixture(2, 64, 2, 16, hidden=8, width=8)
-    text = str(jax.make_jaxpr(jax.grad(lambda *o: jnp.sum(moe._mixed(*o)), (0, 3, 4, 5), allow_int=True))(*operands))
-    largest = max(np.prod([int(n) for n in found.split(",")]) for found in _shapes(text))
-    slots = 2 * 64 * 2
-    assert largest <= 2 * slots * 8  # all slots, and no more than as much padding
-
-
-def _shapes(jaxpr):
-    return [part.split("]")[0] for part in jaxpr.split("[")[1:] if part.split("]")[0].replace(",", "").isdigit()]
-
-
-@pytest.mark.parametrize(("slots", "number"), [(131072, 128), (65536, 8), (2**22, 60)])
-def test_padding_is_less_than_a_tenth_of_many_slots(slots, number):
-    blocks = jax.eval_shape(functools.partial(moe._blocks, number=number), jax.ShapeDtypeStruct((slots,), jnp.int32))
-    assert slots < blocks.real.size < 1.1 * slots
 
 
 @pytest.mark.parametrize("normalized", [False, True])
@@ -126,12 +56,28 @@ def test_the_routers_losses_are_over_real_tokens_of_all_layers():
     share = np.bincount(chosen.ravel(), minlength=5) / len(kept)
     expected = 5 * np.sum(share * probabilities.mean(0))
     np.testing.assert_allclose(moe.balancing_loss(sums, jnp.float32(real.sum())), expected, rtol=1e-5)
+    of_rows = np.stack([np.bincount(chosen[:6].ravel(), minlength=5), np.bincount(chosen[6:10].ravel(), minlength=5)])
+    by_domain = moe.router_sums(2, jnp.asarray(real, jnp.float32), jnp.asarray([1, 0, 2]), 3)
+    slots = by_domain(jnp.asarray(logits[0], jnp.float32)).slots
+    np.testing.assert_array_equal(slots, np.stack([of_rows[1], of_rows[0], np.zeros(5)]))
     z = np.mean(np.log(np.exp(kept).sum(-1)) ** 2)
     np.testing.assert_allclose(moe.z_loss(sums, jnp.float32(real.sum())), z, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "rows"), [("qwen2_moe", 8), ("mixtral", 8), ("olmoe", 3)])
-def test_eight_devices_compute_as_one(name, rows):
+WHOLE = P(None, ("expert", "fsdp"), None, "tensor")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "axes", "spec"),
+    [
+        ("qwen2_moe", 8, {"data": 2, "fsdp": 2, "tensor": 2}, WHOLE),
+        ("mixtral", 8, {"data": 2, "fsdp": 2, "tensor": 2}, WHOLE),
+        ("olmoe", 3, {"data": 2, "fsdp": 2, "tensor": 2}, P(None, "expert", "fsdp", "tensor")),
+        ("qwen3_moe", 8, {"fsdp": 2, "expert": 2, "tensor": 2}, WHOLE),
+        ("mixtral", 8, {"fsdp": 2, "expert": 4}, P(None, "expert", "fsdp", "tensor")),
+    ],
+)
+def test_eight_devices_compute_as_one(name, rows, axes, spec):
     cfg = from_hf(MODELS[name] | {"vocab_size": 64, "num_key_value_heads": 4}, dtype="float32")
     model = Model.shape(cfg).having(random_params(cfg, seed=1))
     tokens = random_tokens(rows=rows, length=12)
@@ -147,12 +93,12 @@ def test_eight_devices_compute_as_one(name, rows):
         return jax.value_and_grad(loss)(params)
 
     expected = value_and_gradient(Model.shape(cfg), model.params, tokens)
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    mesh = make_mesh(axes)
     with jax.set_mesh(mesh):
         params = jax.device_put(model.params, param_shardings(mesh, model.params))
         found = value_and_gradient(Model.shape(cfg), params, tokens)
     block = cfg.family.experts.block
-    assert params["layers"][block]["experts"]["up_proj"].sharding.spec == P(None, None, "fsdp", "tensor")
+    assert params["layers"][block]["experts"]["up_proj"].sharding.spec == spec
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), found, expected)
 
 
@@ -203,11 +149,16 @@ def test_the_router_is_float32_in_a_bfloat16_model():
 # Configuration.
 
 
-def test_adapters_are_the_attentions():
+def test_adapters_are_the_attentions_unless_experts_are_named():
     cfg = ModelConfig(architecture="olmoe", **SIZES, num_experts=4, num_experts_per_tok=2, lora=LoraConfig(rank=2))
     assert cfg.lora.target_modules == ATTENTION_MODULES
-    with pytest.raises(InputError, match="target_modules='up_proj': the experts of 'olmoe' have no adapters"):
-        dataclasses.replace(cfg, lora=LoraConfig(rank=2, target_modules=("q_proj", "up_proj")))
+    assert dataclasses.replace(cfg, remat="none").lora.target_modules == ATTENTION_MODULES
+    everything = dataclasses.replace(cfg, lora=LoraConfig(rank=2, target_modules=LORA_MODULES))
+    assert everything.lora.target_modules == LORA_MODULES
+    with pytest.raises(
+        InputError, match=r"target_modules='up_proj': adapters of the experts .* have no dropout; .*=0.5"
+    ):
+        dataclasses.replace(cfg, lora=LoraConfig(rank=2, target_modules=("q_proj", "up_proj"), dropout=0.5))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +176,17 @@ def test_adapters_are_the_attentions():
 def test_what_cannot_be_is_refused_by_name(architecture, fields, message):
     with pytest.raises(InputError, match=message):
         ModelConfig(architecture=architecture, **SIZES, **fields)
+
+
+def test_experts_are_split_where_there_are_as_many_for_each_device():
+    mixture = ModelConfig(architecture="olmoe", **SIZES, num_experts=6, num_experts_per_tok=2)
+    check_experts(mixture, 3)
+    with pytest.raises(InputError, match=r"config\.mesh\.expert = 4: must divide the model's num_experts=6"):
+        check_experts(mixture, 4)
+    dense = ModelConfig(architecture="qwen2", **SIZES)
+    check_experts(dense, 1)
+    with pytest.raises(InputError, match=r"config\.mesh\.expert = 2: .*'qwen2' is dense and has no experts"):
+        check_experts(dense, 2)
 
 
 @pytest.mark.parametrize(

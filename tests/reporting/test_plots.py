@@ -33,6 +33,19 @@ def test_a_run_with_a_mixer_is_drawn(tmp_path):
         assert pixels.std() > 0.01
 
 
+def test_router_loads_are_means_of_the_last_lines_in_which_a_domain_is(tmp_path):
+    run = RunRecords.load(write_run(tmp_path / "run"))
+    styles = plot_style.line_styles(["books", "code", "web"])
+    assert plots.router_loads_figure(run, styles) is None
+    loads = [[0.9, 0.1], [0.5, 0.5], [0.3, 0.7]]
+    for line, books in zip(run.metrics[-3:], loads, strict=True):
+        line["domain_router_load"] = {"books": books, "code": None, "web": [0.25, 0.75]}
+    run.metrics[-1]["domain_router_load"]["web"] = None
+    (ax,) = plots.router_loads_figure(run, styles).axes
+    assert [line.get_xydata().tolist() for line in ax.get_lines()] == [[[0, 0.3], [1, 0.7]]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["books"]
+
+
 def test_only_what_is_there_is_drawn(tmp_path):
     folder = write_run(tmp_path / "run", mixer=False)
     (folder / "eval.jsonl").unlink()

@@ -43,6 +43,11 @@ def test_run_records_refuse_a_malformed_file(tmp_path):
         ("metrics.jsonl", {"step": 3, "loss": "low"}, "loss = 'low'; a number is expected"),
         ("metrics.jsonl", {"step": 3, "domain_loss": [1.0]}, r"domain_loss = \[1.0\]; an object of numbers by name"),
         ("metrics.jsonl", {"step": 3, "domain_epochs": {"a": "b"}}, "domain_epochs = .*; an object of numbers by name"),
+        (
+            "metrics.jsonl",
+            {"step": 3, "domain_router_load": {"a": 0.5}},
+            "domain_router_load = .*; an object of lists of",
+        ),
         ("policy.jsonl", {"step": 3, "policy": 5}, "policy = 5; a text is expected"),
         ("policy.jsonl", {"step": 3, "sampling_weights": [0.5]}, "sampling_weights = .*; an object of numbers by name"),
         ("policy.jsonl", {"step": 3, "observed": {"domain_loss": 4}}, "observed = .*; an object of objects of numbers"),

@@ -68,6 +68,16 @@ def stepped(model, batch, run=lambda step, *of: jax.jit(step)(*of), **fields):
     return run(step, start, batch)
 
 
+def loads_by_hand(model, batch):
+    """Of each domain's real tokens, the share that each expert of the last block gets; 0 of a domain without any."""
+    logits = np.asarray(model.token_losses(batch, Hooks(of_router=lambda logits: logits)).aux["of_router"])[-1]
+    slots = np.zeros((len(batch.drawn_with), 4))
+    for b, t in np.ndindex(*logits.shape[:2]):
+        if batch.real_inputs[b, t]:
+            slots[batch.domain[b], np.argsort(-logits[b, t])[:2]] += 1
+    return slots / np.maximum(slots.sum(1, keepdims=True), 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 def test_they_are_part_of_the_loss_and_of_its_gradient(model, batch, parts):
@@ -86,12 +96,15 @@ def test_they_are_part_of_the_loss_and_of_its_gradient(model, batch, parts):
     moved = jax.tree.map(lambda old, slope: old - RATE * slope, model.params, gradient)
     jax.tree.map(lambda new, wanted: np.testing.assert_allclose(new, wanted, atol=2e-6), state.params, moved)
     assert metrics["router_balancing_loss"] > 1.9
+    np.testing.assert_allclose(metrics["domain_router_load"], loads_by_hand(model, batch), rtol=1e-6)
     assert metrics["loss"] > token_mean(model, batch) + 0.9
 
 
 def test_they_are_metrics_and_of_a_dense_model_there_are_none(model, batch):
     _, metrics = stepped(model, batch, run=jax.eval_shape)
-    assert {name for name in metrics if "router" in name} == {"router_balancing_loss", "router_z_loss"}
+    found = {name for name in metrics if "router" in name}
+    assert found == {"router_balancing_loss", "router_z_loss", "domain_router_load"}
+    assert metrics["domain_router_load"].shape == (len(batch.drawn_with), 4)
     dense, _ = weighted_step.models()
     batch = dataclasses.replace(weighted_step.make_batch(), reference_losses=None)
     _, metrics = stepped(dense, batch, run=jax.eval_shape)

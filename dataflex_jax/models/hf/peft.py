@@ -24,7 +24,7 @@ from dataflex_jax.models.checks import shown
 from dataflex_jax.models.config import LoraConfig, ModelConfig
 from dataflex_jax.models.hf import folders
 from dataflex_jax.models.hf.tensors import check_dtype, header
-from dataflex_jax.models.layout import ADAPTERS, LORA_MODULES, row
+from dataflex_jax.models.layout import LORA_MODULES, TABLE, adapted_module, adapter, row
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 # The linear layer that has a factor of that name, where numbers stand for themselves.
-_MODULES = {row.hf: module for module, factors in ADAPTERS.items() for row in factors.values()}
+_MODULES = {row.hf: adapted_module(row.path) for row in TABLE if row.factor}
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d*)(?=\.)")
 # Fields that are read or checked by name, and those that leave the maths alone; all others must be unset.
 _READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "init_lora_weights")
@@ -73,12 +73,13 @@ def save_adapter(
         TrainingError: the files cannot be written.
     """
     folder = Path(folder)
-    tensors = {}
+    tensors, modules = {}, {}  # by module, PEFT's name of it
     for path, leaf in jax.tree_util.tree_leaves_with_path(adapters):
-        name = row(path).hf
-        stacked = multihost_utils.process_allgather(leaf, tiled=True)
-        for i, value in enumerate(stacked):
-            tensors[name.format(i)] = np.ascontiguousarray(np.asarray(value).T)
+        found = row(path)
+        modules[adapted_module(path)] = found.hf.split(".")[-3]
+        whole = np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        for index in np.ndindex(*whole.shape[: found.stacked]):
+            tensors[found.hf.format(*index)] = np.ascontiguousarray(whole[index].T)
     if jax.process_index() != 0:
         return
     config = {
@@ -90,7 +91,7 @@ def save_adapter(
         "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         "lora_dropout": lora.dropout,
         "use_rslora": lora.use_rslora,
-        "target_modules": list(lora.target_modules),
+        "target_modules": [modules[name] for name in lora.target_modules],
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -177,9 +178,10 @@ def load_adapter(
         _check_base(file, (opened.metadata() or {}).get("base_weights"), base_weights)
         adapters = {}
         for module in model.lora.target_modules:
-            for factor in ADAPTERS[module].values():
-                names = [factor.hf.format(i) for i in range(model.num_hidden_layers)]
-                stacked = np.stack([opened.get_tensor(name).T for name in names]).astype(jnp.dtype(model.param_dtype))
+            for factor in adapter(module, model.mixture).values():
+                numbers = (model.num_hidden_layers, model.num_experts)[: factor.stacked]
+                found = [opened.get_tensor(factor.hf.format(*index)).T for index in np.ndindex(*numbers)]
+                stacked = np.stack(found).reshape(*numbers, *found[0].shape).astype(jnp.dtype(model.param_dtype))
                 *parents, kind = factor.path.split("/")
                 functools.reduce(lambda tree, name: tree.setdefault(name, {}), parents, adapters)[kind] = stacked
     if made_for and base_name and Path(made_for).name != Path(base_name).name:
@@ -216,10 +218,11 @@ def _modules(file: Path) -> tuple[str, ...]:
 def _check_tensors(file: Path, model: ModelConfig) -> None:
     stored, needed = header(file), {}
     for module in model.lora.target_modules:
-        inputs, outputs = model.linear_widths()[module]
-        for i in range(model.num_hidden_layers):
-            needed[ADAPTERS[module]["lora_a"].hf.format(i)] = (model.lora.rank, inputs)
-            needed[ADAPTERS[module]["lora_b"].hf.format(i)] = (outputs, model.lora.rank)
+        inputs, outputs = model.adapter_widths()[module]
+        shapes = {"lora_a": (model.lora.rank, inputs), "lora_b": (outputs, model.lora.rank)}
+        for factor, found in adapter(module, model.mixture).items():
+            numbers = (model.num_hidden_layers, model.num_experts)[: found.stacked]
+            needed |= {found.hf.format(*index): shapes[factor] for index in np.ndindex(*numbers)}
     for name, shape in needed.items():
         if name not in stored:
             raise InputError(f"{file}: has no tensor {name!r}, which an adapter of this base needs")

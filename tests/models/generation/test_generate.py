@@ -294,9 +294,9 @@ def test_the_loop_ends_when_all_rows_have_stopped(monkeypatch):
     free = np.asarray(generate(model, prompts(), LENGTHS, **GREEDY).tokens)
     widths = []
 
-    def counted(graphdef, params, tokens, *args):
+    def counted(graphdef, params, tokens, *args, **kwargs):
         jax.debug.callback(lambda: widths.append(tokens.shape[1]))
-        return run_blocks(graphdef, params, tokens, *args)
+        return run_blocks(graphdef, params, tokens, *args, **kwargs)
 
     run_blocks = generation.run_blocks
     monkeypatch.setattr(generation, "run_blocks", counted)

@@ -21,7 +21,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from dataflex_jax import ending
+from dataflex_jax import ending, gpu_compiler
 from dataflex_jax.errors import InputError, TrainingError, is_disk_full, is_out_of_memory, one_line
 from dataflex_jax.files import expanded
 from dataflex_jax.moving.direct import ENDINGS, recipe_of
@@ -53,6 +53,7 @@ def run(
     """
     _log_to_stderr()
     _silence_what_is_reported_elsewhere()
+    gpu_compiler.tell()
     if define_flags is not None:
         define_flags()
     ending.at_interrupts()

@@ -375,9 +375,6 @@ def _check_data(config: ConfigDict) -> None:
             option="data.batch_size",
             value=data.batch_size,
         )
-    if (config.selector or config.order) and data.packing:
-        reason = "a selector or an order needs one example a row; set it to False"
-        raise InputError(reason, option="data.packing", value=True)
     if data.max_epochs is not None and (config.selector or config.order) and not config.mixer:
         reason = "needs a mixer beside a selector or an order, such as static, so that rows are drawn by domain"
         raise InputError(reason, option="data.max_epochs", value=data.max_epochs)

@@ -317,7 +317,7 @@ def norms(model: Model, rows: ListedRows) -> Float[np.ndarray, " n"]:
 
 
 def alignments(model: Model, rows: ListedRows, directions: Sequence[PyTree]) -> Float[np.ndarray, "n G"]:
-    """<g, direction> of each row's gradient g, exact: no per-example gradient is formed and nothing is projected.
+    """<g, direction> of each row's gradient g, exact: nothing is projected; of one layer at a time there are gradients.
 
     Args:
         model: whose gradients.

@@ -182,6 +182,11 @@ def rows_are_split(num_rows: int) -> bool:
     return num_rows % row_shards(mesh) == 0
 
 
+def weights_are_split() -> bool:
+    """Whether a mesh is set that splits weights over "fsdp", so that they are gathered where they are used."""
+    return jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+
+
 def map_rows(fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
     """`jax.shard_map` over the mesh that is set: collectives are what `fn` says and where it says."""
     return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -29,6 +29,13 @@ def pytest_collection_modifyitems(config, items):
         raise pytest.UsageError(f"{_SLOW}: no test has the id {min(unknown)}")
 
 
+def pytest_runtest_setup(item):
+    """Skips tests of a GPU where there is none, unless they are to show that they would run."""
+    dry = os.environ.get("DATAFLEX_GPU_TESTS") == "dry"
+    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu" and not dry:
+        pytest.skip("needs a GPU")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()

@@ -188,6 +188,9 @@ def test_every_large_parameter_and_moment_is_stored_in_parts(mesh_name, parts):
         ({"fsdp": 8}, {}),
         pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, {}, marks=pytest.mark.slow),
         ({"data": 2, "fsdp": 2, "tensor": 2}, {"tie_word_embeddings": True}),
+        # More parts than key heads, and than query heads.
+        ({"fsdp": 2, "tensor": 4}, {"num_hidden_layers": 1}),
+        pytest.param({"tensor": 8}, {"num_hidden_layers": 1}, marks=pytest.mark.slow),
         # Neither the vocabulary nor the width is divisible: whole weights on every device.
         ({"fsdp": 4, "tensor": 2}, {"vocab_size": 255, "hidden_size": 66, "head_dim": 16}),
     ],

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from jax._src.config import EffortLevel
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+from dataflex_jax import gpu_compiler
 from dataflex_jax.aot.cards import Card
 from dataflex_jax.errors import InputError
 
@@ -22,8 +24,9 @@ def missing() -> str | None:
     """Why nothing can be compiled for a GPU here; None where it can."""
     if importlib.util.find_spec("jax_plugins") is None or not any(map(importlib.util.find_spec, _PLUGINS)):
         return 'JAX\'s CUDA plugin is not installed: pip install -c constraints.txt -e ".[aot]"'
-    if jax.default_backend() != "cpu":
-        return f"JAX_PLATFORMS must be cpu, and JAX runs on {jax.default_backend()}"
+    if jax.config.jax_platforms != "cpu":
+        # Else the plugin looks for a driver, and without one it is not there at all.
+        return f"JAX_PLATFORMS must be cpu from the start of the process, not {jax.config.jax_platforms}"
     return None
 
 
@@ -39,9 +42,9 @@ def check(option: str = "--device") -> None:
 
 @contextlib.contextmanager
 def standing_in(card: Card) -> Iterator[None]:
-    """While a program is traced and lowered: what JAX asks of the running process is answered as this card would.
+    """While a program is traced and lowered: what JAX asks of cuDNN in this process is answered as this card would.
 
-    Everything that stands in for a GPU is here.
+    Everything that stands in for a GPU is here; all else is asked of the mesh's devices (`sharding.program_device`).
     """
 
     def at_least(capability: str) -> bool:
@@ -51,19 +54,18 @@ def standing_in(card: Card) -> Iterator[None]:
         return card.compute_capability == _version(capability)
 
     answers = {
-        (jax, "default_backend"): lambda: "gpu",
-        (cudnn, "check_cudnn_version"): lambda: card.cudnn,
-        (cudnn, "check_compute_capability"): at_least,
-        (cudnn, "is_cuda_compute_capability_equal"): equal,
+        "check_cudnn_version": lambda: card.cudnn,
+        "check_compute_capability": at_least,
+        "is_cuda_compute_capability_equal": equal,
     }
-    before = {(module, name): getattr(module, name) for module, name in answers}
+    before = {name: getattr(cudnn, name) for name in answers}
     try:
-        for (module, name), answer in answers.items():
-            setattr(module, name, answer)
+        for name, answer in answers.items():
+            setattr(cudnn, name, answer)
         yield
     finally:
-        for (module, name), function in before.items():
-            setattr(module, name, function)
+        for name, function in before.items():
+            setattr(cudnn, name, function)
 
 
 def _version(capability: str) -> tuple[int, ...]:
@@ -90,13 +92,20 @@ def compiled(
     card: Card | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """`lowered`, compiled.
+    """`lowered`, compiled; for a card with what a run tells the compiler (`gpu_compiler`).
 
     Args:
         function: as there.
         arguments: as there.
         mesh: as there.
         card: as there.
-        options: of XLA, such as {"xla_gpu_enable_triton_gemm": False}, beside those of the environment.
+        options: of XLA beside these and those of the environment, such as {"xla_gpu_enable_triton_gemm": False}.
     """
-    return lowered(function, arguments, mesh, card).compile(compiler_options=options and dict(options))
+    told = {} if card is None else _as_in_a_run()
+    return lowered(function, arguments, mesh, card).compile(compiler_options={**told, **(options or {})} or None)
+
+
+def _as_in_a_run() -> dict[str, Any]:
+    level, flags = gpu_compiler.unsaid()
+    told = {name.removeprefix("--"): value for name, value in flags.items()}
+    return told if level is None else told | {"optimization_level": EffortLevel(level).value}

@@ -140,7 +140,11 @@ def estimate(
         InputError: a configuration that is refused.
     """
     made = program(kind, config, card.devices(devices) if card else jax.devices(), vocab_size)
-    executable = compiled(made.function, made.arguments, made.mesh, card)
+    return estimated(made, compiled(made.function, made.arguments, made.mesh, card), card)
+
+
+def estimated(made: Program, executable: jax.stages.Compiled, card: Card | None) -> Estimate:
+    """What a compiled program takes; see `estimate`."""
     analysis = executable.memory_analysis()
     memory = Memory(
         **{name: per_device(tree) for name, tree in made.held.items()},

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dataflex_jax import config as configuration
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.domains import buckets
-from dataflex_jax.data.loader import check_rows
+from dataflex_jax.data.loader import check_rows, segment_slots
 from dataflex_jax.data.sources.table import is_instruction
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import ModelConfig, check_experts
@@ -30,6 +30,7 @@ from dataflex_jax.policies.signals import (
     Projection,
 )
 from dataflex_jax.sharding import batch_sharding, make_mesh, replicated, shardings
+from dataflex_jax.signals import model_signals  # noqa: F401 - registers how they are computed
 from dataflex_jax.signals.directions import abstract_directions
 from dataflex_jax.signals.moments import AdamState
 from dataflex_jax.signals.registry import Subject, row_function
@@ -41,6 +42,7 @@ from dataflex_jax.training.weights import resolved_model, trained_of
 
 NEW_TOKENS = 128
 _DIRECTIONS = 8
+_EXAMPLE = 128  # tokens of the examples in a packed row, on average
 _ADAM = Preconditioner()
 # What sweeps ask of each row, as selectors do by default.
 _SIGNALS = {
@@ -110,6 +112,7 @@ class _Run(NamedTuple):
             drawn_with=num_domains and jax.ShapeDtypeStruct((num_domains,), "float32", sharding=whole),
             segment_ids=in_example,
             positions=in_example,
+            most_segments=segment_slots(self.length // _EXAMPLE) if self.packed else None,
         )
 
     def held(self, **others: PyTree) -> dict[str, PyTree]:
@@ -133,7 +136,7 @@ def program(kind: str, config: ConfigDict, devices: list[jax.Device], vocab_size
         vocab_size: the tokenizer's, where the model's shape does not say.
 
     Raises:
-        InputError: a configuration that is refused, or packed rows where examples are looked at one by one.
+        InputError: a configuration that is refused.
     """
     if kind not in KINDS:
         raise InputError(f"--program={kind}: must be one of {', '.join(KINDS)}")
@@ -189,9 +192,6 @@ def _training(run: _Run) -> Program:
 
 
 def _sweep(run: _Run, kind: str) -> Program:
-    if run.packed:
-        reason = f"--program={kind} looks at one example a row; set it to False"
-        raise InputError(reason, option="data.packing", value=True)
     signal, batch, adam = _SIGNALS[kind], run.batch(), run.config.optim
     model = run.start.model.having(run.state.params, run.frozen)
     subject = Subject(model, AdamState(run.state.opt_state, adam.b1, adam.b2, adam.eps))

@@ -50,8 +50,7 @@ class MappedStep:
         def without(state: TrainState, batch: Batch, drawn: Array, fixed: Fixed):
             return step(state, batch, fixed)
 
-        mapped = _mapped(without if drawn.all() else one, 3, mesh)
-        self._jitted = jax.jit(mapped, donate_argnums=0)
+        self._jitted = jax.jit(mapped(without if drawn.all() else one, 3, mesh), donate_argnums=0)
         self._compiled: dict[tuple[tuple[int, ...], int | None], Any] = {}
 
     def __call__(self, states: TrainState, batch: Batch) -> tuple[TrainState, dict[str, PyTree]]:
@@ -86,8 +85,8 @@ def mapped_losses(num_groups: int, mesh: Mesh) -> Callable[[PyTree, Model, Batch
         statistics = domain_statistics(losses, batch, num_groups)
         return statistics.loss * statistics.tokens, statistics.tokens
 
-    mapped = _mapped(one, 1, mesh)
-    return jax.jit(lambda params, model, batch: mapped(params, (model, batch)))
+    of_models = mapped(one, 1, mesh)
+    return jax.jit(lambda params, model, batch: of_models(params, (model, batch)))
 
 
 def vectorises(mesh: Mesh) -> bool:
@@ -95,8 +94,14 @@ def vectorises(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform != "cpu"
 
 
-def _mapped(function: Callable, arguments: int, mesh: Mesh) -> Callable:
-    """`function` of each member's own arguments, the first ones, and a last one that all share."""
+def mapped(function: Callable, arguments: int, mesh: Mesh) -> Callable:
+    """`function` of each member's own arguments, the first ones, and a last one that all share.
+
+    Args:
+        function: of one member.
+        arguments: how many are its own.
+        mesh: the devices.
+    """
 
     def local(*given: PyTree) -> PyTree:
         own, shared = given[:-1], given[-1]

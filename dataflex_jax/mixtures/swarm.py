@@ -110,12 +110,7 @@ def train(swarm: Swarm, design: Design) -> bool:
     folder = swarm.shared.folder
     lines = [[mixture.name, *mixture.weights.tolist()] for mixture in mixtures]
     tables.write(folder / tables.RATIOS, [tables.RUN, *swarm.domains], lines)
-    lines = [
-        [mixture.name, seed, *figures.tolist()]
-        for mixture, of_mixture in zip(mixtures, found, strict=True)
-        for seed, figures in zip(seeds, of_mixture, strict=True)
-    ]
-    tables.write(folder / tables.METRICS, [tables.RUN, tables.SEED, *metric_names(swarm)], lines)
+    tables.write_metrics(folder, [mixture.name for mixture in mixtures], seeds, metric_names(swarm), found)
     return True
 
 
@@ -135,11 +130,13 @@ def measured_models(
     ]
     _check_mixer(swarm, members[0])
     losses = train_and_measure(swarm.shared, members, swarm.measured, at_once=at_once)
-    if losses is None:
-        return None
+    return None if losses is None else figures(swarm, losses).reshape(len(mixtures), len(seeds), -1)
+
+
+def figures(swarm: Swarm, losses: Float64[np.ndarray, "n G"]) -> Float64[np.ndarray, "n M"]:
+    """The metrics, as in `metric_names`, of models with these losses on all groups."""
     per_token = np.concatenate([bytes_per_token(each) for each in swarm.measured])
-    values = np.concatenate([losses, losses / np.log(2) / per_token], axis=1)
-    return values.reshape(len(mixtures), len(seeds), -1)
+    return np.concatenate([losses, losses / np.log(2) / per_token], axis=1)
 
 
 def metric_names(swarm: Swarm) -> list[str]:

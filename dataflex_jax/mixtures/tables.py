@@ -61,6 +61,22 @@ def write(path: Path, header: Sequence[str], lines: Sequence[Sequence[str | int 
     replace_file(path, text.getvalue().encode())
 
 
+def write_metrics(
+    folder: Path,
+    runs: Sequence[str],
+    seeds: Sequence[int],
+    metrics: Sequence[str],
+    values: Float64[np.ndarray, "S n M"],
+) -> None:
+    """Writes `metrics.csv`, a line for each run and seed."""
+    lines = [
+        [run, seed, *figures.tolist()]
+        for run, of_run in zip(runs, values, strict=True)
+        for seed, figures in zip(seeds, of_run, strict=True)
+    ]
+    write(folder / METRICS, [RUN, SEED, *metrics], lines)
+
+
 def read(ratios: Path, metrics: Path, fitted: str | None = None) -> Runs:
     """The runs that two tables hold.
 
@@ -80,7 +96,8 @@ def read(ratios: Path, metrics: Path, fitted: str | None = None) -> Runs:
     domains = tuple(name for name in mixtures.header if name not in _NAMING)
     if len(domains) < 2:
         raise InputError(f"{ratios}: {len(domains)} columns of domains; a mixture has two or more")
-    names = _matching(measured, fitted)
+    columns = [name for name in measured.header if name not in (*_NAMING, SEED)]
+    names = matching(columns, fitted, f"column of {metrics}")
     by_run = _by_run(mixtures, naming, domains)
     if twice := [run for run, found in by_run.items() if len(found) > 1]:
         raise InputError(f"{ratios}: two lines of run {twice[0]!r}")
@@ -95,13 +112,21 @@ def read(ratios: Path, metrics: Path, fitted: str | None = None) -> Runs:
     return Runs(tuple(by_run), domains, weights, names, values, _deviation(figures))
 
 
-def _matching(measured: _Table, fitted: str | None) -> tuple[str, ...]:
-    columns = [name for name in measured.header if name not in (*_NAMING, SEED)]
+def matching(columns: Sequence[str], fitted: str | None, what: str = "metric") -> tuple[str, ...]:
+    """The metrics that a law is fitted to, or that models are compared by.
+
+    Args:
+        columns: names of all metrics.
+        fitted: as in `read`.
+        what: a column is, for the message.
+
+    Raises:
+        InputError: there is none.
+    """
     for pattern in _FITTED if fitted is None else (fitted,):
         if found := tuple(fnmatch.filter(columns, pattern)):
             return found
-    reason = f"no column of {measured.path}; it has {shown(', '.join(columns))}"
-    raise InputError(reason, option="--fit", value=fitted)
+    raise InputError(f"no {what}; it has {shown(', '.join(columns))}", option="--fit", value=fitted)
 
 
 def _distribution(path: Path, run: str, weights: Float64[np.ndarray, " K"]) -> Float64[np.ndarray, " K"]:

@@ -113,8 +113,11 @@ def causal_attention(
     attended = jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=True, local_window_size=window, implementation=chosen
     )
-    # cuDNN's is told by `is_fused_attention`; with a name too it would be kept twice.
-    return attended if chosen == "cudnn" else checkpoint_name(attended, "attended")
+    if chosen == "xla":
+        return checkpoint_name(attended, "attended")
+    # Split as the queries, so that its gradient is too: cuDNN's call refuses parts of heads.
+    # It is told by `is_fused_attention`; with a name too it would be kept twice.
+    return _split(attended) if _parts() > 1 else attended
 
 
 def split_by_heads(
@@ -130,15 +133,23 @@ def split_by_heads(
         key: rotated keys.
         value: values.
     """
-    parts = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-    heads, of_keys = query.shape[2], key.shape[2]
+    parts, of_keys = _parts(), key.shape[2]
     if parts == 1:
         return query, key, value
-    repeats = math.lcm(of_keys, parts) // of_keys
-    axis = None if heads % (of_keys * repeats) else "tensor"
-    if axis and repeats > 1:
+    repeats = 1 if query.shape[2] % parts else math.lcm(of_keys, parts) // of_keys
+    if repeats > 1:
         key, value = (jnp.repeat(x, repeats, axis=2) for x in (key, value))
-    return tuple(constrain(x, BATCH_AXES, None, axis, None) for x in (query, key, value))
+    return tuple(_split(x) for x in (query, key, value))
+
+
+def _parts() -> int:
+    """Of the mesh's "tensor"."""
+    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+
+
+def _split(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    """Heads over "tensor", or all of them on every device."""
+    return constrain(x, BATCH_AXES, None, None if x.shape[2] % _parts() else "tensor", None)
 
 
 def is_fused_attention(primitive: Primitive, *operands: Any, **parameters: Any) -> bool:

@@ -5,7 +5,7 @@
 and one layer's gathered weights are alive at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -220,6 +220,7 @@ def run_blocks(
     attend: Attend,
     memory: PyTree,
     hooks: Hooks = NO_HOOKS,
+    layers: Sequence[Params] | None = None,
 ) -> tuple[Float[Array, "B T D"], PyTree, PyTree]:
     """The last hidden states as in `hidden_states`, with any attention, which may keep a memory across layers.
 
@@ -233,6 +234,8 @@ def run_blocks(
             layer.
         memory: what the first layer finds, such as a cache of keys and values; updated in place where XLA can.
         hooks: as in `hidden_states`.
+        layers: the layers' parameters one by one, to be used in place of params["layers"]. They are not scanned: where
+            there are few tokens, the copy of a layer's weights out of all layers' would cost more than their products.
 
     Returns:
         (hidden, memory, aux): compute dtype [B, T, D], after the final norm; the memory that the last layer left; what
@@ -262,6 +265,12 @@ def run_blocks(
         return (x, memory), aux
 
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
+    if layers is not None:
+        carry, said = (x, memory), []
+        for layer in enumerate(layers):
+            carry, aux = block(carry, layer)
+            said.append(aux)
+        return model.norm(carry[0]), carry[1], jax.tree.map(lambda *leaves: jnp.stack(leaves), *said)
     layers = (jnp.arange(cfg.num_hidden_layers), params["layers"])
     # The scan already keeps the recomputation apart, so the barriers against merging it away would only cost.
     block = jax.checkpoint(block, policy=remat_policy(cfg.remat), prevent_cse=False)

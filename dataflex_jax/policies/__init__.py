@@ -22,6 +22,7 @@ from dataflex_jax.policies.base import (
 )
 from dataflex_jax.policies.registry import register_mixer, register_order, register_selector, register_weighter
 from dataflex_jax.policies.signals import (
+    EXAMPLES,
     HELD_OUT,
     ROUTERS,
     TARGETS,
@@ -45,6 +46,7 @@ from dataflex_jax.policies.signals import (
 )
 
 __all__ = [
+    "EXAMPLES",
     "HELD_OUT",
     "ROUTERS",
     "TARGETS",

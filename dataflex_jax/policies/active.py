@@ -14,7 +14,7 @@ from dataflex_jax.policies.base import Mixer, Order, RecordNumbers, Reference, S
 from dataflex_jax.policies.contract import checked_mixer, checked_order, checked_selector, checked_weighter
 from dataflex_jax.policies.proportions import only
 from dataflex_jax.policies.schedule import Schedule, Scheduled
-from dataflex_jax.policies.signals import FixedEmbeddings
+from dataflex_jax.policies.signals import EXAMPLES, TEXTS, FixedEmbeddings
 
 
 class ActivePolicies(NamedTuple):
@@ -170,6 +170,8 @@ def active_policies(config: ConfigDict) -> ActivePolicies:
         mixer, selector, online, order, weighters, by_domain, bool(config.mixer), keep, save_all_scores
     )
     policies.reference()
+    if config.data.packing:
+        _check_packed(policies)
     return policies if by_domain else policies.from_whole_pool()
 
 
@@ -196,6 +198,23 @@ def drawing_only(mixer: Mixer, drawn: Bool[Array, " K"] | Bool[np.ndarray, " K"]
         average=masked(mixer.average),
         loss_weights=mixer.loss_weights and loss_weights,
     )
+
+
+def _check_packed(policies: ActivePolicies) -> None:
+    """Refuses what looks at single examples; all else takes a packed row as it takes an example."""
+    named = [("mixer", policies.mixer), ("selector", policies.selector), ("selector", policies.online)]
+    named += [("weighter", weighter) for weighter in policies.weighters]
+    culprits = [f"{kind} {each.name!r} looks at" for kind, each in named if each and _of_single_examples(each.policy)]
+    if policies.order is not None and policies.order.policy.scores.kind == "field":
+        culprits.append(f"order {policies.order.name!r} goes by {str(policies.order.policy.scores)!r} of")
+    if culprits:
+        accepted = "set it to False, or take what goes by the losses or gradients of rows, such as selector=less"
+        raise InputError(f"{culprits[0]} single examples; {accepted}", option="data.packing", value=True)
+
+
+def _of_single_examples(policy: Mixer | Weighter | Selector) -> bool:
+    fixed = any(isinstance(need, FixedEmbeddings) for need in policy.needs)
+    return fixed or bool(policy.needs & {EXAMPLES, TEXTS}) or getattr(policy, "records", None) is not None
 
 
 def _check_keep(section: ConfigDict, selector: Scheduled[Selector] | None) -> None:

@@ -239,6 +239,14 @@ TEXTS = Texts()
 
 
 @dataclasses.dataclass(frozen=True)
+class Examples:
+    """Something that a policy needs: one example a row, as for texts and embeddings, not several packed into one."""
+
+
+EXAMPLES = Examples()
+
+
+@dataclasses.dataclass(frozen=True)
 class HeldOut:
     """Something that a policy needs: held-out rows of every domain."""
 
@@ -291,7 +299,7 @@ class RowSet(Protocol):
 
         Raises:
             InputError: something is asked that this model does not have, such as Adam's moments of imported weights,
-                or gradients of packed rows, which have several examples each.
+                or embeddings of packed rows, which have several examples each.
         """
 
     def texts(self) -> Iterator[str]:
@@ -310,9 +318,6 @@ class RowSet(Protocol):
         Args:
             weights: of the rows.
             parameters: see `Gradients`.
-
-        Raises:
-            InputError: the rows are packed.
         """
 
 

@@ -20,8 +20,10 @@ def check_records(pool: Pool) -> None:
     """Refuses rows that have no records.
 
     Raises:
-        InputError: rows of documents.
+        InputError: rows of documents, or packed ones.
     """
+    if pool.packed:
+        raise InputError("--records: a packed row has several; set it to False", option="data.packing", value=True)
     if pool.records() is None:
         raise InputError("--records: rows of documents are no records; instruction data are (config.data.formatting)")
 

@@ -80,20 +80,27 @@ def gradient_norms(*, parameters: Select | None = None) -> Callable[[Model, Batc
     return norms
 
 
-def directional_derivatives(model: Model, batch: Batch, direction: PyTree) -> Float[Array, " B"]:
-    """<g_b, direction> of every row, float32; `direction` is like model.params.
+def directional_derivatives(model: Model, batch: Batch, directions: PyTree) -> Float[Array, "B G"]:
+    """<g_b, direction> of every row and each of G directions, float32, in one pass.
 
-    The model's own derivatives are reverse ones, so this is the transpose of the gradient as a function of the rows'
-    weights: no per-example gradient is formed, and the cost is that of a few passes over the batch.
+    The products are taken where a row's gradient appears, layer by layer. What is outside the layers has its
+    per-example gradients in memory whole. The transpose of the gradient as a function of the rows' weights would form
+    none, but is a derivative of the attention's backward pass, which cuDNN's has not; with XLA's it takes longer.
+
+    Args:
+        model: whose gradients.
+        batch: of rows.
+        directions: like model.params, with a leading axis of G.
     """
-    rows = batch.rows_alone()
+    by_path = {path: leaf.astype(jnp.float32) for path, leaf in named_leaves(directions).items()}
+    count = next(iter(by_path.values())).shape[0]
 
-    def losses(params):
-        return jax.vmap(row_loss)(model.with_params(params).token_losses(rows).losses, rows)
+    def image(path, layer, gradient, here):
+        axes = tuple(range(gradient.ndim))
+        beside = tuple(axis + 1 for axis in axes)
+        return jnp.tensordot(here, gradient.astype(jnp.float32), (beside, axes), precision="highest")
 
-    values, gradient = jax.vjp(losses, model.params)
-    _, transposed = jax.vjp(lambda weights: gradient(weights)[0], jnp.zeros_like(values))
-    return transposed(direction)[0]
+    return tapped(model, tuple(by_path), image, count, row_loss, batch.rows_alone(), directions=by_path)
 
 
 def _kronecker(model, projection, paths, loss, rows, moments):

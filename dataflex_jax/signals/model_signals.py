@@ -1,6 +1,5 @@
 """The signals that come with the project, as functions of a model and a batch; see `policies.signals`."""
 
-import jax
 import jax.numpy as jnp
 
 from dataflex_jax.errors import InputError
@@ -135,9 +134,4 @@ def norms(signal: GradientNorms) -> RowFunction:
 def alignments(signal: Alignments) -> RowFunction:
     """Inner products of the gradients with directions."""
     del signal
-
-    def of_rows(subject, batch, operand):
-        along = jax.lax.map(lambda direction: directional_derivatives(subject.model, batch, direction), operand)
-        return along.T
-
-    return of_rows
+    return lambda subject, batch, operand: directional_derivatives(subject.model, batch, operand)

@@ -29,6 +29,8 @@ from dataflex_jax.policies import options
 from dataflex_jax.policies.signals import METHODS, Projection
 
 _BLOCK = 1024  # coordinates whose dense map is in memory at once
+_SIGNS = 2**25  # how many of a dense map a GPU makes at a time, a byte each
+_FUSED_LEVELS = 3  # of the sketch's tree that are one kernel; 1 and 2 move more memory, more take long to compile
 
 
 def check(projection: Projection) -> None:
@@ -84,12 +86,12 @@ def _parameter_key(seed: int, path: str, layer: int | Int[Array, ""]) -> PRNGKey
     return jax.random.fold_in(key, layer)
 
 
-def _signs(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "A B"]:
+def _signs(key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Float[Array, "A B"]:
     """Independent +-1, one random bit each."""
     rows, columns = shape
     words = jax.random.bits(key, (rows, -(-columns // 32)), jnp.uint32)
     bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return 1.0 - 2.0 * bits.reshape(rows, -1)[:, :columns].astype(jnp.float32)
+    return 1 - 2 * bits.reshape(rows, -1)[:, :columns].astype(dtype)
 
 
 def _sketch(matrix: Float[Array, "A B"], key: PRNGKeyArray, dim: int) -> Float[Array, " dim"]:
@@ -105,6 +107,9 @@ def _sketch(matrix: Float[Array, "A B"], key: PRNGKeyArray, dim: int) -> Float[A
         rest = chunks[number - number % 2 :]
         chunks = jnp.concatenate([pairs[:, 0] + jnp.roll(pairs[:, 1], shifts[level], axis=-1), rest])
         level += 1
+        if level % _FUSED_LEVELS == 0:
+            # XLA's GPU compiler would make one kernel of all levels, which reads each number many times.
+            chunks = jax.lax.optimization_barrier(chunks)
     return jnp.roll(chunks[0], shifts[-1])
 
 
@@ -124,12 +129,35 @@ def _chunks(matrix: Float[Array, "A B"], dim: int) -> Float[Array, "C L"]:
 def _rademacher(matrix: Float[Array, "A B"], key: PRNGKeyArray, dim: int) -> Float[Array, " dim"]:
     size = min(_BLOCK, matrix.size)
     blocks = jnp.pad(matrix.reshape(-1), (0, -matrix.size % size)).reshape(-1, size)
+    on_cpu = jax.default_backend() == "cpu"
+    # A GPU waits longer for the start of a small product than for the product.
+    together = 1 if on_cpu else max(1, min(blocks.shape[0], _SIGNS // (size * dim)))
+    blocks = jnp.pad(blocks, ((0, -blocks.shape[0] % together), (0, 0)))
+    dtype = jnp.float32 if on_cpu else jnp.int8
 
     def add(total, numbered):
-        block, numbers = numbered
-        signs = _signs(jax.random.fold_in(key, block), (size, dim))
-        return total + jnp.matmul(numbers, signs, precision="highest"), None
+        of_blocks, numbers = numbered
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, of_blocks)
+        signs = jax.vmap(lambda key: _signs(key, (size, dim), dtype))(keys).reshape(-1, dim)
+        return total + _times_signs(numbers.reshape(-1), signs), None
 
-    numbered = jnp.arange(blocks.shape[0]), blocks
+    numbered = jnp.arange(blocks.shape[0]).reshape(-1, together), blocks.reshape(-1, together, size)
     total, _ = jax.lax.scan(add, jnp.zeros(dim, jnp.float32), numbered)
     return total / math.sqrt(dim)
+
+
+def _times_signs(numbers: Float[Array, " N"], signs: Float[Array, "N dim"]) -> Float[Array, " dim"]:
+    """numbers @ signs in float32's precision."""
+    if signs.dtype == jnp.float32:
+        return jnp.matmul(numbers, signs, precision="highest")
+    # In bfloat16, where signs are exact and three parts of 8 bits are a float32, the product of all parts costs little
+    # more than that of one. `reduce_precision` is a cast that the compiler may not leave out.
+    parts = []
+    for _ in range(3):
+        parts.append(jax.lax.reduce_precision(numbers, exponent_bits=8, mantissa_bits=7))
+        numbers = numbers - parts[-1]
+    # What costs most is to write and read the signs: behind the barrier they are bytes, and the product's own kernel
+    # casts them.
+    signs = jax.lax.optimization_barrier(signs).astype(jnp.bfloat16)
+    products = jnp.matmul(jnp.stack(parts).astype(jnp.bfloat16), signs, preferred_element_type=jnp.float32)
+    return jnp.sum(products, axis=0)

@@ -14,12 +14,11 @@ from dataflex_jax.models.generation.generate import Codec
 from dataflex_jax.policies import options
 from dataflex_jax.policies.signals import (
     PARAMETERS,
-    Alignments,
     DomainGradients,
+    Embeddings,
     Exchange,
     FixedEmbeddings,
     Generations,
-    GradientNorms,
     Gradients,
     Influences,
     Responses,
@@ -36,7 +35,6 @@ from dataflex_jax.signals.registry import Subject, row_function
 from dataflex_jax.signals.rows import select_of, selected_paths
 from dataflex_jax.signals.sweep import Source, Sweeper, source
 
-_OF_GRADIENTS = (Alignments, GradientNorms, Gradients, Influences)
 # (where the rows are, which of them) -> their texts
 ReadTexts = Callable[[Pool, Int[np.ndarray, " n"]], Iterator[str]]
 Matrix = Float[np.ndarray, "n E"]
@@ -85,8 +83,8 @@ class SweptRows:
         if isinstance(signal, FixedEmbeddings):
             found = self._of_fixed(signal)
             return found if ids is None else found[ids]
-        if isinstance(signal, _OF_GRADIENTS):
-            self._refuse_packed()
+        if isinstance(signal, Embeddings):
+            self._refuse_packed("embeddings")
         subject = _asked(self._subject)
         if isinstance(signal, Gradients | Influences) and signal.adam is not None and subject.adam is not None:
             say_if_fresh(subject.adam)
@@ -100,14 +98,12 @@ class SweptRows:
 
     def texts(self) -> Iterator[str]:
         """See `policies.signals.RowSet`."""
-        if self._source.pool.packed:
-            raise InputError("packed rows have several texts each; they are expected one by one", option="data.packing")
+        self._refuse_packed("texts")
         return self._read(self._source.pool, self._ids)
 
     def gradient_sums(self, weights: Float[np.ndarray, "n G"], parameters: str = "blocks") -> PyTree:
         """See `policies.signals.RowSet`."""
         options.one_of("parameters", parameters, PARAMETERS)
-        self._refuse_packed()
         model, mesh = _asked(self._subject).model, self._sweeper.mesh
         paths = selected_paths(model.params, select_of(parameters))
         total = no_directions(mesh, model.params, paths, weights.shape[1])
@@ -118,9 +114,9 @@ class SweptRows:
             total = self._sweeper.fold(_add_gradient, total, operands, self._source, ids, column[of_it], description)
         return total
 
-    def _refuse_packed(self) -> None:
+    def _refuse_packed(self, asked: str) -> None:
         if self._source.pool.packed:
-            reason = f"a row of the {self._what} has several examples, whose gradients are not apart; set it to False"
+            reason = f"{asked} of {self._what} are of single examples, and a row has several; set it to False"
             raise InputError(reason, option="data.packing", value=True)
 
 

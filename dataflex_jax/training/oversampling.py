@@ -100,7 +100,8 @@ def compared(
     the rows and the targets together.
     """
     length = max(rows.mask.shape[1], targets.mask.shape[1])
-    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), _padded(rows, length), _padded(targets, length))
+    padded = (_padded(each, length, rows.segment_ids is not None, rows.most_segments) for each in (rows, targets))
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), *padded)
     token_losses, gram = products.gram(model, selected_paths(model.params), row_loss, both)
     number = rows.num_rows
     usable = (targets.row_tokens > 0) & jnp.isfinite(jnp.diagonal(gram)[number:])
@@ -108,13 +109,21 @@ def compared(
     return token_losses[:number, : rows.mask.shape[1]], gram[:number, :number], along
 
 
-def _padded(rows: Batch, length: int) -> Batch:
-    """What the model and the loss read of the rows, with `length` inputs."""
+def _padded(rows: Batch, length: int, packed: bool, most_segments: int | None) -> Batch:
+    """What the model and the loss read of the rows, with `length` inputs; beside packed rows, others as one segment."""
 
     def longer(values: Array) -> Array:
         return jnp.pad(values, ((0, 0), (0, length - rows.mask.shape[1])))
 
-    return Batch(longer(rows.tokens), longer(rows.mask), rows.lengths, rows.domain)
+    whole = Batch(longer(rows.tokens), longer(rows.mask), rows.lengths, rows.domain)
+    if not packed:
+        return whole
+    if rows.segment_ids is None:
+        places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), whole.mask.shape)
+        segments, positions = whole.real_inputs.astype(jnp.int32), places
+    else:
+        segments, positions = longer(rows.segment_ids), longer(rows.positions)
+    return dataclasses.replace(whole, segment_ids=segments, positions=positions, most_segments=most_segments)
 
 
 def check_compared(selector: str, params: PyTree) -> None:

@@ -1,6 +1,9 @@
-"""LESS's scoring pass beside DataFlex's: the same model, adapters, optimizer state and rows, in turns on the same CPU.
+"""LESS's scoring pass beside DataFlex's: the same model, adapters, optimizer state and rows, in turns on one device.
 
     python scripts/bench/less.py --peer_python=dataflex-env/bin/python   # third_party/dataflex/README.md makes it
+    python scripts/bench/less.py --peer_python=python3 --hidden_size=1024 --length=1024 --output=...   # on a GPU
+
+A Python that has PyTorch, transformers and PEFT but not DataFlex does what its selector does; only that is on the GPU.
 
 Both give a score to every candidate: its Adam-preconditioned gradient against those of the target set. The peer's is
 its `LessSelector` as it is, which takes one example at a time and projects densely; ours is `selector=less` through the
@@ -51,7 +54,7 @@ from dataflex_jax.training.optim import adamw
 LANGUAGES = 4  # of the candidates; the targets are in the first
 NU = 1e-8  # Adam's second moment of every parameter, about the square of its gradient
 
-_PEER = cli.define_path("peer_python", None, "The Python of DataFlex's environment.")
+_PEER = cli.define_path("peer_python", None, "The Python of DataFlex's environment, or one with PyTorch.")
 _CANDIDATES = flags.DEFINE_integer("candidates", 512, "Rows that are scored.", lower_bound=2)
 _PEER_CANDIDATES = flags.DEFINE_integer("peer_candidates", 96, "How many of them the peer scores.", lower_bound=2)
 _TARGETS = flags.DEFINE_integer("targets", 8, "Rows of the target set.", lower_bound=1)

@@ -28,30 +28,31 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import results
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dataflex_jax import cli
+from dataflex_jax.aot import compiler, grid, words
+from dataflex_jax.aot.cards import CARDS
+from dataflex_jax.aot.estimate import Estimate, estimate
 from dataflex_jax.errors import InputError
 from dataflex_jax.files import expanded
+from dataflex_jax.training import run_config
 
 OVER = ("model.remat=full,attention,dots,none", "rows=4,8,16", "mesh.tensor=1,2")
 
 
-def estimated(config: ConfigDict, fields: Mapping[str, Any]):
+def estimated(config: ConfigDict, fields: Mapping[str, Any]) -> Estimate:
     """The estimate of the configuration with other values of fields, "devices", "shape" and "rows"."""
-    from dataflex_jax.aot.cards import CARDS
-    from dataflex_jax.aot.estimate import estimate
-    from dataflex_jax.aot.grid import having
-
     fields = {"devices": flags.FLAGS.devices, "shape": flags.FLAGS.shape, "rows": None} | fields
     devices, shape, rows = (fields.pop(name) for name in ("devices", "shape", "rows"))
     if shape:
         fields["model.name_or_path"] = expanded(shape)
-    config = having(config, fields)
+    config = grid.having(config, fields)
     if rows:
-        config.data.batch_size = rows * (devices // config.mesh.tensor) * config.data.grad_accumulation
+        config.data.batch_size = rows * max(1, devices // config.mesh.tensor) * config.data.grad_accumulation
     card = CARDS[flags.FLAGS.device] if flags.FLAGS.device else None
     return estimate(flags.FLAGS.program, config, card, devices, flags.FLAGS.vocab_size)
 
@@ -80,21 +81,16 @@ def _value(text: str) -> Any:
 
 def sweep(config: ConfigDict) -> dict[str, Any]:
     """Tries the variants, prints them and what is best of each model and number of devices; the result as JSON."""
-    from dataflex_jax.aot import grid, words
-
     over = axes(flags.FLAGS.over)
     rows = grid.tried(lambda fields: estimated(config, fields), list(grid.variants(over)))
     print(words.table(rows))
     chosen = grid.best_of_each(rows, ("shape", "devices"))
     for row in chosen:
-        print("best:", ", ".join(f"{name}={value}" for name, value in row.fields.items()))
+        print("best:", ", ".join(f"{name}={value}" for name, value in row.to_json()["fields"].items()))
     if not chosen:
         print("none fits")
-    return {
-        "program": flags.FLAGS.program,
-        "rows": [row.to_json() for row in rows],
-        "best": [rows.index(r) for r in chosen],
-    }
+    found = {"program": flags.FLAGS.program, "card": flags.FLAGS.device, "cards": flags.FLAGS.devices}
+    return found | {"rows": [row.to_json() for row in rows], "best": [rows.index(row) for row in chosen]}
 
 
 def main(argv: list[str]) -> None:
@@ -103,15 +99,11 @@ def main(argv: list[str]) -> None:
     if flags.FLAGS.sweep and not flags.FLAGS.device:
         raise InputError(f"--sweep needs --device, one of {', '.join(flags.FLAGS['device'].parser.enum_values)}")
     if flags.FLAGS.device:
-        # The card is not here, and JAX must not look for it.
-        os.environ["JAX_PLATFORMS"] = "cpu"
+        jax.config.update("jax_platforms", "cpu")  # the card is not here, and JAX must not look for it
     else:
         # Before JAX starts: where there is no accelerator, the mesh is made of virtual CPU devices.
         count = f"--xla_force_host_platform_device_count={flags.FLAGS.devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
-    from dataflex_jax.aot import compiler, words
-    from dataflex_jax.training import run_config
-
     if flags.FLAGS.device:
         compiler.check(f"--device={flags.FLAGS.device}")
     if flags.FLAGS.sweep:
@@ -119,16 +111,16 @@ def main(argv: list[str]) -> None:
         if flags.FLAGS.output:
             results.write(flags.FLAGS.output, results.describe(run_config.resolved(config)) | found)
         return
-    estimate = estimated(config, {})
-    print(words.described(estimate))
+    found = estimated(config, {})
+    print(words.described(found))
     if flags.FLAGS.output:
         with open(flags.FLAGS.output, "w") as file:
-            json.dump(estimate.to_json(), file, indent=1)
+            json.dump(found.to_json(), file, indent=1)
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The recipe.")
-    flags.DEFINE_enum("device", None, ["h100", "h200", "a100"], "The card to compile for; None: for what is here.")
+    flags.DEFINE_enum("device", None, list(CARDS), "The card to compile for; None: for what is here.")
     flags.DEFINE_integer("devices", 8, "How many devices the mesh has, of those that are not here.", lower_bound=1)
     flags.DEFINE_string("program", "train", "What is compiled: train, gradients, generate, ...")
     flags.DEFINE_boolean("sweep", False, "Try the variants of --over.")

@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = "docs/benchmarks"
 # The benchmarks, whose results are files that begin with their names.
 KINDS = (
+    "memory",
     "step",
     "policies",
     "train_speed",
@@ -31,6 +32,8 @@ KINDS = (
     "nice",
     "resume",
     "mixing",
+    "study",
+    "swarm",
     "evaluate",
 )
 

@@ -3,15 +3,17 @@
     python scripts/bench/train_speed.py [--rounds=5]                        # on a CPU: a tiny model, float32
     python scripts/bench/train_speed.py --shape=qwen2.5-1.5b --seq_len=2048 --batch=8,16,32 \\
         --remat=none,dots,attention --tile_tokens=2048,4096 --attention=auto,xla \\
-        --peer_batch=8,16 --peer_checkpointing=false,true --output=docs/benchmarks/train_speed-qwen2.5-1.5b.json
+        --peer_batch=8,16 --peer_checkpointing=false,true --peer_attention=cudnn,flash --peer_compile=false,true \\
+        --output=docs/benchmarks/train_speed-qwen2.5-1.5b.json
 
 Ours is `dataflex_jax.train`'s step as `setup.prepared` makes it; the peer is the `transformers` model as trainers run
-it: float32 weights, bfloat16 autocast (on a CPU float32, on both sides), SDPA attention, fused AdamW, clipped gradients
-and, where asked for, gradient checkpointing. Both have the same shape, random weights and random tokens. Each has a
-process of its own, so that memory is counted apart; while one measures the other waits. Where several values of an
-option are given, every combination runs alone first, and the fastest of each side go on to the rounds; those that run
-out of memory are written down. Environment variables such as XLA_FLAGS reach the processes; of several GPUs choose one
-by CUDA_VISIBLE_DEVICES. --trace=DIR also writes a profile of a block of ours.
+it: float32 weights, bfloat16 autocast (on a CPU float32, on both sides), SDPA attention (cuDNN's or FlashAttention's
+where asked for), fused AdamW, clipped gradients and, where asked for, gradient checkpointing and torch.compile. Both
+have the same shape, random weights and random tokens. Each has a process of its own, so that memory is counted apart;
+while one measures the other waits. Where several values of an option are given, every combination runs alone first, and
+the fastest of each side go on to the rounds; those that run out of memory are written down. Environment variables such
+as XLA_FLAGS reach the processes; of several GPUs choose one by CUDA_VISIBLE_DEVICES. --trace=DIR also writes a profile
+of a block of ours.
 """
 
 import contextlib
@@ -183,7 +185,12 @@ def main(argv: list[str]) -> None:
             tile_tokens=("tile_tokens", "integer"),
             attention=("attention", "name"),
         ),
-        "peer": _options(batch=("peer_batch", "integer"), checkpointing=("peer_checkpointing", "truth")),
+        "peer": _options(
+            batch=("peer_batch", "integer"),
+            checkpointing=("peer_checkpointing", "truth"),
+            attention=("peer_attention", "name"),
+            compile=("peer_compile", "truth"),
+        ),
     }
     try:
         import torch  # noqa: F401
@@ -218,6 +225,8 @@ if __name__ == "__main__":
     flags.DEFINE_list("attention", ["auto"], "auto (cuDNN where it can be), cudnn, xla.")
     flags.DEFINE_list("peer_batch", None, "Rows a step of the peer's; default: as --batch.")
     flags.DEFINE_list("peer_checkpointing", ["false"], "Whether the peer recomputes activations: false, true.")
+    flags.DEFINE_list("peer_attention", ["auto"], "The peer's SDPA kernel: auto (PyTorch's choice), cudnn, flash.")
+    flags.DEFINE_list("peer_compile", ["false"], "Whether the peer's model goes through torch.compile: false, true.")
     flags.DEFINE_integer("rounds", 7, "Rounds; each has a block of each side.", lower_bound=1)
     flags.DEFINE_integer("block", 5, "Steps a block.", lower_bound=1)
     flags.DEFINE_integer("sweep_steps", 5, "Steps of a variant, where several are tried.", lower_bound=1)

@@ -125,6 +125,18 @@ def ours(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
             yield block, lambda: tuple(hardware.peak_memory_bytes())
 
 
+def _peer_attention(name: str) -> Callable[[], contextlib.AbstractContextManager]:
+    """Makes the context in which SDPA takes that kernel alone, or says that it has none."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if name == "auto":
+        return contextlib.nullcontext
+    kernels = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+    if name not in kernels:
+        raise Failed(f"attention {name!r}: must be one of auto, {', '.join(kernels)}")
+    return lambda: sdpa_kernel(kernels[name])
+
+
 @contextlib.contextmanager
 def peer(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
     """A block of the peer's train steps, and its peak memory so far."""
@@ -132,6 +144,7 @@ def peer(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
     import transformers
 
     options = task["options"]
+    attention = _peer_attention(options["attention"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fields = {name: value for name, value in task["config"].items() if name != "model_type"}
     config = transformers.AutoConfig.for_model(task["config"]["model_type"], **fields, use_cache=False)
@@ -141,6 +154,8 @@ def peer(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
     model.train()
     if options["checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if options["compile"]:
+        model = torch.compile(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=_LEARNING_RATE, betas=_BETAS, eps=_EPSILON, weight_decay=_WEIGHT_DECAY, fused=True
     )
@@ -151,9 +166,10 @@ def peer(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
         del trace
         start = time.perf_counter()
         for _ in range(steps):
-            with autocast:
-                loss = model(input_ids=tokens, labels=tokens).loss
-            loss.backward()
+            with attention():
+                with autocast:
+                    loss = model(input_ids=tokens, labels=tokens).loss
+                loss.backward()  # with the same kernels, where it computes again
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@
 JAX asks the GPU's libraries which cuDNN they hold; here it is told.
 """
 
+import functools
 import re
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from dataflex_jax import sharding
 from dataflex_jax.models import parts
 from dataflex_jax.models.config import REMAT_POLICIES, LoraConfig, ModelConfig
 from dataflex_jax.models.decoder import Hooks
+from dataflex_jax.models.generation.generate import generate
 from dataflex_jax.models.layout import param_shardings
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import Projection
@@ -122,3 +124,17 @@ def test_a_mesh_splits_it_by_rows_and_heads():
         text = program(loss_and_gradient, placed.params, placed, batch)
     assert attentions(text) == (0, 0)
     assert text.count("CustomSPMDPartitioning") == 3
+
+
+def test_tokens_are_generated_without_a_copy_of_each_layers_weights():
+    """The pass over the prompts takes a layer's stored weights out of all layers', in the loop over tokens none are."""
+    model, prompts = build(), jnp.zeros((8, 16), jnp.int32)
+
+    def sliced(model):
+        text = program(functools.partial(generate, max_new_tokens=4), model, prompts, jnp.full(8, 16))
+        return set(re.findall(r"dynamic_slice .*: \(tensor<3x256x(?:\d+)x(\w+)>", text))
+
+    assert sliced(model) == {"f32"}
+    mesh = make_mesh({"fsdp": 8})  # whose gathers make the copy
+    with jax.set_mesh(mesh):
+        assert sliced(jax.device_put(model, param_shardings(mesh, model))) == {"bf16"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+from dataflex_jax.aot import compiler
+from dataflex_jax.aot.cards import CARDS
 from dataflex_jax.models import attention, packed_attention
+from dataflex_jax.models.attention import causal_attention
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.layout import param_shardings
 from dataflex_jax.models.packed_attention import lengths_and_offsets, segment_lengths
@@ -181,3 +185,58 @@ def test_rows_under_vmap_are_more_rows(sizes):
             model = jax.device_put(model, param_shardings(mesh, model))
             actual = jax.jit(features)(model, jax.device_put(batch, batch_sharding(mesh)))
     assert_close(actual, expected)
+
+
+def attended_and_gradients(implementation):
+    """Of queries, keys, values [.., H], segment ids and the output's gradient."""
+
+    def of(query, key, value, ids, gradient):
+        def attend(*projected):
+            return causal_attention(*projected, segment_ids=ids, most_segments=MOST, implementation=implementation)
+
+        attended, transposed = jax.vjp(attend, query, key, value)
+        return attended, *transposed(gradient)
+
+    return of
+
+
+@pytest.mark.skipif(compiler.missing() is not None, reason=str(compiler.missing()))
+def test_it_compiles_for_hopper_and_stays_xlas_on_ampere():
+    """With rows and heads split, over more devices than there are key heads."""
+    programs = {}
+    for name in ("h100", "a100"):
+        card = CARDS[name]
+        mesh = make_mesh({"fsdp": 2, "tensor": 4}, card.devices(8))
+        split = batch_sharding(mesh)
+        shapes = [(4, 128, heads, 64) for heads in (4, 2, 2, 4)]
+        query, key, value, gradient = (jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=split) for s in shapes)
+        ids = jax.ShapeDtypeStruct((4, 128), jnp.int32, sharding=split)
+        arguments = (query, key, value, ids, gradient)
+        programs[name] = compiler.lowered(jax.jit(attended_and_gradients("auto")), arguments, mesh, card)
+    assert "fmha" not in programs["a100"].as_text()
+    text = programs["h100"].compile().as_text()
+    calls = re.findall(
+        r'custom_call_target="(__cudnn\$fmha\w+)".*"mask_type": ?"(\w+)".*"max_seg_per_batch": ?(\d+)', text
+    )
+    names = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+    assert set(calls) == {(name, "PADDING_CAUSAL", str(MOST)) for name in names}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("heads", [(4, 4), (8, 2)])
+def test_on_a_gpu_it_is_xlas_attention(seed, heads):
+    """As near to the float32 values as XLA's own in bfloat16, forward and backward."""
+    ids, keys = jnp.asarray(packings(4, 256, seed)), jax.random.split(jax.random.key(seed), 4)
+    of = (heads[0], heads[1], heads[1], heads[0])
+    arrays = [jax.random.normal(key, (4, 256, count, 64), jnp.bfloat16) for key, count in zip(keys, of, strict=True)]
+
+    def computed(implementation, dtype):
+        query, key, value, gradient = (x.astype(dtype) for x in arrays)
+        found = jax.jit(attended_and_gradients(implementation))(query, key, value, ids, gradient)
+        return [np.asarray(x, np.float32) for x in found]
+
+    exact, by_xla = computed("xla", jnp.float32), computed("xla", jnp.bfloat16)
+    for want, usual, got in zip(exact, by_xla, computed("cudnn", jnp.bfloat16), strict=True):
+        scale = np.abs(want).max()
+        assert np.abs(got - want).max() <= 2 * np.abs(usual - want).max() + 2**-8 * scale

@@ -192,7 +192,6 @@ def test_a_pool_without_a_finite_row_ends_the_run_in_one_line(roots, tmp_path, m
     ("options", "message"),
     [
         ({"data__valid_fraction": 0.0}, "config.targets: group 'capitals' has no rows .raise config.data.valid_frac"),
-        ({"data__packing": True}, "config.data.packing = True: a selector or an order needs one example a row"),
         ({"selector__gradient_type": "sdg"}, "config.selector.gradient_type = 'sdg': must be one of adam, sgd"),
         ({"selector__projection": "kronecker"}, "config.selector.projection = 'kronecker': forms no gradient that"),
         ({"selector__update_step": 0}, "config.selector.update_step = 0: must be >= 1"),

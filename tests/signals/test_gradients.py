@@ -177,15 +177,12 @@ def test_norms_are_those_of_the_gradients(cfg):
 def test_directional_derivatives_are_inner_products(cfg):
     """With all trained parameters, those outside the layers too."""
     model, rng = build(cfg), np.random.default_rng(2)
-    direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), model.params)
-    got = jax.jit(directional_derivatives)(model, batch_of(), direction)
+    directions = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=(2, *x.shape)), jnp.float32), model.params)
+    got = jax.jit(directional_derivatives)(model, batch_of(), directions)
     gradients = materialised(model, batch_of())
-    of_direction = named_leaves(direction)
-    products = [
-        np.asarray(gradients[path], np.float64).reshape(4, -1) * np.asarray(of_direction[path], np.float64).ravel()
-        for path in gradients
-    ]
-    expected = np.concatenate(products, axis=1).sum(axis=1)
+    flat = [np.asarray(gradients[path], np.float64).reshape(4, -1) for path in gradients]
+    along = [np.asarray(named_leaves(directions)[path], np.float64).reshape(2, -1) for path in gradients]
+    expected = np.concatenate(flat, axis=1) @ np.concatenate(along, axis=1).T
     assert_same(got, expected)
     assert np.abs(expected[:-1]).min() > 0
 

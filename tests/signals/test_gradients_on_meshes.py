@@ -70,7 +70,7 @@ def test_devices_change_rounding_only_and_gather_weights_only(mesh_name, method,
 def test_norms_and_directional_derivatives_on_a_mesh():
     model, batch, mesh = build(WIDE), batch_of(rows=16), make_mesh(MESHES["all"])
     direction = jax.tree.map(
-        lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), model.params
+        lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=(2, *x.shape)), x.dtype), model.params
     )
     norms = gradient_norms()
     expected = jax.jit(norms)(model, batch), jax.jit(directional_derivatives)(model, batch, direction)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.policies.signals import Projection
+from dataflex_jax.signals import projections
 from dataflex_jax.signals.projections import _chunks, check, kronecker_signs, kronecker_widths, project
 
 QUERY = "layers/attention/q_proj/kernel"
@@ -59,6 +60,22 @@ def test_a_rademacher_map_is_dense():
     np.fill_diagonal(correlations, 0)
     assert np.abs(correlations).max() < 0.95
     assert correlations.std() == pytest.approx(1 / np.sqrt(32), rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (7, 5)])
+def test_a_gpus_form_of_a_dense_map_is_the_same_map(shape, monkeypatch):
+    """Several blocks at once, filled up, and products of parts in bfloat16; of one example and of several."""
+    projection = Projection("rademacher", 48)
+    x = np.random.default_rng(0).normal(size=(3, *shape)) * np.logspace(-6, 6, math.prod(shape)).reshape(shape)
+    x = jnp.asarray(x, jnp.float32)
+    image = functools.partial(project, projection, QUERY, 2)
+    expected = np.stack([image(row) for row in x])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(projections, "_SIGNS", 2 * 1024 * 48)
+    found = np.asarray(jax.vmap(image)(x))
+    norms = np.linalg.norm(x.reshape(3, -1), axis=1, keepdims=True)
+    np.testing.assert_allclose(found / norms, expected / norms, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(image(x[0]) / norms[0], expected[0] / norms[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["sketch", "rademacher"])

@@ -9,8 +9,8 @@ import pytest
 
 from dataflex_jax.data.targets import TargetSet
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies.common.exact import Compared, scores
-from dataflex_jax.policies.signals import GradientNorms
+from dataflex_jax.policies.common.pooling import mean
+from dataflex_jax.policies.signals import Embeddings
 from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.registry import Subject, register_signal
 from dataflex_jax.signals.sweep import source
@@ -107,18 +107,17 @@ def test_a_model_alone_has_weight_one_and_what_it_is_not_given_is_missing():
 
 
 @pytest.mark.parametrize(
-    "ask",
+    ("ask", "asked"),
     [
-        lambda signals: scores(Compared(None, "mean_of_cos", "all"), signals, "max"),
-        lambda signals: signals.targets.sweep(GradientNorms()),
-        lambda signals: signals.targets.gradient_sums(np.ones((6, 1))),
+        (lambda rows: rows.sweep(Embeddings(mean)), "embeddings"),
+        (lambda rows: rows.texts(), "texts"),
     ],
-    ids=["exact influence", "norms", "directions"],
+    ids=["embeddings", "texts"],
 )
-def test_gradients_of_packed_targets_are_refused_by_name(ask):
+def test_what_is_of_single_examples_is_refused_of_packed_rows(ask, asked):
     pool = pool_of(tasks=random_rows(6, 2)._replace(packed=True))
     targets = TargetSet(pool, np.arange(6), np.zeros(6, int), ("tasks",))
     mesh = make_mesh({}, jax.devices()[:1])
     signals = signals_of(Subject(build(MODEL)), targets=(targets, source(pool, mesh)))
-    with pytest.raises(InputError, match=r"^config\.data\.packing = True: a row of the targets has several examples"):
-        ask(signals)
+    with pytest.raises(InputError, match=rf"^config\.data\.packing = True: {asked} of targets are of single examples"):
+        ask(signals.targets)

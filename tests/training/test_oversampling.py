@@ -159,6 +159,26 @@ def test_inner_products_are_those_of_whole_gradients(cfg):
     np.testing.assert_allclose(token_losses, model.token_losses(rows).losses, rtol=1e-5)
 
 
+def test_packed_rows_are_compared_with_targets_that_are_not():
+    """Each row's gradient as that of the row alone, whose examples do not see each other."""
+    cfg = gradient_model.ADAPTED
+    model, rows = gradient_model.build(cfg), gradient_model.batch_of(5, 12)
+    ids = jnp.where(jnp.arange(12) < 5, 1, 2) * rows.real_inputs.astype(jnp.int32)
+    positions = jnp.broadcast_to(jnp.where(jnp.arange(12) < 5, jnp.arange(12), jnp.arange(12) - 5), ids.shape)
+    packed = dataclasses.replace(rows, segment_ids=ids, positions=positions)
+    targets = gradient_model.batch_of(4, 9, seed=1)
+    token_losses, gram, along = jax.jit(compared)(model, packed, targets)
+    of_rows_, of_targets = (
+        np.concatenate([np.asarray(g, np.float64).reshape(len(g), -1) for g in found.values()], axis=1)
+        for found in (gradient_model.materialised(model, packed), gradient_model.materialised(model, targets))
+    )
+    scale = np.abs(of_rows_ @ of_rows_.T).max()
+    np.testing.assert_allclose(gram, of_rows_ @ of_rows_.T, atol=1e-5 * scale)
+    np.testing.assert_allclose(along, of_rows_ @ of_targets[:-1].mean(axis=0), atol=1e-5 * scale)
+    np.testing.assert_allclose(token_losses, model.token_losses(packed).losses, rtol=1e-5)
+    assert np.abs(np.asarray(token_losses) - model.token_losses(rows).losses).max() > 1e-3
+
+
 def test_a_selector_of_ones_own_sees_the_rows_and_its_place_is_the_drawn_order():
     seen = []
 

@@ -7,6 +7,7 @@ training pass and every token keeps its own position. New tokens overwrite the p
 import functools
 import math
 import numbers
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,12 +21,19 @@ from jaxtyping import Array, Bool, Float, Int
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import layout
 from dataflex_jax.models.attention import causal_attention
-from dataflex_jax.models.decoder import output_weight, run_blocks
+from dataflex_jax.models.decoder import Params, output_weight, run_blocks
 from dataflex_jax.models.generation import kv_cache as kv
 from dataflex_jax.models.generation.sampling import next_tokens
 from dataflex_jax.models.loss import next_token_logits
 from dataflex_jax.models.model import Model
-from dataflex_jax.sharding import BATCH_AXES, constrain, gather_weight, map_rows, rows_are_split
+from dataflex_jax.sharding import (
+    BATCH_AXES,
+    constrain,
+    gather_weight,
+    map_rows,
+    rows_are_split,
+    weights_are_split,
+)
 
 MIN_TEMPERATURE = 1e-6
 _MIN_PADDED_LENGTH = 16
@@ -221,7 +229,7 @@ class _State(NamedTuple):
     step: Int[Array, ""]
     generation: Generation
     stopped: Bool[Array, " B"]
-    cache: kv.KVCache
+    caches: kv.KVCache | tuple[kv.KVCache, ...]  # of all layers, or of each
 
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "candidates"))
@@ -229,7 +237,14 @@ def _generate(
     model, prompts_BxP, prompt_lengths_B, seeds_B, stop_tokens, pad_id, samplers, *, max_new_tokens, candidates
 ):
     cfg, graphdef = model.config, model.graphdef
-    params = _in_compute_dtype(model.whole(), jnp.dtype(cfg.dtype))
+    whole = model.whole()
+    params, layers = _in_compute_dtype(whole, jnp.dtype(cfg.dtype)), None
+    # A layer's weights out of all layers' are a copy, which costs more than their products with a token a row. Where
+    # weights are gathered, that is one anyway, and without the scan all layers' would be gathered at once.
+    if not weights_are_split():
+        layers = _layers_apart(params["layers"], cfg.num_hidden_layers)
+        # The pass over the prompts casts a layer's weights as training does: so there is one copy of all.
+        params = params | {"layers": whole["layers"]}
     head = gather_weight(output_weight(params), jnp.dtype(cfg.dtype), ("fsdp", "tensor"))
     num_rows, padded_length = prompts_BxP.shape
 
@@ -250,7 +265,7 @@ def _generate(
             log_probs=done.log_probs.at[:, state.step].set(jnp.where(state.stopped, 0.0, log_probs)),
         )
         stopped = state.stopped | jnp.any(chosen[:, None] == stop_tokens, axis=-1)
-        return _State(state.step + 1, generation, stopped, state.cache)
+        return _State(state.step + 1, generation, stopped, state.caches)
 
     def read_prompts(cache, layer, queries, keys, values):
         attended = causal_attention(
@@ -262,13 +277,18 @@ def _generate(
         """Reads the last token and appends the next."""
         positions_B = prompt_lengths_B + state.step - 1
 
-        def read_token(cache, layer, queries, keys, values):
-            cache = kv.write_tokens(cache, layer, keys, values, positions_B)
-            return kv.attend(cache, layer, queries, positions_B), cache
+        def read_token(caches, layer, queries, keys, values):
+            if layers is None:
+                caches = kv.write_tokens(caches, layer, keys, values, positions_B)
+                return kv.attend(caches, layer, queries, positions_B), caches
+            own = kv.write_tokens(caches[layer], 0, keys, values, positions_B)
+            return kv.attend(own, 0, queries, positions_B), (*caches[:layer], own, *caches[layer + 1 :])
 
         last = jax.lax.dynamic_slice_in_dim(state.generation.tokens, state.step - 1, 1, axis=1)
-        hidden, cache, _ = run_blocks(graphdef, params, last, positions_B[:, None], read_token, state.cache)
-        return append(state._replace(cache=cache), hidden)
+        hidden, caches, _ = run_blocks(
+            graphdef, params, last, positions_B[:, None], read_token, state.caches, layers=layers
+        )
+        return append(state._replace(caches=caches), hidden)
 
     # The last new token is not read, so it needs no slot.
     cache = kv.empty(cfg, num_rows, padded_length + max_new_tokens - 1)
@@ -281,7 +301,8 @@ def _generate(
         lengths=jnp.zeros(num_rows, jnp.int32),
         log_probs=jnp.zeros((num_rows, max_new_tokens), jnp.float32),
     )
-    state = append(_State(jnp.zeros((), jnp.int32), nothing, jnp.zeros(num_rows, bool), cache), last)
+    caches = cache if layers is None else kv.layers_apart(cache)
+    state = append(_State(jnp.zeros((), jnp.int32), nothing, jnp.zeros(num_rows, bool), caches), last)
     state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & ~jnp.all(s.stopped), step, state)
     return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), state.generation)
 
@@ -295,6 +316,10 @@ def _in_compute_dtype(params, dtype):
         return leaf.astype(dtype) if row.matrix and not row.float32 else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _layers_apart(stacked: Params, num_layers: int) -> list[Params]:
+    return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(num_layers)]
 
 
 def _choose(logits_BxV, seeds_B, step, samplers, *, candidates):

@@ -35,6 +35,11 @@ def empty(cfg: ModelConfig, num_rows: int, max_tokens: int) -> KVCache:
     return KVCache(_split(zeros), _split(zeros))
 
 
+def layers_apart(cache: KVCache) -> tuple[KVCache, ...]:
+    """A cache of one layer each, which are read and written without a copy out of all layers'."""
+    return tuple(KVCache(*(buffer[i : i + 1] for buffer in cache)) for i in range(cache.keys.shape[0]))
+
+
 def write_prompts(
     cache: KVCache,
     layer: Int[Array, ""],
@@ -58,7 +63,7 @@ def write_prompts(
 
 def write_tokens(
     cache: KVCache,
-    layer: Int[Array, ""],
+    layer: int | Int[Array, ""],
     keys: Float[Array, "B 1 K H"],
     values: Float[Array, "B 1 K H"],
     positions_B: Int[Array, " B"],
@@ -82,7 +87,7 @@ def write_tokens(
 
 
 def attend(
-    cache: KVCache, layer: Int[Array, ""], queries: Float[Array, "B 1 N H"], positions_B: Int[Array, " B"]
+    cache: KVCache, layer: int | Int[Array, ""], queries: Float[Array, "B 1 N H"], positions_B: Int[Array, " B"]
 ) -> Float[Array, "B 1 N H"]:
     """Attention of one query a row, the token at `positions_B`, over its row's tokens up to itself; softmax in float32.
 

@@ -14,7 +14,7 @@ from dataflex_jax.policies import options
 from dataflex_jax.policies.common import neighbours
 from dataflex_jax.policies.common.influence import cosines
 from dataflex_jax.policies.common.pooling import POOLINGS, side_by_side
-from dataflex_jax.policies.signals import TARGETS, Embeddings, FixedEmbeddings, RowSet, Signals
+from dataflex_jax.policies.signals import EXAMPLES, TARGETS, Embeddings, FixedEmbeddings, RowSet, Signals
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class EmbeddingOptions:
 
 def needs(signal: Embeddings | FixedEmbeddings) -> frozenset[Hashable]:
     """What a selector that compares such embeddings of candidates and targets needs."""
-    return frozenset({TARGETS, signal} if isinstance(signal, FixedEmbeddings) else {TARGETS})
+    return frozenset({TARGETS, EXAMPLES, *((signal,) if isinstance(signal, FixedEmbeddings) else ())})
 
 
 def embedded(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import (
+    EXAMPLES,
     TARGETS,
     Choice,
     Embeddings,
@@ -135,7 +136,7 @@ def cluster_less(
         ids = jnp.lexsort((rows.distance, rows.cluster, -rows.score))[:num]
         return Choice(ids=ids, scores=rows.score[ids], all_scores=rows.score)
 
-    return Selector(score=score, choose=choose, init=init, needs=frozenset({TARGETS}))
+    return Selector(score=score, choose=choose, init=init, needs=frozenset({TARGETS, EXAMPLES}))
 
 
 def places(

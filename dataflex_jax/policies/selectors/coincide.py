@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import (
+    EXAMPLES,
     Choice,
     Embeddings,
     Evidence,
@@ -110,7 +111,7 @@ def coincide(
         place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]) - starts[rows.cluster[order]])
         return ranking.best((budget - place) / jnp.maximum(budget, 1), num)
 
-    return Selector(score=score, choose=choose)
+    return Selector(score=score, choose=choose, needs=frozenset({EXAMPLES}))
 
 
 def mean_of_tanh(hidden: Float[Array, "B T D"], mask: Float[Array, "B T"]) -> Float[Array, "B D"]:

@@ -12,7 +12,7 @@ import pytest
 from dataflex_jax.configs import base
 from dataflex_jax.data.batch import collated
 from dataflex_jax.data.domains import buckets, example_domains, open_domains
-from dataflex_jax.data.loader import Loader, held_out_batches
+from dataflex_jax.data.loader import Loader, held_out_batches, segment_slots
 from dataflex_jax.data.pool import Pool
 from dataflex_jax.data.rows import ExampleRows, PackedRows, bucket_of, pack
 from dataflex_jax.data.sampler import Plan
@@ -322,6 +322,19 @@ def test_batches_are_padded_to_the_smallest_bucket_and_hold_the_planned_examples
             256,
             512,
         }
+
+
+def test_of_packed_rows_gpus_are_told_how_many_segments_there_are_at_most(root, monkeypatch):
+    (a, b), _ = opened(root)
+    pool, mesh = Pool(example_domains((a, b), (512,), packing=True)), make_mesh({"fsdp": 8})
+    ids = np.arange(8) % pool.num_rows
+    assert Loader(pool, mesh).load(ids).most_segments is None
+    loader = Loader(pool, mesh)
+    monkeypatch.setattr(loader, "_count_segments", True)  # as on a GPU
+    batch = jax.device_get(loader.load(ids))
+    segments = [len(set(row.tolist())) for row in batch.segment_ids]
+    assert max(segments) <= batch.most_segments == segment_slots(max(pool.examples(i) for i in ids))
+    assert [segment_slots(examples) for examples in (0, 1, 7, 8, 31, 32)] == [8, 8, 8, 16, 32, 64]
 
 
 def test_held_out_examples_are_each_predicted_once(root):

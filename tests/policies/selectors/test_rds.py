@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataflex_jax.errors import InputError
-from dataflex_jax.policies import TARGETS, Evidence
+from dataflex_jax.policies import EXAMPLES, TARGETS, Evidence
 from dataflex_jax.policies.selectors.rds import rds
 from dataflex_jax.signals.registry import Subject
 from tests.helpers.array_rows import TARGET_GROUPS, TARGET_IDS, TARGET_POOL, signals_of, whole_batch
@@ -139,7 +139,7 @@ def test_of_a_model_the_last_token_is_embedded_too():
 
 
 def test_without_targets_it_is_refused():
-    assert rds().needs == {TARGETS}
+    assert rds().needs == {TARGETS, EXAMPLES}
     with pytest.raises(InputError, match="'rds' needs a target set"):
         scored(FakeSignals(signals().candidates))
 

@@ -45,7 +45,7 @@ def test_the_wheel_has_one_package_with_the_recipes_and_the_console_command(whee
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"dataflex_jax"}
     recipes = {name.rpartition("/")[2] for name in names if name.startswith("dataflex_jax/configs/")}
     assert recipes == {path.name for path in (PROJECT / "configs").glob("*.py")}
-    for data in ("reporting/report.html.jinja", "data/text/chat_templates/qwen.jinja"):
+    for data in ("reporting/report.html.jinja", "data/text/chat_templates/qwen.jinja", "aot/cards/h100.txtpb"):
         assert f"dataflex_jax/{data}" in names
     (entry_points,) = (name for name in names if name.endswith("/entry_points.txt"))
     assert "dataflex-jax = dataflex_jax.__main__:main" in wheel.read(entry_points).decode()

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from jax._src.config import EffortLevel
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from dataflex_jax import gpu_compiler
@@ -101,11 +100,18 @@ def compiled(
         card: as there.
         options: of XLA beside these and those of the environment, such as {"xla_gpu_enable_triton_gemm": False}.
     """
-    told = {} if card is None else _as_in_a_run()
-    return lowered(function, arguments, mesh, card).compile(compiler_options={**told, **(options or {})} or None)
+    found = lowered(function, arguments, mesh, card)
+    with _told() if card is not None else contextlib.nullcontext({}) as flags:
+        return found.compile(compiler_options={**flags, **(options or {})} or None)
 
 
-def _as_in_a_run() -> dict[str, Any]:
+@contextlib.contextmanager
+def _told() -> Iterator[dict[str, str]]:
+    """XLA's flags as a run has them, and JAX's level while this lasts."""
     level, flags = gpu_compiler.unsaid()
-    told = {name.removeprefix("--"): value for name, value in flags.items()}
-    return told if level is None else told | {"optimization_level": EffortLevel(level).value}
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", level or before)
+    try:
+        yield {name.removeprefix("--"): value for name, value in flags.items()}
+    finally:
+        jax.config.update("jax_optimization_level", before)

@@ -167,3 +167,23 @@ def test_tokens_are_generated_without_a_copy_of_each_layers_weights():
     mesh = make_mesh({"fsdp": 8})  # whose gathers make the copy
     with jax.set_mesh(mesh):
         assert sliced(jax.device_put(model, param_shardings(mesh, model))) == {"bf16"}
+
+
+MIXTURE = {"architecture": "qwen3_moe", "num_experts": 32, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
+def test_experts_products_are_kernels_and_no_array_has_all_experts_of_all_tokens():
+    model = build(**MIXTURE)
+    text = program(loss_and_gradient, model.params, model, BATCH)
+    names = re.findall(r'@__gpu\$xla.gpu.triton.*?name = "(\w+)"', text)
+    # Three forward, gate and up again backward, and three for the gradients of the inputs; three of the weights.
+    assert (names.count("grouped_product"), names.count("grouped_outer")) == (8, 3)
+    largest = max(
+        np.prod([int(n) for n in dims.split("x")[:-1]]) for dims in re.findall(r"tensor<((?:\d+x)+)bf16>", text)
+    )
+    assert largest < BATCH.mask.size * MIXTURE["num_experts"] * MIXTURE["moe_intermediate_size"]
+
+
+def test_experts_of_other_widths_are_computed_block_by_block():
+    model = build(**MIXTURE | {"moe_intermediate_size": 24})
+    assert "xla.gpu.triton" not in program(loss_and_gradient, model.params, model, BATCH)

@@ -97,9 +97,9 @@ def named_leaves(tree):
     ("sizes", "shape"),
     [
         ({}, None),  # one device of eight
-        ({"fsdp": -1}, (1, 8, 1)),
-        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2)),
-        ({"data": 8, "fsdp": 1, "tensor": 1}, (8, 1, 1)),
+        ({"fsdp": -1}, (1, 8, 1, 1)),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 1, 2)),
+        ({"data": 8, "fsdp": 1, "tensor": 1}, (8, 1, 1, 1)),
         ({"data": 3, "fsdp": -1}, None),
         ({"data": -1, "fsdp": -1}, None),
         ({"data": 0, "fsdp": -1}, None),
@@ -116,7 +116,7 @@ def test_make_mesh(sizes, shape):
     else:
         mesh = make_mesh(sizes)
         assert tuple(mesh.shape.values()) == shape
-        assert mesh.axis_names == ("data", "fsdp", "tensor")
+        assert mesh.axis_names == ("data", "fsdp", "expert", "tensor")
         assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 

@@ -99,7 +99,8 @@ def get_config(arg: str = "") -> ConfigDict:
     lora.dropout = 0.0  # of their inputs, while training
     lora.name_or_path = placeholder(str)  # PEFT adapter to start from (folder or hub id); None: fresh ones
     lora.use_rslora = False  # scale by alpha / sqrt(rank)
-    # Of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; "all": all seven, without those of experts.
+    # Of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; "all": all seven, without those of experts, which get
+    # adapters where they are named.
     lora.target_modules = ("all",)
     lora.base_dtype = "bfloat16"  # of the frozen parameters; the adapters have model.param_dtype
 

@@ -28,19 +28,27 @@ def tell() -> None:
     """
     if not _will_be_used():
         return
-    told = []
-    if "JAX_OPTIMIZATION_LEVEL" not in os.environ and jax.config.jax_optimization_level == "UNKNOWN":
-        os.environ["JAX_OPTIMIZATION_LEVEL"] = LEVEL
-        jax.config.update("jax_optimization_level", LEVEL)  # JAX has read the variable already
-        told.append(f"JAX_OPTIMIZATION_LEVEL={LEVEL}")
-    theirs = os.environ.get("XLA_FLAGS", "").split()
-    named = {flag.partition("=")[0] for flag in theirs}
-    ours = [f"{name}={value}" for name, value in FLAGS.items() if name not in named]
-    if ours and all(flag.startswith("--") for flag in theirs):  # it may be the name of a file with flags
-        os.environ["XLA_FLAGS"] = " ".join([*ours, *theirs])
-        told.append(f"XLA_FLAGS={' '.join(ours)}")
+    told, (level, flags) = [], unsaid()
+    if level is not None:
+        os.environ["JAX_OPTIMIZATION_LEVEL"] = level
+        jax.config.update("jax_optimization_level", level)  # JAX has read the variable already
+        told.append(f"JAX_OPTIMIZATION_LEVEL={level}")
+    if flags:
+        ours = " ".join(f"{name}={value}" for name, value in flags.items())
+        os.environ["XLA_FLAGS"] = f"{ours} {os.environ.get('XLA_FLAGS', '')}".strip()
+        told.append(f"XLA_FLAGS={ours}")
     if told:
         logger.info("For the GPU's compiler, where not set already: %s", ", ".join(told))
+
+
+def unsaid() -> tuple[str | None, dict[str, str]]:
+    """The level and the flags that the user has not set: JAX_OPTIMIZATION_LEVEL's value, or None, and XLA's flags."""
+    level_is_set = "JAX_OPTIMIZATION_LEVEL" in os.environ or jax.config.jax_optimization_level != "UNKNOWN"
+    theirs = os.environ.get("XLA_FLAGS", "").split()
+    if not all(flag.startswith("--") for flag in theirs):  # it may be the name of a file with flags
+        return None if level_is_set else LEVEL, {}
+    named = {flag.partition("=")[0] for flag in theirs}
+    return None if level_is_set else LEVEL, {name: value for name, value in FLAGS.items() if name not in named}
 
 
 def _will_be_used() -> bool:

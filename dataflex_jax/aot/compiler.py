@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from jax._src.config import EffortLevel
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+from dataflex_jax import gpu_compiler
 from dataflex_jax.aot.cards import Card
 from dataflex_jax.errors import InputError
 
@@ -90,13 +92,20 @@ def compiled(
     card: Card | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """`lowered`, compiled.
+    """`lowered`, compiled; for a card with what a run tells the compiler (`gpu_compiler`).
 
     Args:
         function: as there.
         arguments: as there.
         mesh: as there.
         card: as there.
-        options: of XLA, such as {"xla_gpu_enable_triton_gemm": False}, beside those of the environment.
+        options: of XLA beside these and those of the environment, such as {"xla_gpu_enable_triton_gemm": False}.
     """
-    return lowered(function, arguments, mesh, card).compile(compiler_options=options and dict(options))
+    told = {} if card is None else _as_in_a_run()
+    return lowered(function, arguments, mesh, card).compile(compiler_options={**told, **(options or {})} or None)
+
+
+def _as_in_a_run() -> dict[str, Any]:
+    level, flags = gpu_compiler.unsaid()
+    told = {name.removeprefix("--"): value for name, value in flags.items()}
+    return told if level is None else told | {"optimization_level": EffortLevel(level).value}

@@ -53,7 +53,7 @@ _WAYS = flags.DEFINE_list("ways", list(WAYS), "Which ways; the first one comes i
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each one has a block of each way.", lower_bound=1)
 _ROWS = flags.DEFINE_integer("batch_rows", 8, "Rows of a model's batch.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer("seq_len", 128, "Tokens a row.", lower_bound=2)
-_DEVICE = flags.DEFINE_string("device", None, "A card that is not here, such as h100; nothing runs.")
+_DEVICE = flags.DEFINE_enum("device", None, ["h100", "h200", "a100"], "A card to compile for; nothing runs.")
 _OUTPUT = cli.define_path("output", f"{results.FOLDER}/swarm.json", "The result.")
 
 
@@ -190,7 +190,7 @@ def compiled_for(card_name: str, shape: str, count: int) -> dict[str, Any]:
     """Of the mapped step on a card that is not here: launches, roofline, and bytes."""
     from dataflex_jax.aot import cards, compiler, cost, hlo
 
-    card = cards.Card.of(card_name)
+    card = cards.CARDS[card_name]
     made = train_step(shape, "bfloat16")
     mesh = make_mesh({"data": -1}, card.devices(1))
     arguments = abstract_states(made, count, mesh), abstract_batch(count, mesh), Fixed(None, None)

@@ -3,6 +3,7 @@ import pytest
 from dataflex_jax.aot import hlo
 from dataflex_jax.aot.cards import CARDS
 from dataflex_jax.aot.cost import cost
+from dataflex_jax.sharding import SELDOM
 from tests.aot.texts import GATHERS, LOOP
 
 CARD = CARDS["h100"]
@@ -103,3 +104,26 @@ ENTRY %main (x: f32[10], i: s32[]) -> f32[10] {
 }
 """
     assert of(text).hbm_bytes == 2 * 80
+
+
+def test_of_a_conditional_the_longer_branch_counts_unless_it_is_seldom_taken():
+    text = """\
+HloModule m, is_scheduled=true
+
+%nothing (p: f32[8,8]) -> f32[8,8] {
+  ROOT %p = f32[8,8]{1,0} parameter(0)
+}
+
+%product (q: f32[8,8]) -> f32[8,8] {
+  %q = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%q, %q), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+
+ENTRY %main (x: f32[8,8], which: pred[]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  %which = pred[] parameter(1)
+  ROOT %c = f32[8,8]{1,0} conditional(%which, %x, %x), BRANCHES, metadata={op_name="jit(f)/NAME/cond"}
+}
+""".replace("BRANCHES", "true_computation=%product, false_computation=%nothing")
+    assert of(text.replace("NAME", "often")).flops == {"tf32": 2 * 8 * 8 * 8}
+    assert of(text.replace("NAME", SELDOM)).flops == {}

@@ -41,7 +41,7 @@ def test_the_bytes_of_the_arrays_are_those_of_a_run(tmp_path, fields):
         assert found.memory.batch == first_device(batch)
         assert found.program.model_flops == 8 * 32 * job.log.flops_per_token
     assert found.memory.temporaries > 0
-    assert found.to_json()["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert found.to_json()["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
     assert found.to_json()["platform"] == "cpu"
     assert (found.fits, found.mfu_ceiling, found.tokens_per_second) == (None, None, None)
 

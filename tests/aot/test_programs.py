@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from dataflex_jax.aot.cards import CARDS
 from dataflex_jax.aot.programs import KINDS, program
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.config import REMAT_POLICIES
@@ -199,8 +200,42 @@ def test_microbatches_take_less_memory():
     assert memory(gpu_program(data__grad_accumulation=4)) < memory(gpu_program())
 
 
-def test_kinds_and_packed_sweeps_are_refused_by_name():
+def test_what_is_no_kind_of_program_is_refused_by_name():
     with pytest.raises(InputError, match="--program=scores: must be one of train, losses"):
         program("scores", small(), [])
-    with pytest.raises(InputError, match=r"config.data.packing.*--program=norms looks at one example a row"):
-        program("norms", small(**PACKED), jax.devices())
+
+
+def test_packed_rows_have_a_program_of_each_kind():
+    for kind in KINDS:
+        made = program(kind, small(**PACKED), jax.devices())
+        assert made.tokens > 0
+
+
+MIXTURE = {
+    "model__architecture": "qwen3_moe",
+    "model__num_experts": 16,
+    "model__num_experts_per_tok": 4,
+    "model__moe_intermediate_size": 128,
+    "model__remat": "dots",
+}
+
+
+@slow
+@needs_compiler
+@pytest.mark.parametrize("experts", [1, 4])
+def test_a_mixture_multiplies_its_active_parameters_and_moves_what_is_meant(experts):
+    compiled = gpu_program(**MIXTURE, mesh__expert=experts)
+    made = program("train", small(**MIXTURE), CARDS["h100"].devices(DEVICES))
+    model = made.model
+    block = WIDTH * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS) + WIDTH * 16 + 3 * 4 * WIDTH * 128
+    kept, again = LAYERS * block + TABLE, LAYERS * 2 * 4 * WIDTH * 128 + TABLE
+    attention = model.flops_per_token(LENGTH) - 6 * kept
+    needed = TOKENS * (6 * kept + 2 * again + 1.17 * attention)
+    # An exchange has room for a quarter more slots than there are on average.
+    assert needed * 0.98 < sum(compiled.cost.flops.values()) < needed * (1.1 if experts == 1 else 1.3)
+    exchanged = moved(compiled, "all-to-all", "bf16")
+    slots = 1.25 * TOKENS * 4
+    assert exchanged == (0 if experts == 1 else LAYERS * 5 * slots * WIDTH * 2)
+    whole = LAYERS * 3 * 16 * WIDTH * 128 * 2
+    gathered = moved(compiled, "all-gather", "bf16")
+    assert gathered > 2 * whole if experts == 1 else gathered < whole

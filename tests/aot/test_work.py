@@ -142,3 +142,20 @@ def test_other_instructions(line, expected):
   %i = s32[] parameter(2)
 {line}"""
     assert found(lines) == ({}, expected)
+
+
+@pytest.mark.parametrize(
+    ("operands", "result"),
+    [
+        # Blocks [6, 16, 32] of 4 experts, half of whose last ones are padding; with weights, or with blocks of outputs.
+        ("s32[6]{0} s32[1]{0} bf16[6,16,32]{2,1,0} bf16[4,32,64]{2,1,0}", "bf16[6,16,64]{2,1,0}"),
+        ("s32[4]{0} s32[4]{0} bf16[6,16,32]{2,1,0} bf16[6,16,64]{2,1,0}", "bf16[4,32,64]{2,1,0}"),
+    ],
+)
+def test_experts_products_count_the_blocks_that_are_used_on_average(operands, result):
+    lines = [f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate(operands.split())]
+    call = (
+        'custom-call(%p0, %p1, %p2, %p3), custom_call_target="__gpu$xla.gpu.triton", api_version=API_VERSION_TYPED_FFI'
+    )
+    lines.append(f"  ROOT %c = {result} {call}")
+    assert found("\n".join(lines))[0] == {"bf16": 2 * (6 - 2) * 16 * 32 * 64}

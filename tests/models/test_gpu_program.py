@@ -4,6 +4,7 @@ JAX asks the GPU's libraries which cuDNN they hold; here it is told.
 """
 
 import functools
+import math
 import re
 from types import SimpleNamespace
 
@@ -126,6 +127,34 @@ def test_a_mesh_splits_it_by_rows_and_heads():
     assert text.count("CustomSPMDPartitioning") == 3
 
 
+@functools.cache
+def kept(remat):
+    """[(dtype, shape)] of what the scan over the layers keeps for the backward pass, beside the parameters."""
+    model = build(remat=remat, dtype="bfloat16")
+
+    def backward(params):
+        return jax.vjp(lambda params: loss_of(model.with_params(params)), params)[1]
+
+    parameters = {leaf.shape for leaf in jax.tree.leaves(model.params)}
+    leaves = jax.tree.leaves(jax.eval_shape(backward, model.params))
+    return [(leaf.dtype, leaf.shape) for leaf in leaves if leaf.ndim > 2 and leaf.shape not in parameters]
+
+
+def loss_of(model):
+    return jnp.mean(model.token_losses(BATCH).losses)
+
+
+def test_a_half_precision_model_keeps_no_float32_step_between_two_products():
+    sizes = {}
+    for remat in REMAT_POLICIES:
+        layers = [(dtype, shape) for dtype, shape in kept(remat) if shape[0] == CONFIG["num_hidden_layers"]]
+        sizes[remat] = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layers)
+        # Attention's statistics are [layers, B, N, T].
+        statistics = (3, 8, CONFIG["num_attention_heads"], 128)
+        assert all(dtype == jnp.bfloat16 or shape == statistics for dtype, shape in layers), remat
+    assert sizes["none"] == sizes["dots"] > sizes["attention"] > sizes["full"] > 0
+
+
 def test_tokens_are_generated_without_a_copy_of_each_layers_weights():
     """The pass over the prompts takes a layer's stored weights out of all layers', in the loop over tokens none are."""
     model, prompts = build(), jnp.zeros((8, 16), jnp.int32)
@@ -138,3 +167,23 @@ def test_tokens_are_generated_without_a_copy_of_each_layers_weights():
     mesh = make_mesh({"fsdp": 8})  # whose gathers make the copy
     with jax.set_mesh(mesh):
         assert sliced(jax.device_put(model, param_shardings(mesh, model))) == {"bf16"}
+
+
+MIXTURE = {"architecture": "qwen3_moe", "num_experts": 32, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
+def test_experts_products_are_kernels_and_no_array_has_all_experts_of_all_tokens():
+    model = build(**MIXTURE)
+    text = program(loss_and_gradient, model.params, model, BATCH)
+    names = re.findall(r'@__gpu\$xla.gpu.triton.*?name = "(\w+)"', text)
+    # Three forward, gate and up again backward, and three for the gradients of the inputs; three of the weights.
+    assert (names.count("grouped_product"), names.count("grouped_outer")) == (8, 3)
+    largest = max(
+        np.prod([int(n) for n in dims.split("x")[:-1]]) for dims in re.findall(r"tensor<((?:\d+x)+)bf16>", text)
+    )
+    assert largest < BATCH.mask.size * MIXTURE["num_experts"] * MIXTURE["moe_intermediate_size"]
+
+
+def test_experts_of_other_widths_are_computed_block_by_block():
+    model = build(**MIXTURE | {"moe_intermediate_size": 24})
+    assert "xla.gpu.triton" not in program(loss_and_gradient, model.params, model, BATCH)

@@ -229,6 +229,7 @@ def test_a_row_does_not_depend_on_the_others_or_on_its_place():
         ({"fsdp": 4, "tensor": 2}, 8, {}),
         ({"data": 4, "tensor": 2}, 3, {}),
         ({"data": 2, "fsdp": 2, "tensor": 2}, 4, {"temperature": 0}),
+        pytest.param({"fsdp": 2, "tensor": 4}, 4, {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_gives_the_same_tokens(sizes, num_rows, change):

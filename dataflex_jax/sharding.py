@@ -203,6 +203,12 @@ def all_gather(x: Array, dim: int, axis: str | None) -> Array:
     return x if axis is None else jax.lax.all_gather(x, axis, axis=dim, tiled=True)
 
 
+def all_to_all(x: Array, split: int, joined: int, axis: str | None) -> Array:
+    """Inside `map_rows`: `x` is split along `split` into parts, one for each device of `axis` (from `divisible_axis`);
+    what a device is sent is joined along `joined`."""
+    return x if axis is None else jax.lax.all_to_all(x, axis, split, joined, tiled=True)
+
+
 def reduce_grad(grad: Float[Array, "..."], dim: int, axis: str | None) -> Float[Array, "..."]:
     """Inside `map_rows`: the sum of `grad` over all rows, split along `dim` over `axis` ("fsdp" or None)."""
     if axis is None:

@@ -153,9 +153,9 @@ class ModelConfig:
         initializer_range: standard deviation of random kernels and embeddings.
         dtype: of the activations and matmuls; norms, softmax, rotary embeddings and losses are float32.
         param_dtype: of the stored parameters.
-        remat: what the backward pass recomputes: "none" (only casts and weight gathers), "dots" (all but the outputs of
-            the projections and of cuDNN's attention), "attention" (all but the q, k, v projections and the attention
-            output), "full" (the block).
+        remat: what the backward pass recomputes: "none" (only casts and weight gathers; in half precision all but
+            products), "dots" (all but the outputs of the projections and of cuDNN's attention), "attention" (all but
+            the q, k, v projections and the attention output), "full" (the block).
         attention: "auto" (cuDNN where it is valid, else XLA), "xla" or "cudnn".
         lora: adapters of the blocks' linear layers, whose factors are parameters beside each kernel; None: none.
     """

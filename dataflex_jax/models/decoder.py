@@ -19,10 +19,11 @@ from dataflex_jax.models.attention import causal_attention
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.embed import embed
 from dataflex_jax.models.layout import gather_weights
-from dataflex_jax.models.linear import Product, kernel_options, linear, set_dropout, set_product
-from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy
+from dataflex_jax.models.linear import Product, kernel_options, linear, of_one_input, set_dropout, set_product
+from dataflex_jax.models.loss import TILE_TOKENS, cross_entropy, weighted_cross_entropy
 from dataflex_jax.models.mlp import MLP
 from dataflex_jax.models.moe import MoE
+from dataflex_jax.models.norm import RMSNorm
 from dataflex_jax.models.remat import remat_policy
 from dataflex_jax.models.rope import apply_rope, rope_tables
 from dataflex_jax.sharding import BATCH_AXES, constrain
@@ -42,6 +43,8 @@ class Hooks(NamedTuple):
         product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
         tile_tokens: how many tokens of a device's rows have their logits in memory at once.
         frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
+        token_weights: factors of the losses in what is minimised, where they are known beforehand: `Decoded.weighted`
+            has derivatives then, which are cheaper, and the losses have none.
         of_router: what is kept of the logits of each layer's router: `aux["of_router"]`, as `of_layer`'s. Nothing of
             the layers of a dense model, which have none.
         of_layer: what is kept of the hidden states after each layer, before the final norm: `aux["of_layer"]`, stacked
@@ -53,6 +56,7 @@ class Hooks(NamedTuple):
     product: Product | None = None
     tile_tokens: int = TILE_TOKENS
     frozen_head: bool = False
+    token_weights: Float[Array, "B T"] | None = None
     of_router: Callable[[Float[Array, "B T E"]], PyTree] | None = None
     of_layer: Callable[[Float[Array, "B T D"]], PyTree] | None = None
 
@@ -67,11 +71,13 @@ class Decoded(NamedTuple):
         losses: cross-entropy in nats, float32.
         hidden: the last hidden states, in the compute dtype.
         aux: what the blocks say beside their outputs, stacked over the layers.
+        weighted: the sum of the losses times `Hooks.token_weights`; None without.
     """
 
     losses: Float[Array, "B T"]
     hidden: Float[Array, "B T D"]
     aux: PyTree
+    weighted: Float[Array, ""] | None = None
 
 
 class Attention(nnx.Module):
@@ -85,8 +91,8 @@ class Attention(nnx.Module):
         self.o_proj = linear(cfg, "o_proj", rngs, cfg.output_bias)
         if cfg.qk_norm:
             query, key = cfg.qk_norm_widths()
-            self.q_norm = _norm(cfg, query, rngs)
-            self.k_norm = _norm(cfg, key, rngs)
+            self.q_norm = RMSNorm(cfg, query, rngs)
+            self.k_norm = RMSNorm(cfg, key, rngs)
 
     def __call__(self, x, rope, attend):
         """[B, T, D] -> ([B, T, D], memory); `rope` from `rope_tables`, `attend` of queries, keys and values."""
@@ -96,23 +102,24 @@ class Attention(nnx.Module):
             split = projected.reshape(*x.shape[:2], -1, cfg.head_dim)
             return checkpoint_name(constrain(split, BATCH_AXES, None, "tensor", None), name)
 
-        query, key, value = self.q_proj(x), self.k_proj(x), heads(self.v_proj(x), "v")
+        query, key, value = of_one_input(x, (self.q_proj, self.k_proj, self.v_proj))
+        value = heads(value, "v")
         if cfg.family.qk_norm_over_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = heads(query, "q"), heads(key, "k")
         if cfg.qk_norm and not cfg.family.qk_norm_over_heads:
             query, key = self.q_norm(query), self.k_norm(key)
         attended, memory = attend(apply_rope(query, *rope), apply_rope(key, *rope), value)
-        return checkpoint_name(self.o_proj(attended.reshape(*x.shape[:2], -1)), "projected"), memory
+        return self.o_proj(attended.reshape(*x.shape[:2], -1)), memory
 
 
 class Block(nnx.Module):
     """Attention and MLP or mixture of experts, each after an RMSNorm and added to the residual stream."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-        self.input_layernorm = _norm(cfg, cfg.hidden_size, rngs)
+        self.input_layernorm = RMSNorm(cfg, cfg.hidden_size, rngs)
         self.attention = Attention(cfg, rngs)
-        self.post_attention_layernorm = _norm(cfg, cfg.hidden_size, rngs)
+        self.post_attention_layernorm = RMSNorm(cfg, cfg.hidden_size, rngs)
         experts = cfg.family.experts
         self.mlp_name = "mlp" if experts is None else experts.block
         setattr(self, self.mlp_name, MLP(cfg, rngs) if experts is None else MoE(cfg, rngs))
@@ -123,7 +130,7 @@ class Block(nnx.Module):
         `aux` is a dict of arrays: what the block says beside its output, "router_logits" [B, T, E] if it has a router.
         """
         attended, memory = self.attention(self.input_layernorm(x), rope, attend)
-        x = constrain(x + attended, BATCH_AXES, None, None)
+        x = checkpoint_name(constrain(x + attended, BATCH_AXES, None, None), "projected")
         mlp, normed, aux = getattr(self, self.mlp_name), self.post_attention_layernorm(x), {}
         if isinstance(mlp, MoE):
             y, aux["router_logits"] = mlp(normed)
@@ -149,7 +156,7 @@ class Decoder(nnx.Module):
         # A stream of their own, so that the other parameters are the same with adapters and without.
         lora_keys = jax.random.split(jax.random.fold_in(layers_key, cfg.num_hidden_layers), cfg.num_hidden_layers)
         self.layers = nnx.vmap(lambda key, lora_key: Block(cfg, nnx.Rngs(key, lora=lora_key)))(layer_keys, lora_keys)
-        self.norm = _norm(cfg, cfg.hidden_size, nnx.Rngs(head_key))
+        self.norm = RMSNorm(cfg, cfg.hidden_size, nnx.Rngs(head_key))
         if not cfg.tie_word_embeddings:
             self.lm_head = nnx.Linear(
                 cfg.hidden_size, cfg.vocab_size, use_bias=False, **kernel_options(cfg), rngs=nnx.Rngs(head_key)
@@ -273,7 +280,7 @@ def run_blocks(
         return model.norm(carry[0]), carry[1], jax.tree.map(lambda *leaves: jnp.stack(leaves), *said)
     layers = (jnp.arange(cfg.num_hidden_layers), params["layers"])
     # The scan already keeps the recomputation apart, so the barriers against merging it away would only cost.
-    block = jax.checkpoint(block, policy=remat_policy(cfg.remat), prevent_cse=False)
+    block = jax.checkpoint(block, policy=remat_policy(cfg.remat, dtype), prevent_cse=False)
     (x, memory), aux = jax.lax.scan(block, (x, memory), layers)
     return model.norm(x), memory, aux
 
@@ -317,11 +324,12 @@ def token_losses(
         hooks=hooks,
     )
     weight, labels = output_weight(params), tokens_BxT1[:, 1:]
+    if hooks.token_weights is not None and not hooks.frozen_head:
+        weighted, losses = weighted_cross_entropy(
+            hidden, weight, labels, hooks.token_weights, tile_tokens=hooks.tile_tokens
+        )
+        return Decoded(losses, hidden, aux, weighted)
     losses = cross_entropy(hidden, weight, labels, tile_tokens=hooks.tile_tokens, frozen_weight=hooks.frozen_head)
-    return Decoded(losses, hidden, aux)
-
-
-def _norm(cfg: ModelConfig, width: int, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(
-        width, epsilon=cfg.rms_norm_eps, dtype=jnp.dtype(cfg.dtype), param_dtype=jnp.dtype(cfg.param_dtype), rngs=rngs
-    )
+    if hooks.token_weights is None:
+        return Decoded(losses, hidden, aux)
+    return Decoded(jax.lax.stop_gradient(losses), hidden, aux, jnp.sum(hooks.token_weights * losses))

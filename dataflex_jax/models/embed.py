@@ -1,4 +1,9 @@
-"""Embedding lookup whose gradient is summed in float32, and locally before devices exchange it."""
+"""Embedding lookup that gathers no table, and whose gradient is summed in float32 where the table's part is.
+
+With rows and the table's columns split over "fsdp", a device looks up its columns for the tokens of all, and hands each
+device those of its own rows; gradients go the same way back. That moves hidden states, not the table, and no device
+holds a gradient of the whole table.
+"""
 
 from functools import partial
 
@@ -10,10 +15,10 @@ from jaxtyping import Array, Float, Int
 from dataflex_jax.sharding import (
     BATCH_AXES,
     all_gather,
+    all_to_all,
     divisible_axis,
     gather_weight,
     map_rows,
-    reduce_grad,
     rows_are_split,
 )
 
@@ -23,18 +28,15 @@ def embed(table_VxD: Float[Array, "V D"], tokens_BxT: Int[Array, "B T"], dtype: 
     """The rows of the table that the tokens name, in `dtype`.
 
     A frequent token's gradient has thousands of terms, which a scatter-add in bfloat16 would lose; here it is float32.
-    With rows split over a mesh, the table is gathered over "fsdp" in `dtype`, its gradient is summed on each device
-    first, and each part of the vocabulary looks up its own tokens.
     """
     if not rows_are_split(tokens_BxT.shape[0]):
         return gather_weight(table_VxD, dtype, ("tensor", "fsdp"))[tokens_BxT]
-    vocab, width = divisible_axis("tensor", table_VxD.shape[0]), divisible_axis("fsdp", table_VxD.shape[1])
+    vocab, width = _axes(table_VxD.shape)
 
     def lookup(table, tokens):
-        table = all_gather(table.astype(dtype), 1, width)
-        tokens, here = _local(tokens, table.shape[0], vocab)
-        found = jnp.where(here[..., None], table[tokens], 0)
-        return found if vocab is None else jax.lax.psum(found, vocab)
+        tokens, here = _local(all_gather(tokens, 0, width), table.shape[0], vocab)
+        found = jnp.where(here[..., None], table.astype(dtype)[tokens], 0)
+        return all_to_all(found if vocab is None else jax.lax.psum(found, vocab), 0, 2, width)
 
     return map_rows(lookup, (P(vocab, width), P(BATCH_AXES)), P(BATCH_AXES))(table_VxD, tokens_BxT)
 
@@ -45,28 +47,33 @@ def _embed_fwd(table, tokens, dtype):
 
 def _embed_bwd(dtype, residuals, grad):
     tokens, like_table = residuals
-    vocab_size, width = like_table.shape[0], grad.shape[-1]
-    split = rows_are_split(tokens.shape[0])
-    vocab_axis = divisible_axis("tensor", vocab_size) if split else None
+    shape = like_table.shape[0], grad.shape[-1]
+    if not rows_are_split(tokens.shape[0]):
+        return _summed(tokens, grad, shape[0], None).astype(like_table.dtype), None
+    vocab, width = _axes(shape)
 
-    def scatter(tokens, grad):
-        rows = vocab_size // (jax.lax.axis_size(vocab_axis) if vocab_axis else 1)
-        tokens, here = _local(tokens, rows, vocab_axis)
-        grad = jnp.where(here[..., None], grad, 0).astype(jnp.float32)
-        return jnp.zeros((rows, width), jnp.float32).at[tokens].add(grad)
+    def summed(tokens, grad):
+        rows = shape[0] // (jax.lax.axis_size(vocab) if vocab else 1)
+        d_table = _summed(all_gather(tokens, 0, width), all_to_all(grad, 2, 0, width), rows, vocab)
+        others = BATCH_AXES if width is None else tuple(axis for axis in BATCH_AXES if axis != width)
+        return jax.lax.psum(d_table, others).astype(like_table.dtype)
 
-    if not split:
-        return scatter(tokens, grad).astype(like_table.dtype), None
-    width_axis = divisible_axis("fsdp", width)
-
-    def scatter_and_reduce(tokens, grad):
-        return reduce_grad(scatter(tokens, grad), 1, width_axis).astype(like_table.dtype)
-
-    scatter_and_reduce = map_rows(scatter_and_reduce, (P(BATCH_AXES), P(BATCH_AXES)), P(vocab_axis, width_axis))
-    return scatter_and_reduce(tokens, grad), None
+    return map_rows(summed, (P(BATCH_AXES), P(BATCH_AXES)), P(vocab, width))(tokens, grad), None
 
 
 embed.defvjp(_embed_fwd, _embed_bwd)
+
+
+def _axes(shape):
+    """The mesh axes over which a table's [V, D] is split inside `map_rows`."""
+    return divisible_axis("tensor", shape[0]), divisible_axis("fsdp", shape[1])
+
+
+def _summed(tokens, grad, rows, vocab_axis):
+    """[rows, columns of grad]: each token's gradients here, in float32."""
+    tokens, here = _local(tokens, rows, vocab_axis)
+    grad = jnp.where(here[..., None], grad, 0).astype(jnp.float32)
+    return jnp.zeros((rows, grad.shape[-1]), jnp.float32).at[tokens].add(grad)
 
 
 def _local(tokens, rows, vocab_axis):

@@ -1,7 +1,8 @@
 """Next-token cross-entropy that holds the logits of one tile of positions at a time.
 
-The full vocabulary stays in one matmul; tiles run along T, so that rows stay split over devices. The forward pass keeps
-each position's logsumexp, from which the backward pass recomputes the tile's probabilities. The gradient of the output
+The full vocabulary stays in one matmul; tiles run along T, so that rows stay split over devices. Where the weights of
+the losses are known beforehand, their gradients are computed together with them. Otherwise the forward pass keeps each
+position's logsumexp, from which the backward pass recomputes the tile's probabilities. The gradient of the output
 weight is accumulated in float32 on each device and exchanged once.
 """
 
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
@@ -59,6 +61,22 @@ def cross_entropy(
     return _cross_entropy(hidden, weight, labels, tile_tokens)
 
 
+def weighted_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    weight: Float[Array, "D V"],
+    labels: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    *,
+    tile_tokens: int = TILE_TOKENS,
+) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+    """(sum(weights * losses), losses) of `cross_entropy`; only the sum has derivatives.
+
+    The gradients are computed together with the losses, so that the backward pass does not repeat the logits. The
+    weights are constants.
+    """
+    return _weighted_cross_entropy(hidden, weight, labels, weights, tile_tokens)
+
+
 def label_scores(
     hidden: Float[Array, "B T D"],
     weight: Float[Array, "D V"],
@@ -104,9 +122,8 @@ def _cross_entropy_bwd(tile_tokens, residuals, grad):
     if split:
 
         def backward_and_reduce(*args):
-            d_hidden, d_weight = backward(*args)
-            d_hidden = d_hidden if axes.vocab is None else jax.lax.psum(d_hidden, axes.vocab)
-            return d_hidden, reduce_grad(d_weight, 0, axes.width).astype(weight.dtype)
+            d_hidden, d_weight = _exchanged(*backward(*args), axes)
+            return d_hidden, d_weight.astype(weight.dtype)
 
         mapped = map_rows(backward_and_reduce, (rows, P(*axes), rows, rows, rows), (rows, P(*axes)))
         return *mapped(hidden, weight, labels, logsumexp, grad), None
@@ -115,6 +132,38 @@ def _cross_entropy_bwd(tile_tokens, residuals, grad):
 
 
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _weighted_cross_entropy(hidden, weight, labels, weights, tile_tokens):
+    losses, _ = _cross_entropy_fwd(hidden, weight, labels, tile_tokens)
+    return jnp.sum(weights * losses), losses
+
+
+def _weighted_fwd(hidden, weight, labels, weights, tile_tokens):
+    rows, axes = P(BATCH_AXES), _Axes()
+    if split := rows_are_split(hidden.shape[0]):
+        axes = _weight_axes(weight)
+
+    def with_gradients(*operands):
+        losses, d_hidden, d_weight = _forward_with_gradients(*operands, tile_tokens, axes)
+        if split:
+            d_hidden, d_weight = _exchanged(d_hidden, d_weight, axes)
+        return losses, d_hidden, d_weight.astype(weight.dtype)
+
+    if split:
+        with_gradients = map_rows(with_gradients, (rows, P(*axes), rows, rows), (rows, rows, P(*axes)))
+    losses, *gradients = with_gradients(hidden, weight, labels, weights)
+    return (jnp.sum(weights * losses), losses), gradients
+
+
+def _weighted_bwd(tile_tokens, gradients, upstream):
+    d_hidden, d_weight = gradients
+    factor, _ = upstream
+    return (d_hidden * factor).astype(d_hidden.dtype), (d_weight * factor).astype(d_weight.dtype), None, None
+
+
+_weighted_cross_entropy.defvjp(_weighted_fwd, _weighted_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -186,6 +235,23 @@ def _forward_with_gradient(hidden, weight, labels, tile_tokens, axes):
     return tiles.join(losses), tiles.join(d_hidden)
 
 
+def _forward_with_gradients(hidden, weight, labels, weights, tile_tokens, axes):
+    """(losses [B, T], the gradients of sum(weights * losses) as `_backward` has them)."""
+    weight = _compute_weight(weight, hidden.dtype, axes)
+
+    def tile(d_weight, inputs):
+        hidden, labels, weights = inputs
+        logits = next_token_logits(hidden, weight)
+        losses, logsumexp = _losses(logits, labels, axes)
+        d_weight, d_hidden = _gradients(d_weight, hidden, weight, logits, labels, logsumexp, weights, axes)
+        return d_weight, (losses, d_hidden)
+
+    tiles = _Tiles(*labels.shape, tile_tokens)
+    inputs = jax.tree.map(tiles.split, (hidden, labels, weights))
+    d_weight, (losses, d_hidden) = jax.lax.scan(tile, _no_gradient(weight), inputs)
+    return tiles.join(losses), tiles.join(d_hidden), d_weight
+
+
 def _backward(hidden, weight, labels, logsumexp, grad, tile_tokens, axes):
     """The gradients of hidden [B, T, D], summed over this vocabulary, and of the weight, float32, over these rows."""
     weight = _compute_weight(weight, hidden.dtype, axes)
@@ -193,21 +259,42 @@ def _backward(hidden, weight, labels, logsumexp, grad, tile_tokens, axes):
     def tile(d_weight, inputs):
         hidden, labels, logsumexp, grad = inputs
         logits = next_token_logits(hidden, weight)
-        d_logits = _d_logits(logits, labels, logsumexp, axes) * grad[..., None]
-        d_logits = constrain(d_logits.astype(hidden.dtype), BATCH_AXES, None, "tensor")
-        d_hidden = _matmul("btv,dv->btd", d_logits, weight)
-        d_weight += _matmul("btd,btv->dv", hidden, d_logits)
-        return d_weight, d_hidden.astype(hidden.dtype)
+        return _gradients(d_weight, hidden, weight, logits, labels, logsumexp, grad, axes)
 
     tiles = _Tiles(*labels.shape, tile_tokens)
-    d_weight = constrain(jnp.zeros(weight.shape, jnp.float32), None, "tensor")
     inputs = jax.tree.map(tiles.split, (hidden, labels, logsumexp, grad))
-    d_weight, d_hidden = jax.lax.scan(tile, d_weight, inputs)
+    d_weight, d_hidden = jax.lax.scan(tile, _no_gradient(weight), inputs)
     return tiles.join(d_hidden), d_weight
+
+
+def _no_gradient(weight):
+    return constrain(jnp.zeros(weight.shape, jnp.float32), None, "tensor")
+
+
+def _gradients(d_weight, hidden, weight, logits, labels, logsumexp, grad, axes):
+    """(`d_weight` with a tile's gradient of the weight, that of its hidden states)."""
+    d_logits = _d_logits(logits, labels, logsumexp, axes) * grad[..., None]
+    d_logits = constrain(d_logits.astype(hidden.dtype), BATCH_AXES, None, "tensor")
+    d_hidden = _matmul("btv,dv->btd", d_logits, weight)
+    d_weight += _matmul("btd,btv->dv", hidden, d_logits)
+    return d_weight, d_hidden.astype(hidden.dtype)
+
+
+def _exchanged(d_hidden, d_weight, axes):
+    """What `_backward` gives, inside `map_rows`: over the whole vocabulary and over all rows."""
+    d_hidden = d_hidden if axes.vocab is None else jax.lax.psum(d_hidden, axes.vocab)
+    return d_hidden, reduce_grad(d_weight, 0, axes.width)
 
 
 def _losses(logits, labels, axes):
     """(losses, logsumexp), both [B, tile]."""
+    if jax.default_backend() != "cpu":
+        highest, exp_sum, label_logits = _in_one_pass(logits, _one_hot(labels, logits, axes))
+        overall = _over_vocab(jax.lax.pmax, highest, axes)
+        sums = jnp.stack([exp_sum * jnp.exp(highest - overall), label_logits])
+        exp_sum, label_logits = _over_vocab(jax.lax.psum, sums, axes)
+        logsumexp = overall + jnp.log(exp_sum)
+        return logsumexp - label_logits, logsumexp
     highest = _over_vocab(jax.lax.pmax, jnp.max(logits, axis=-1), axes)
     # A sum under a mask, because a gather from logits that are split over the vocabulary would collect them.
     label_logits = jnp.sum(jnp.where(_one_hot(labels, logits, axes), logits, 0.0), axis=-1)
@@ -215,6 +302,19 @@ def _losses(logits, labels, axes):
     exp_sum, label_logits = _over_vocab(jax.lax.psum, sums, axes)
     logsumexp = highest + jnp.log(exp_sum)
     return logsumexp - label_logits, logsumexp
+
+
+def _in_one_pass(logits, one_hot):
+    """(highest, sum of exp(logits - highest), the label's logit), each [B, tile]."""
+
+    def merged(left, right):
+        highest = jnp.maximum(left[0], right[0])
+        exp_sum = left[1] * jnp.exp(left[0] - highest) + right[1] * jnp.exp(right[0] - highest)
+        return highest, exp_sum, left[2] + right[2]
+
+    operands = (logits, jnp.ones_like(logits), jnp.where(one_hot, logits, 0.0))
+    nothing = (np.finfo(np.float32).min, np.float32(0), np.float32(0))
+    return jax.lax.reduce(operands, nothing, merged, (logits.ndim - 1,))
 
 
 def _d_logits(logits, labels, logsumexp, axes):

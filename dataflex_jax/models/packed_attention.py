@@ -31,7 +31,7 @@ def packed_attention(
     """softmax(Q K^T / sqrt(H)) V under a causal mask inside each segment; N / K query heads share a key head.
 
     Its backward pass runs the forward one again: what that would keep, the softmax statistics, cuDNN lays out as
-    [B * M, N, T], and the segments are short.
+    [B * M, N, T], and the segments are short. Where the block is recomputed anyway, it is one run for both.
 
     Args:
         query: rotated queries, bfloat16 or float16, on a GPU of compute capability 9.0 or later.
@@ -78,7 +78,8 @@ def _on_one_device(query, key, value, lengths):
     if not _OFFSETS_BY_OWN_HEADS:
         key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
     of_segments, offsets = lengths_and_offsets(lengths)
-    return cudnn.dot_product_attention(
+    # With the statistics, so that XLA finds the recomputed call and the one for the gradients to be the same.
+    attended, _ = cudnn.dot_product_attention(
         query,
         key,
         value,
@@ -89,7 +90,9 @@ def _on_one_device(query, key, value, lengths):
         scale=1.0 / math.sqrt(query.shape[-1]),
         mask_type=cudnn.MaskType.PADDING_CAUSAL,
         qkv_layout="BTNH",
+        return_residual=True,
     )
+    return attended
 
 
 def _gradients_on_one_device(query, key, value, lengths, gradient):

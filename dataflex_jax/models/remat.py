@@ -3,25 +3,34 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from dataflex_jax.errors import InputError
 from dataflex_jax.models.attention import is_fused_attention
 from dataflex_jax.models.config import REMAT_POLICIES
 
 
-def remat_policy(name: str) -> Callable[..., bool]:
+def remat_policy(name: str, dtype: jnp.dtype) -> Callable[..., bool]:
     """The `jax.checkpoint` policy of a name: whether a value is kept.
+
+    Args:
+        name: of the policy.
+        dtype: the compute dtype.
 
     Raises:
         InputError: an unknown name.
     """
+    dots = _save_attention_and("q", "k", "v", "projected")
     policies = {
         "none": _save_all_but_gathered_weights,
         "full": jax.checkpoint_policies.nothing_saveable,
         # By name, as each adapted projection has three products, of which only the sum is worth keeping.
-        "dots": _save_attention_and("q", "k", "v", "projected"),
+        "dots": dots,
         "attention": _save_attention_and("q", "k", "v", "attended"),
     }
+    if dtype != jnp.float32:
+        # What is between two products is float32 there, twice as large as they are, and cheaper to redo than to read.
+        policies["none"] = jax.checkpoint_policies.save_from_both_policies(dots, jax.checkpoint_policies.dots_saveable)
     if name not in policies:
         raise InputError(f"model remat={name!r} is not supported; accepted: {', '.join(map(repr, REMAT_POLICIES))}")
     return policies[name]

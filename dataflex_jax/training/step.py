@@ -145,10 +145,12 @@ class TrainStep:
         share = 1.0 if self.weigh_microbatches else 1.0 / self.grad_accumulation
 
         def objective_of(params, rows, row_keys, weights=None):
-            forward, routing = self._forward(params, fixed, rows, row_keys)
-            if weights is None:
+            if weights is None and self._weights_are_known:
+                weights = self._weights(state, rows, _no_forward(rows))
+            loss, forward, routing = self._forward(params, fixed, rows, row_keys, weights)
+            if loss is None:
                 weights = self._weights(state, rows, jax.lax.stop_gradient(forward))
-            loss = jnp.sum(weights.tokens * forward.token_losses)
+                loss = jnp.sum(weights.tokens * forward.token_losses)
             if routing:
                 loss += share * self._balance(routing)
             return loss, (forward, weights, routing)
@@ -176,21 +178,27 @@ class TrainStep:
         self, state: TrainState, fixed: Fixed, batch: Batch, microbatches: tuple[Batch, PRNGKeyArray]
     ) -> Weights:
         """The weights of the whole batch, after a forward pass over its microbatches where they depend on losses."""
-        if not self.weighters and self.mixer.policy.loss_weights is None:
-            return self._weights(state, batch, Forward(jnp.zeros_like(batch.mask), (), None))
+        if self._weights_are_known:
+            return self._weights(state, batch, _no_forward(batch))
 
         def of_part(part):
             rows, keys = part
             rows = dataclasses.replace(rows, drawn_with=batch.drawn_with)
-            return self._forward(state.params, fixed, rows, keys)[0]
+            return self._forward(state.params, fixed, rows, keys)[1]
 
         forward = jax.lax.map(of_part, microbatches)
         return self._weights(state, batch, joined(forward))
 
+    @property
+    def _weights_are_known(self) -> bool:
+        """Whether no policy's weights of the tokens depend on the forward pass."""
+        return not self.weighters and self.mixer.policy.loss_weights is None
+
     def _forward(
-        self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray
-    ) -> tuple[Forward, dict[str, Float[Array, "1 ..."]]]:
-        """(by-products, of a mixture of experts its routers' losses and each domain's slots in the last block)."""
+        self, params: PyTree, fixed: Fixed, rows: Batch, row_keys: PRNGKeyArray, weights: Weights | None = None
+    ) -> tuple[Float[Array, ""] | None, Forward, dict[str, Float[Array, "1 ..."]]]:
+        """(the loss where there are weights, by-products, of a mixture of experts its routers' losses and each domain's
+        slots in the last block)."""
         model = self.model.having(params, fixed.frozen)
         whole = objective.embeds_whole(self.weighters)
         seen = rows.with_last_inputs() if whole else rows
@@ -198,9 +206,10 @@ class TrainStep:
         hooks = Hooks(
             dropout_keys=row_keys,
             frozen_head=model.head_is_frozen,
+            token_weights=None if weights is None else _padded(weights.tokens, seen),
             of_router=None if top_k is None else router_sums(top_k, real, rows.domain, rows.drawn_with.shape[0]),
         )
-        losses, hidden, aux = model.token_losses(seen, hooks)
+        losses, hidden, aux, loss = model.token_losses(seen, hooks)
         if whole:
             losses = losses[:, :-1]
         reference = rows.reference_losses
@@ -215,7 +224,7 @@ class TrainStep:
                 "slots": sums.slots[-1],
             }
         forward = Forward(losses, objective.embeddings(self.weighters, hidden, rows), reference)
-        return forward, {name: value[None] for name, value in routing.items()}
+        return loss, forward, {name: value[None] for name, value in routing.items()}
 
     def _balance(self, routing: dict[str, Float[Array, "1 ..."]]) -> Float[Array, ""]:
         """What the routers' losses add to the loss."""
@@ -256,6 +265,16 @@ def domain_statistics(
     nll = jnp.sum(member * jnp.sum(batch.mask * token_losses, axis=1)[:, None], axis=0)
     rows = jnp.sum(member & (row_tokens > 0)[:, None], axis=0)
     return DomainStatistics(nll / jnp.maximum(tokens, 1.0), rows, tokens)
+
+
+def _no_forward(rows: Batch) -> Forward:
+    """For weights that do not depend on it."""
+    return Forward(jnp.zeros_like(rows.mask), (), None)
+
+
+def _padded(weights: Float[Array, "B T"], seen: Batch) -> Float[Array, "B seen"]:
+    """With weights of 0 for the inputs that are read beyond those of the losses."""
+    return jnp.pad(weights, ((0, 0), (0, seen.tokens.shape[1] - 1 - weights.shape[1])))
 
 
 def _rows_of_domains(batch: Batch) -> Int[Array, " K"]:

@@ -38,7 +38,8 @@ touch "$done_file"
 failed=
 
 part() {  # NAME SECONDS COMMAND...: the command is given --output=FILE
-    local name=$1 limit=$(($2 * patience)) result=$output/$1-$card.json log=$output/gpu-logs/$1.log started=$SECONDS
+    local name=$1 limit result=$output/$1-$card.json log=$output/gpu-logs/$1.log started=$SECONDS
+    limit=$(awk "BEGIN { print $2 * $patience }")
     shift 2
     [[ ,$only, == *,$name,* ]] || return 0
     if [ -s "$result" ] && grep -qx "$name $code" "$done_file"; then

@@ -28,7 +28,7 @@ from dataflex_jax.training import run_config
 
 _ROWS = {"pretraining": PRETRAINING, "instruction": INSTRUCTION}
 _FOLDERS = {"pretraining": "slimpajama_mini", "instruction": "instruct"}
-_RATES = {"pretraining": (6e-3, 1.2e-2, 2.4e-2), "instruction": (1e-3, 2e-3, 4e-3)}
+_RATES = {"pretraining": (1.2e-2, 2.4e-2), "instruction": (2e-3, 6e-3)}
 
 _MODEL = {
     "hidden_size": 64,
@@ -44,18 +44,18 @@ _MODEL = {
 FULL = Scale(
     model=_MODEL,
     tokenizer="train:512",
-    seq_len=128,
+    seq_len=32,
     cutoff_len=128,
     batch_size=8,
-    steps=100,
+    steps=200,
     base_steps=300,
     tuning_steps=48,
     rates=_RATES,
     tried=2,
-    swarm=16,
+    swarm=10,
     candidates=100,
-    measured=48,
-    looked_at=12,
+    measured=128,
+    looked_at=24,
 )
 SMALL = Scale(
     model=_MODEL | {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},

@@ -48,7 +48,7 @@ PRETRAINING = {
         "a fit of scaling laws every tenth of the run",
     ),
     "doge": Row("DoGE", "mixer=doge", {"update_step": 10}, "a gradient of each domain every 10 steps"),
-    "doremi": Row("DoReMi", beside="a reference and a proxy model for each model"),
+    "doremi": Row("DoReMi", beside="a reference model, and a proxy for each model"),
     "loss_softmax": Row("loss_softmax", "mixer=loss_softmax", _BANDIT),
     "swarm": Row("the swarm's proposal", beside="one swarm for all models"),
 }

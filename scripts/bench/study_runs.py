@@ -175,7 +175,7 @@ class Part:
     def train_base(self, folder: Path, learning_rate: float) -> None:
         """Trains the model that instructions are for."""
         config = self.config(Row("base"), learning_rate, self._scale.base_steps)
-        config.seed = _OTHERS
+        config.seed, config.data.seq_len = _OTHERS, self._scale.cutoff_len
         _finished(config, folder)
 
     def _mapped(
@@ -222,17 +222,18 @@ class Part:
 
     def _of_doremi(self, learning_rate: float) -> tuple[list[np.ndarray], int]:
         folder, found = self._folder / "doremi", []
+        reference = folder / "reference"
+        config = self.config(Row("reference"), learning_rate)
+        config.seed = _OTHERS
+        _finished(config, reference)
         for seed in self._seeds:
-            reference, proxy = folder / f"reference{seed}", folder / f"proxy{seed}"
-            config = self.config(Row("reference"), learning_rate)
-            config.seed = seed
-            _finished(config, reference)
+            proxy = folder / f"proxy{seed}"
             config = self.config(Row("proxy", "mixer=doremi"), learning_rate)
             config.seed, config.mixer.reference = seed, str(reference)
             _finished(config, proxy)
             names = list(read_json(proxy / WEIGHTS_FILE)["domains"])
             found.append(np.array(read_weights(proxy / WEIGHTS_FILE, names), np.float64))
-        return found, 2 * len(self._seeds)
+        return found, 1 + len(self._seeds)
 
     def _of_a_swarm(self, learning_rate: float) -> tuple[list[np.ndarray], int]:
         folder = self._folder / "swarm" / "swarm"

@@ -22,7 +22,7 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import Projection
 from dataflex_jax.signals.directions import beside
 from dataflex_jax.signals.gradients import directional_derivatives, gradient_features, gradient_norms
-from dataflex_jax.signals.rows import select_of, selected_paths
+from dataflex_jax.signals.rows import named_leaves, select_of, selected_paths
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny, tiny_chat
 from tests.helpers.tiny_model import assert_close, batch_of
@@ -106,7 +106,12 @@ def test_packed_rows_are_those_of_xlas_attention(remat):
     assert relative_error(ours[1], xla[1]) < 0.03
 
 
-# Each of (model, batch); and how far bfloat16 may lead it from float32.
+def one_of(direction):
+    """A direction as the only one of several."""
+    return jax.tree.map(lambda leaf: leaf[None], direction)
+
+
+# Each of (model, batch).
 SIGNALS = {
     "sketch": lambda model, batch: gradient_features(Projection("sketch", 256))(model, batch),
     "kronecker": lambda model, batch: gradient_features(Projection("kronecker", 256))(model, batch),
@@ -130,15 +135,10 @@ def test_exact_products_with_directions_are_those_of_a_cpu():
     paths = selected_paths(model.params, select_of("blocks"))
 
     def influences(model, batch):
-        _, gradient = loss_and_gradient(model, batch)
-        leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in _leaves(gradient)}
-        return beside(model, batch, paths, {path: leaves[path][None] for path in paths}).influences
+        leaves = named_leaves(one_of(loss_and_gradient(model, batch)[1]))
+        return beside(model, batch, paths, {path: leaves[path] for path in paths}).influences
 
     assert relative_error(jax.jit(influences)(model, batch), on_cpu(influences, model, batch)) < 0.05
-
-
-def _leaves(tree):
-    return jax.tree_util.tree_leaves_with_path(tree)
 
 
 @pytest.mark.parametrize("samplers", [{}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "seeds_B": np.arange(8)}])

@@ -46,7 +46,7 @@ def mean_loss(cfg, graphdef, params, tokens):
     if cfg.family.experts is None:
         return decoder.token_losses(graphdef, params, tokens).losses.mean()
     hooks = Hooks(of_router=moe.router_sums(cfg.num_experts_per_tok, real))
-    losses, _, aux = decoder.token_losses(graphdef, params, tokens, hooks=hooks)
+    losses, _, aux, _ = decoder.token_losses(graphdef, params, tokens, hooks=hooks)
     return losses.mean() + cfg.router_aux_loss_coef * moe.balancing_loss(aux["of_router"], real.sum())
 
 
@@ -60,7 +60,7 @@ def test_equals_golden_outputs_of_transformers(name):
     _, graphdef, params = build(name, int(golden["seed"]))
     tokens = golden["tokens"].astype(np.int32)
     np.testing.assert_allclose(logits_of(graphdef, params, tokens[:, :-1]), golden["logits"], rtol=0, atol=1e-4)
-    losses, hidden, aux = jax.jit(functools.partial(decoder.token_losses, graphdef))(params, tokens)
+    losses, hidden, aux, _ = jax.jit(functools.partial(decoder.token_losses, graphdef))(params, tokens)
     assert golden["losses"].dtype == np.float64
     np.testing.assert_allclose(losses, golden["losses"], rtol=0, atol=1e-5)
     assert losses.dtype == jnp.float32

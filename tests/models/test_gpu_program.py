@@ -4,6 +4,7 @@ JAX asks the GPU's libraries which cuDNN they hold; here it is told.
 """
 
 import functools
+import math
 import re
 from types import SimpleNamespace
 
@@ -124,6 +125,34 @@ def test_a_mesh_splits_it_by_rows_and_heads():
         text = program(loss_and_gradient, placed.params, placed, batch)
     assert attentions(text) == (0, 0)
     assert text.count("CustomSPMDPartitioning") == 3
+
+
+@functools.cache
+def kept(remat):
+    """[(dtype, shape)] of what the scan over the layers keeps for the backward pass, beside the parameters."""
+    model = build(remat=remat, dtype="bfloat16")
+
+    def backward(params):
+        return jax.vjp(lambda params: loss_of(model.with_params(params)), params)[1]
+
+    parameters = {leaf.shape for leaf in jax.tree.leaves(model.params)}
+    leaves = jax.tree.leaves(jax.eval_shape(backward, model.params))
+    return [(leaf.dtype, leaf.shape) for leaf in leaves if leaf.ndim > 2 and leaf.shape not in parameters]
+
+
+def loss_of(model):
+    return jnp.mean(model.token_losses(BATCH).losses)
+
+
+def test_a_half_precision_model_keeps_no_float32_step_between_two_products():
+    sizes = {}
+    for remat in REMAT_POLICIES:
+        layers = [(dtype, shape) for dtype, shape in kept(remat) if shape[0] == CONFIG["num_hidden_layers"]]
+        sizes[remat] = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layers)
+        # Attention's statistics are [layers, B, N, T].
+        statistics = (3, 8, CONFIG["num_attention_heads"], 128)
+        assert all(dtype == jnp.bfloat16 or shape == statistics for dtype, shape in layers), remat
+    assert sizes["none"] == sizes["dots"] > sizes["attention"] > sizes["full"] > 0
 
 
 def test_tokens_are_generated_without_a_copy_of_each_layers_weights():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dataflex_jax.models.loss import cross_entropy
+from dataflex_jax.models.loss import cross_entropy, label_scores, weighted_cross_entropy
 from dataflex_jax.sharding import make_mesh
 from tests.test_sharding import MESHES
 
@@ -129,3 +129,56 @@ def test_with_a_frozen_weight_the_hidden_gradient_is_the_same_and_the_weights_is
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(actual, d_hidden, rtol=0, atol=1e-5)
     assert not np.any(d_weight)
+
+
+@pytest.mark.parametrize("mesh_name", [None, *MESHES])
+@pytest.mark.parametrize("tile_tokens", [12, 1000])
+def test_the_weighted_sum_and_its_gradients_equal_float64(tile_tokens, mesh_name):
+    rng = np.random.default_rng(0)
+    hidden, weight = rng.normal(size=(8, 13, 8)).astype(np.float32), rng.normal(size=(8, V)).astype(np.float32)
+    labels, weights = rng.integers(0, V, (8, 13)), rng.uniform(-1, 2, (8, 13)).astype(np.float32)
+    losses, d_hidden, d_weight = reference(hidden, weight, labels, weights)
+
+    def objective(hidden, weight):
+        total, losses = weighted_cross_entropy(hidden, weight, labels, weights, tile_tokens=tile_tokens)
+        # What the sum is multiplied by reaches the gradients; what becomes of the losses does not.
+        return 1.7 * total + losses.sum(), (total, losses)
+
+    differentiate = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+    with jax.set_mesh(make_mesh(MESHES[mesh_name] if mesh_name else {"data": 8})):
+        (_, found), gradients = differentiate(hidden, weight)
+    np.testing.assert_allclose(found[0], (losses * weights).sum(), rtol=1e-5)
+    np.testing.assert_allclose(found[1], losses, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(gradients[0], 1.7 * d_hidden, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(gradients[1], 1.7 * d_weight, rtol=0, atol=2e-5)
+    without = jax.jit(lambda *v: weighted_cross_entropy(*v, labels, weights, tile_tokens=tile_tokens))(hidden, weight)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), without, found)
+
+
+def test_the_weighted_sums_gradient_of_the_weight_is_accumulated_in_float32():
+    hidden, labels = jnp.ones((1, 512, 4), jnp.bfloat16), jnp.zeros((1, 512), jnp.int32)
+
+    def total(weight):
+        return weighted_cross_entropy(hidden, weight, labels, jnp.ones((1, 512)), tile_tokens=1)[0]
+
+    gradient = jax.grad(total)(jnp.zeros((4, 8)))
+    np.testing.assert_array_equal(gradient, np.broadcast_to(512 * (1 / 8 - np.eye(8)[0]), (4, 8)))
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("mesh_name", [None, "all"])
+def test_in_one_pass_over_the_logits_losses_are_the_same(scale, mesh_name, monkeypatch):
+    """As on a GPU: the highest logit, the sum and the label's logit from one reduction."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rng = np.random.default_rng(0)
+    hidden, weight = scale * rng.normal(size=(8, 5, 8)), scale * rng.normal(size=(8, 32))
+    labels = rng.integers(0, 32, (8, 5))
+    logits = hidden @ weight
+    highest = logits.max(-1, keepdims=True)
+    logsumexp = np.log(np.exp(logits - highest).sum(-1)) + highest[..., 0]
+    expected = logsumexp - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    single = jnp.asarray(hidden, jnp.float32), jnp.asarray(weight, jnp.float32)
+    with jax.set_mesh(make_mesh(MESHES[mesh_name] if mesh_name else {"data": 8})):
+        losses, greedy = jax.jit(label_scores)(*single, labels)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5 * scale**2)
+    np.testing.assert_array_equal(greedy, logits.argmax(-1) == labels)

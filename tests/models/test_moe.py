@@ -87,7 +87,7 @@ def test_eight_devices_compute_as_one(name, rows, axes, spec):
         def loss(params):
             batch = batch_of(tokens)
             hooks = Hooks(of_router=moe.router_sums(cfg.num_experts_per_tok, batch.real_inputs))
-            losses, _, aux = shape.having(params).token_losses(batch, hooks)
+            losses, _, aux, _ = shape.having(params).token_losses(batch, hooks)
             return losses.mean() + moe.balancing_loss(aux["of_router"], jnp.float32(losses.size))
 
         return jax.value_and_grad(loss)(params)

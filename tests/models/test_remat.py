@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,4 +28,4 @@ def test_remat_changes_memory_and_not_gradients():
 
 def test_unknown_remat_policy_is_named():
     with pytest.raises(InputError, match=r"remat='some'.*'full'"):
-        remat_policy("some")
+        remat_policy("some", jnp.dtype("float32"))

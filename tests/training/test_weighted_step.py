@@ -154,7 +154,7 @@ def test_what_of_a_row_a_weighter_embeds(tokens):
     made = (adapt(tokens=tokens), joint_update_aware(tokens=tokens), joint_update_aware(pooling="mean"))
     step = train_step(Policies(weighters=tuple((weighter, None) for weighter in made)))
     keys = dropout_keys(jax.random.key(0), jnp.int32(0), batch.num_rows)
-    found, _ = jax.jit(step._forward)(model.params, Fixed(), batch, keys)
+    _, found, _ = jax.jit(step._forward)(model.params, Fixed(), batch, keys)
     np.testing.assert_allclose(found.token_losses * mask, forward(model, batch)[0] * mask, rtol=1e-5)
     longer = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 1))), (batch.tokens, mask))
     hidden = np.asarray(forward(model, dataclasses.replace(batch, tokens=longer[0], mask=longer[1]))[1], np.float64)

@@ -10,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from dataflex_jax import sharding
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
@@ -100,6 +101,7 @@ def named_leaves(tree):
         ({"fsdp": -1}, (1, 8, 1, 1)),
         ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 1, 2)),
         ({"data": 8, "fsdp": 1, "tensor": 1}, (8, 1, 1, 1)),
+        ({"fsdp": -1, "expert": 4}, (1, 2, 4, 1)),
         ({"data": 3, "fsdp": -1}, None),
         ({"data": -1, "fsdp": -1}, None),
         ({"data": 0, "fsdp": -1}, None),
@@ -128,6 +130,17 @@ def test_a_program_is_for_the_devices_of_the_mesh_that_is_set():
     with jax.set_mesh(make_mesh({}, [last])):
         trace(jnp.zeros(()))
     assert seen == [jax.local_devices()[0], last]
+
+
+@pytest.mark.parametrize(
+    ("experts", "axes"),
+    [(8, (("expert", "fsdp"), None)), (6, ("expert", "fsdp")), (3, (None, "fsdp")), (4, ("expert", "fsdp"))],
+)
+def test_an_axis_splits_the_first_dimension_that_names_it_and_that_it_divides(experts, axes):
+    mesh = make_mesh({"fsdp": 4, "expert": 2})
+    rules = [("weight", P(("expert", "fsdp"), "fsdp"))]
+    found = sharding.param_shardings(mesh, {"weight": jax.ShapeDtypeStruct((experts, 8), jnp.float32)}, rules)
+    assert found["weight"].spec == P(*axes)
 
 
 def test_rules_reach_parameters_and_optimizer_state():

@@ -52,7 +52,8 @@ def instruction(source: Path, folder: Path) -> None:
             seen.add((question, answer))
             part = int(hashlib.blake2b(f"{name}/{tree}".encode(), digest_size=4).hexdigest(), 16) % 20
             side = 0 if part >= _LOOKED_AT else 1 if part < _MEASURED else 2
-            line = json.dumps({"instruction": question, "output": answer})
+            # A short system prompt, in place of the template's long one, of which short rows would be full.
+            line = json.dumps({"system": "Answer.", "instruction": question, "output": answer})
             sides[side].append(f"{line}\n".encode())
         files = (TRAIN, f"{name}.jsonl"), (TRAIN, f"{name}.valid.jsonl"), (OTHER, f"{name}.jsonl")
         for (where, file), lines in zip(files, sides, strict=True):

@@ -10,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from dataflex_jax import sharding
 from dataflex_jax.errors import InputError
 from dataflex_jax.models import decoder
 from dataflex_jax.models.config import REMAT_POLICIES, ModelConfig
@@ -27,6 +28,8 @@ LARGE = {
 }
 # One layer's weights, the head's and the table's: no other two-dimensional shape belongs in an fsdp=8 collective.
 LAYER_SHAPES = {(64, 64), (64, 32), (64, 144), (144, 64)}
+# Queries, keys and values have one product for their gradients.
+GRADIENT_SHAPES = {(64, 64), (64, 128), (64, 144), (144, 64)}
 HEAD_SHAPES = {(64, 256), (256, 64)}
 
 
@@ -95,9 +98,10 @@ def named_leaves(tree):
     ("sizes", "shape"),
     [
         ({}, None),  # one device of eight
-        ({"fsdp": -1}, (1, 8, 1)),
-        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2)),
-        ({"data": 8, "fsdp": 1, "tensor": 1}, (8, 1, 1)),
+        ({"fsdp": -1}, (1, 8, 1, 1)),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 1, 2)),
+        ({"data": 8, "fsdp": 1, "tensor": 1}, (8, 1, 1, 1)),
+        ({"fsdp": -1, "expert": 4}, (1, 2, 4, 1)),
         ({"data": 3, "fsdp": -1}, None),
         ({"data": -1, "fsdp": -1}, None),
         ({"data": 0, "fsdp": -1}, None),
@@ -114,7 +118,7 @@ def test_make_mesh(sizes, shape):
     else:
         mesh = make_mesh(sizes)
         assert tuple(mesh.shape.values()) == shape
-        assert mesh.axis_names == ("data", "fsdp", "tensor")
+        assert mesh.axis_names == ("data", "fsdp", "expert", "tensor")
         assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 
@@ -126,6 +130,17 @@ def test_a_program_is_for_the_devices_of_the_mesh_that_is_set():
     with jax.set_mesh(make_mesh({}, [last])):
         trace(jnp.zeros(()))
     assert seen == [jax.local_devices()[0], last]
+
+
+@pytest.mark.parametrize(
+    ("experts", "axes"),
+    [(8, (("expert", "fsdp"), None)), (6, ("expert", "fsdp")), (3, (None, "fsdp")), (4, ("expert", "fsdp"))],
+)
+def test_an_axis_splits_the_first_dimension_that_names_it_and_that_it_divides(experts, axes):
+    mesh = make_mesh({"fsdp": 4, "expert": 2})
+    rules = [("weight", P(("expert", "fsdp"), "fsdp"))]
+    found = sharding.param_shardings(mesh, {"weight": jax.ShapeDtypeStruct((experts, 8), jnp.float32)}, rules)
+    assert found["weight"].spec == P(*axes)
 
 
 def test_rules_reach_parameters_and_optimizer_state():
@@ -235,11 +250,11 @@ def test_fsdp_gathers_one_layer_at_a_time_and_moves_no_activations(remat):
     # What is summed or scattered is gradients: one layer's, the head's, the table's, and vectors.
     for kind, shapes, _ in found:
         if kind == "all-reduce":
-            allowed = LAYER_SHAPES | HEAD_SHAPES | {shape[::-1] for shape in LAYER_SHAPES} | {(8, 256), (256, 8)}
+            allowed = GRADIENT_SHAPES | HEAD_SHAPES | {shape[::-1] for shape in GRADIENT_SHAPES} | {(8, 256), (256, 8)}
             assert {shape for _, shape in shapes if len(shape) > 1} <= allowed
     assert [shape for kind, shapes, _ in found if kind == "reduce-scatter" for _, shape in shapes] == [(8, 256)]
     reduced = {shape for kind, shapes, _ in found if kind == "all-reduce" for _, shape in shapes}
-    assert all(shape in reduced or shape[::-1] in reduced for shape in LAYER_SHAPES)
+    assert all(shape in reduced or shape[::-1] in reduced for shape in GRADIENT_SHAPES)
     # No device ever holds every layer's whole weights, not even to keep them for the backward pass.
     assert not re.search(r"\[3,(64,64|64,32|64,144|144,64)\]", hlo)
 

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from dataflex_jax.sharding import program_device
 
-# Rows of a block; outputs and inputs of a tile: powers of two, of which tensor cores take no less than 16.
+# Rows of a block, and outputs of a tile: powers of two, of which tensor cores take no less than 16. What is summed over
+# comes in steps of so many bytes, of which three tiles a side fit into the memory of a processor.
 LEAST_ROWS, MOST_ROWS = 16, 128
-_WIDEST, _DEEPEST = 128, 64
+_WIDEST, _STEP_BYTES = 128, 128
 
 
 class Grouping(NamedTuple):
@@ -40,7 +41,7 @@ class Grouping(NamedTuple):
 
 def fits(*widths: int) -> bool:
     """Whether matrices of these widths are made of whole tiles."""
-    return all(_tile(width, _DEEPEST) >= LEAST_ROWS for width in widths)
+    return all(width % LEAST_ROWS == 0 for width in widths)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -79,20 +80,22 @@ def outer(
     x: Float[Array, "N S I"], y: Float[Array, "N S O"], grouping: Grouping, dtype: jnp.dtype
 ) -> Float[Array, "E I O"]:
     """sum_n x_n^T y_n over the blocks of each weight, accumulated in float32, in `dtype`; 0 where there is no block."""
-    inputs, outputs, number = x.shape[2], y.shape[2], grouping.first.shape[0]
-    height, width = _tile(inputs, _WIDEST), _tile(outputs, _WIDEST)
-    across, tiles = outputs // width, inputs // height * (outputs // width)
+    (_, rows, inputs), outputs, number = x.shape, y.shape[2], grouping.first.shape[0]
+    height, width, depth = _tile(inputs, _WIDEST), _tile(outputs, _WIDEST), _depth(rows, x.dtype)
+    across, tiles, steps = outputs // width, inputs // height * (outputs // width), rows // depth
 
     def grouped_outer(first_ref, count_ref, x_ref, y_ref, sums_ref):
         weight, tile = pl.program_id(0) // tiles, pl.program_id(0) % tiles
         channels, columns = pl.ds(tile // across * height, height), pl.ds(tile % across * width, width)
 
-        def add(block, total):
-            left, right = triton.load(x_ref.at[block, :, channels]), triton.load(y_ref.at[block, :, columns])
+        first = first_ref[weight]
+
+        def add(step, total):
+            block, part = first + jax.lax.div(step, steps), pl.ds(jax.lax.rem(step, steps) * depth, depth)
+            left, right = triton.load(x_ref.at[block, part, channels]), triton.load(y_ref.at[block, part, columns])
             return total + triton.dot(left, right, trans_a=True)
 
-        first = first_ref[weight]
-        total = jax.lax.fori_loop(first, first + count_ref[weight], add, jnp.zeros((height, width), jnp.float32))
+        total = jax.lax.fori_loop(0, count_ref[weight] * steps, add, jnp.zeros((height, width), jnp.float32))
         triton.store(sums_ref.at[weight, channels, columns], total.astype(sums_ref.dtype))
 
     shape = jax.ShapeDtypeStruct((number, inputs, outputs), dtype)
@@ -122,7 +125,7 @@ def scaled_product(
     """`product`, each row of it times a factor where there are any, before it is rounded; without a derivative."""
     blocks, rows, inputs = x.shape
     outputs = weights.shape[1 if transposed else 2]
-    depth, width = _tile(inputs, _DEEPEST), _tile(outputs, _WIDEST)
+    depth, width = _depth(inputs, x.dtype), _tile(outputs, _WIDEST)
     tiles = outputs // width
 
     def grouped_product(number_ref, used_ref, x_ref, weights_ref, *refs):
@@ -159,6 +162,10 @@ def _call(kernel, programs, shape, *operands):
         name=kernel.__name__,
     )
     return call(*operands)
+
+
+def _depth(width: int, dtype: jnp.dtype) -> int:
+    return _tile(width, _STEP_BYTES // jnp.dtype(dtype).itemsize)
 
 
 def _tile(width: int, most: int) -> int:

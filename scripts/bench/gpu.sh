@@ -70,7 +70,8 @@ if [ "$small" ]; then
     part step 160 "$python" scripts/bench/step.py --config=configs/odm.py $data --rounds=2 --block=4 --loader_steps=3
     part resume 160 "$python" scripts/bench/resume.py --few=2 --many=4 --repeats=1
 else
-    shape=$scratch/qwen2.5-1.5b
+    shape="--config.model.hidden_size=1536 --config.model.intermediate_size=8960 --config.model.num_hidden_layers=28
+        --config.model.num_attention_heads=12 --config.model.num_key_value_heads=2 --config.model.vocab_size=151936"
     part tests 200 "$python" scripts/bench/gpu_tests.py
     part train_speed 460 "$python" scripts/bench/train_speed.py --shape=qwen2.5-1.5b --seq_len=2048 --batch=8 \
         --remat=dots,none --peer_attention=cudnn,flash --peer_compile=false,true --rounds=3 --block=4 --sweep_steps=3 \
@@ -78,9 +79,9 @@ else
     part per_example_gradients 160 "$python" scripts/bench/per_example_gradients.py --dtype=bfloat16 --seq_len=2048
     part less 120 "$python" scripts/bench/less.py --peer_python="$python" --candidates=2048 \
         --peer_candidates=64 --hidden_size=1024 --length=1024
-    part step 140 "$python" scripts/bench/step.py --config=configs/odm.py --config.model.name_or_path="$shape" \
-        --config.model.dtype=bfloat16 --config.model.remat=dots --config.data.seq_len=2048 --config.data.batch_size=8 \
-        --config.data.cache_dir="$scratch/cache" --rounds=3 --loader_steps=50
+    part step 140 "$python" scripts/bench/step.py --config=configs/odm.py $shape --config.model.dtype=bfloat16 \
+        --config.model.remat=dots --config.data.seq_len=2048 --config.data.batch_size=8 \
+        --config.data.cache_dir="$scratch/cache" --rounds=3 --block=14 --loader_steps=50
     part resume 100 "$python" scripts/bench/resume.py --many=500 --repeats=3
 fi
 

@@ -1,18 +1,15 @@
 """What gpu.sh needs to know: python scripts/bench/gpu_setup.py FOLDER writes it there, or says which wheels to carry.
 
 FOLDER/card has the card's name as a part of file names ("cpu" where there is none), FOLDER/code a digest of all code
-that decides results, FOLDER/qwen2.5-1.5b a model's config.json.
+that decides results.
 """
 
 import hashlib
-import json
 import re
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
-
-from train_speed_sides import SHAPES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PEER = ("torch", "peft")
@@ -60,8 +57,6 @@ def main() -> None:
     card = re.sub(r"[^a-z0-9]+", "-", device.device_kind.lower()) if device.platform == "gpu" else "cpu"
     (folder / "card").write_text(card)
     (folder / "code").write_text(digest())
-    (folder / "qwen2.5-1.5b").mkdir()
-    (folder / "qwen2.5-1.5b/config.json").write_text(json.dumps(SHAPES["qwen2.5-1.5b"]))
     print(f"{device.device_kind}, JAX {jax.__version__}, Python {sys.version.split()[0]}")
 
 

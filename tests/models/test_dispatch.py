@@ -68,14 +68,14 @@ def by_kernel(monkeypatch):
 def test_equals_the_sum_over_experts_one_row_at_a_time(monkeypatch, rows, top_k, number, least):
     monkeypatch.setattr(dispatch, "LEAST_SLOTS", least)
     x, factors, experts, weights = random_mixture(rows, top_k, number)
-    expected = mixed_by_hand(x, factors, experts, *weights)
+    expected = mixed_by_hand(x, factors, experts, *weights.kernels)
     np.testing.assert_allclose(jax.jit(dispatch.mixed)(x, factors, experts, weights), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_slot_of_no_expert_adds_nothing():
     x, factors, experts, weights = random_mixture(20, 3, 5)
     experts = experts.at[::2, 1].set(5).at[3].set(5)
-    expected = mixed_by_hand(x, factors, experts, *weights)
+    expected = mixed_by_hand(x, factors, experts, *weights.kernels)
     np.testing.assert_allclose(jax.jit(dispatch.mixed)(x, factors, experts, weights), expected, rtol=1e-5, atol=1e-6)
     found = gradients(dispatch.mixed, x, factors, experts, weights)
     assert not np.asarray(found[1])[experts == 5].any()
@@ -92,7 +92,7 @@ def test_gradients_are_those_of_all_experts_under_a_mask():
 def test_kernels_compute_the_same(by_kernel, rows, top_k, number):
     mixture = random_mixture(rows, top_k, number, hidden=32, width=48)
     x, factors, experts, weights = mixture
-    by_hand = mixed_by_hand(x, factors, experts, *weights)
+    by_hand = mixed_by_hand(x, factors, experts, *weights.kernels)
     np.testing.assert_allclose(jax.jit(dispatch.mixed)(*mixture), by_hand, rtol=1e-4, atol=1e-4)
     expected = gradients(all_experts_under_a_mask, *mixture)
     assert_close(gradients(dispatch.mixed, *mixture), expected, rtol=1e-3, atol=1e-3)
@@ -172,4 +172,4 @@ def test_nothing_is_dropped_where_all_go_to_one_expert():
     experts = jnp.full_like(experts, 5)
     with jax.set_mesh(make_mesh({"expert": 8})) as mesh:
         found = jax.jit(functools.partial(exchange, mesh))(x, factors, experts, weights)
-    np.testing.assert_allclose(found, mixed_by_hand(x, factors, experts, *weights), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, mixed_by_hand(x, factors, experts, *weights.kernels), rtol=1e-5, atol=1e-5)

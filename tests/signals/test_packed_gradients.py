@@ -52,7 +52,7 @@ def expected():
     return {path: np.einsum("re,e...->r...", shares, np.asarray(g, np.float64)) for path, g in gradients.items()}
 
 
-@pytest.mark.parametrize("method", ["sketch", "kronecker"])
+@pytest.mark.parametrize("method", ["sketch", pytest.param("kronecker", marks=pytest.mark.slow)])
 def test_features_are_those_of_the_rows_gradients(method):
     projection = Projection(method, 60)
     got = jax.jit(gradient_features(projection))(build(ADAPTED), packed())
@@ -68,6 +68,7 @@ def test_norms_and_products_are_those_of_the_rows_gradients():
     assert_same(jax.jit(directional_derivatives)(model, batch, directions), flat @ along.T)
 
 
+@pytest.mark.slow
 def test_sums_are_those_of_the_rows_gradients():
     model, weights = build(ADAPTED), jnp.array([0.5, -2.0, 3.0])
     nothing = {path: jnp.zeros((1, *leaf.shape)) for path, leaf in named_leaves(model.params).items()}
@@ -76,6 +77,7 @@ def test_sums_are_those_of_the_rows_gradients():
         assert_same(np.asarray(got[path][0]), np.tensordot(np.asarray(weights), gradient, 1))
 
 
+@pytest.mark.slow
 def test_padding_and_neighbours_change_nothing():
     """A row's numbers do not depend on who else is in the batch."""
     features = jax.jit(gradient_features(Projection("sketch", 60)))

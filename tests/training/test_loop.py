@@ -75,5 +75,6 @@ def test_the_guard_of_the_test_above_does_guard(root, tmp_path):
         plan, _ = job.draws.sampler.plan(position.sampler)
         batch = job.loader.load(job.draws.sequences.ids(plan), plan.drawn_with)
         state, _ = job.step(state, batch)
+        from_host = dataclasses.replace(batch, domain=np.asarray(batch.domain))
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"), jax.transfer_guard("disallow"):
-            job.step(state, dataclasses.replace(batch, domain=np.asarray(batch.domain)))
+            job.step(state, from_host)

@@ -159,6 +159,7 @@ def test_inner_products_are_those_of_whole_gradients(cfg):
     np.testing.assert_allclose(token_losses, model.token_losses(rows).losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_packed_rows_are_compared_with_targets_that_are_not():
     """Each row's gradient as that of the row alone, whose examples do not see each other."""
     cfg = gradient_model.ADAPTED

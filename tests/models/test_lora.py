@@ -15,7 +15,7 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models import layout, lora, parts
 from dataflex_jax.models.config import REMAT_POLICIES, LoraConfig
 from dataflex_jax.models.layout import LORA_MODULES
-from dataflex_jax.models.linear import AdaptedLinear, set_dropout
+from dataflex_jax.models.linear import AdaptedLinear, kernel_options, set_dropout
 from dataflex_jax.models.model import Model
 from tests.helpers.tiny_model import (
     LORA,
@@ -214,7 +214,7 @@ def test_dropout_zeroes_its_share_of_the_inputs_and_keeps_their_mean():
     cfg = dataclasses.replace(MODEL, lora=LoraConfig(rank=16, alpha=16, dropout=0.25, target_modules=("q_proj",)))
 
     def layer(index):
-        linear = AdaptedLinear(cfg, "q_proj", 16, 16, use_bias=False, rngs=nnx.Rngs(0, lora=0))
+        linear = AdaptedLinear(cfg, "q_proj", 16, 16, use_bias=False, **kernel_options(cfg), rngs=nnx.Rngs(0, lora=0))
         linear.kernel[...] = jnp.zeros((16, 16))
         linear.lora_a[...] = linear.lora_b[...] = jnp.eye(16)
         set_dropout(linear, row_keys(0), index)

@@ -11,8 +11,8 @@ from dataflex_jax.data.batch import Batch, collated, on_devices, smallest_bucket
 from dataflex_jax.data.rows import Row
 from dataflex_jax.sharding import make_mesh
 
-# Without `targets`, which are other rows.
-FIELDS = [field.name for field in dataclasses.fields(Batch) if field.name != "targets"]
+# The arrays, without `targets`, which are other rows.
+FIELDS = [field.name for field in dataclasses.fields(Batch) if field.name not in ("targets", "most_segments")]
 
 
 def row(first, length, *, packed=False):
@@ -77,7 +77,8 @@ def whole_batch(rows=8):
     batch = collated([row(10 * b, 1 + b % 4, packed=True) for b in range(rows)], 4, np.arange(rows) % 3, packed=True)
     losses = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
     of_rows = {"reference_losses": losses, "record_numbers": losses + 1}
-    return dataclasses.replace(batch, drawn_with=np.array([0.5, 0.3, 0.2], np.float32), **of_rows)
+    proportions = np.array([0.5, 0.3, 0.2], np.float32)
+    return dataclasses.replace(batch, drawn_with=proportions, most_segments=3, **of_rows)
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
@@ -92,6 +93,7 @@ def test_rows_are_split_over_the_devices_and_proportions_are_not(axes):
         assert len(ours.sharding.device_set) == 8
         first = expected.shape[0] // (1 if name == "drawn_with" else shards)
         assert ours.sharding.shard_shape(ours.shape) == (first, *expected.shape[1:])
+    assert placed.most_segments == 3
     assert on_devices(mesh, batch.rows_alone()).drawn_with is None
 
 

@@ -6,7 +6,7 @@ import pytest
 from dataflex_jax.policies.common import pooling
 from dataflex_jax.policies.common.embedded import EmbeddingOptions, embedded, needs, similarities
 from dataflex_jax.policies.common.influence import unit
-from dataflex_jax.policies.signals import TARGETS, Embeddings, FixedEmbeddings
+from dataflex_jax.policies.signals import EXAMPLES, TARGETS, Embeddings, FixedEmbeddings
 from tests.helpers.fake_signals import FakeRows, FakeSignals
 
 FILES = {"candidate_embeddings": "c.npy", "target_embeddings": "t.npy"}
@@ -44,14 +44,14 @@ def test_by_default_the_model_in_training_is_asked_as_the_selector_has_it():
     assert not shared.fixed
     assert shared.signal("position_weighted", whole=True) == Embeddings(pooling.position_weighted_mean, whole=True)
     assert EmbeddingOptions(pooling="last").signal("mean") == Embeddings(pooling.last_token)
-    assert needs(shared.signal("mean")) == {TARGETS}
+    assert needs(shared.signal("mean")) == {TARGETS, EXAMPLES}
 
 
 def test_an_embedding_model_is_read_off_its_last_token():
     shared = EmbeddingOptions(embedding_model="some/model", target_prefix="Query:")
     signal = shared.signal("mean", whole=True)
     assert signal == FixedEmbeddings(Embeddings(pooling.last_token), "some/model", "Query:")
-    assert needs(signal) == {TARGETS, signal}
+    assert needs(signal) == {TARGETS, EXAMPLES, signal}
     assert EmbeddingOptions(embedding_model="some/model", pooling="mean").signal("mean").of.embed is pooling.mean
 
 

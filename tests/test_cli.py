@@ -107,7 +107,7 @@ def refused_fast(starter, run_folder):
         ("--config.data.seq_len=100000", "domain 'code' has .* training tokens, less than one row"),
         ("--config.model.vocab_size=100", "the tokenizer has 257 tokens, but the model's vocab_size is 100"),
         ("--config.data.grad_accumulation=3", "config.data.batch_size = 8: must be a multiple of .*accumulation = 3"),
-        ("--config.mesh.data=3", "mesh.data=3, mesh.fsdp=-1, mesh.tensor=1: the product must be the number of devices"),
+        ("--config.mesh.data=3", "mesh.data=3, mesh.fsdp=-1, mesh.expert=1, mesh.tensor=1: the product must be the number of devices"),
         ("--coordinator=localhost:1", "--coordinator, --num_processes and --process_id: give all three or none"),
         ("--confg=3", "Unknown command line flag 'confg'"),
         ("digits", "unexpected argument 'digits'; options are written --name=value"),

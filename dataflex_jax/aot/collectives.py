@@ -1,8 +1,9 @@
 """Collectives of a compiled program: what each moves between which devices, and how long that takes at least."""
 
+import collections
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dataflex_jax.aot.cards import CARDS_PER_HOST, Card
@@ -16,15 +17,19 @@ class Transfer(NamedTuple):
 
     Attributes:
         kind: of `KINDS`.
-        bytes: of the whole: what a gather gives, what a reduction or an exchange is given, on one device.
-        dtypes: of the arrays.
+        by_dtype: bytes of the whole by the arrays' dtypes: what a gather gives, what a reduction or an exchange is
+            given, on one device.
         group: the devices that take part, of the first of equal groups.
     """
 
     kind: str
-    bytes: int
-    dtypes: frozenset[str]
+    by_dtype: Mapping[str, int]
     group: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole."""
+        return sum(self.by_dtype.values())
 
     def seconds(self, card: Card) -> float:
         """The least time on these cards, as a ring takes it."""
@@ -54,13 +59,14 @@ def transfer(computation: Computation, instruction: Instruction, devices: int) -
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
-    operands = [array for name in instruction.operands for array in computation[name].arrays]
-    whole = sum(array.bytes for array in operands)
+    whole = [array for name in instruction.operands for array in computation[name].arrays]
     if kind == "all-gather":
-        # What begins one has its operands among the results.
-        whole = instruction.bytes - (whole if instruction.opcode.endswith("-start") else 0)
-    dtypes = frozenset(array.dtype for array in operands)
-    return Transfer(kind, whole, dtypes, first_group(instruction.attributes, devices))
+        # What begins one has its operands among the results, before what it gives.
+        whole = instruction.arrays[len(whole) if instruction.opcode.endswith("-start") else 0 :]
+    by_dtype: collections.Counter[str] = collections.Counter()
+    for array in whole:
+        by_dtype[array.dtype] += array.bytes
+    return Transfer(kind, dict(by_dtype), first_group(instruction.attributes, devices))
 
 
 def first_group(attributes: str, devices: int) -> tuple[int, ...]:

@@ -4,9 +4,9 @@
         [--program=gradients] [--config.mesh.tensor=2 --config.model.remat=dots ...] [--sweep]
 
 With --device XLA's GPU compiler compiles for that card, which need not be here (the extra "aot"). It finds the bytes of
-each device against the card's memory, FLOPs and memory traffic, the roofline time, which no run beats, the MFU that
-this allows, and the collectives with what of them has nothing to hide behind. It does not know cuDNN's workspace and
-NCCL's buffers, some hundred MB.
+each device against the card's memory, FLOPs and memory traffic, the roofline time, which these take at the card's
+peaks, the MFU that this allows, and the collectives with what of them has nothing to hide behind. It does not know
+cuDNN's workspace and NCCL's buffers, some hundred MB.
 
 Without --device the program is for the devices that are here, CPUs where there is no accelerator: parameters, optimizer
 state and batch are exact all the same, the temporaries of a CPU are an upper bound of a GPU's.

@@ -31,11 +31,11 @@ def test_what_is_moved():
     module = hlo.parse(GATHERS)
     main = module.computations[module.entry]
     gather = transfer(main, main["first"], 8)
-    assert gather == Transfer("all-gather", 2 * 1024 * 1000, frozenset({"bf16"}), tuple(range(8)))
+    assert gather == Transfer("all-gather", {"bf16": 2 * 1024 * 1000}, tuple(range(8)))
     assert transfer(main, main["moved"], 8) is None
     module = hlo.parse(LOOP)
     main = module.computations[module.entry]
-    assert transfer(main, main["reduced"], 8) == Transfer("all-reduce", 256, frozenset({"f32"}), (0, 1))
+    assert transfer(main, main["reduced"], 8) == Transfer("all-reduce", {"f32": 256}, (0, 1))
 
 
 def test_a_scatter_counts_what_it_is_given():
@@ -49,16 +49,17 @@ ENTRY %main (a: f32[8,4], b: bf16[8]) -> (f32[1,4], bf16[1]) {
 }
 """
     main = hlo.parse(text).computations["main"]
-    dtypes = frozenset({"f32", "bf16"})
-    assert transfer(main, main.root, 8) == Transfer("reduce-scatter", 128 + 16, dtypes, tuple(range(8)))
+    scatter = transfer(main, main.root, 8)
+    assert scatter == Transfer("reduce-scatter", {"f32": 128, "bf16": 16}, tuple(range(8)))
+    assert scatter.bytes == 144
 
 
 def test_times_of_a_ring():
     card = CARDS["h100"]
-    bytes_ = 10**9
+    moved = {"f32": 10**9}
     eight, thirty_two, across = tuple(range(8)), tuple(range(32)), tuple(range(0, 32, 8))
     seconds = {
-        name: Transfer(kind, bytes_, frozenset(), group).seconds(card)
+        name: Transfer(kind, moved, group).seconds(card)
         for name, kind, group in (
             ("gather", "all-gather", eight),
             ("reduce", "all-reduce", eight),

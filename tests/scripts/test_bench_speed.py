@@ -30,7 +30,8 @@ def test_train_speed_pairs_both_sides_and_tries_variants(tmp_path):
     np.testing.assert_allclose(result["ours_over_peer"]["values"], ratios)
     assert [(entry["side"], entry["checkpointing"]) for entry in result["sweep"]] == [("peer", False), ("peer", True)]
     best = max(result["sweep"], key=lambda entry: entry["tokens_per_second"])
-    assert result["peer"]["options"] == {"batch": 2, "checkpointing": best["checkpointing"]}
+    options = {"batch": 2, "checkpointing": best["checkpointing"], "attention": "auto", "compile": False}
+    assert result["peer"]["options"] == options
     assert result["ours"]["options"] == {"batch": 2, "remat": "none", "tile_tokens": 2048, "attention": "auto"}
     page = (tmp_path / "README.md").read_text()
     assert "| [train_speed](train_speed.json) | tiny | 16 |" in page

@@ -2,8 +2,8 @@
 
     python -m dataflex_jax.swarm --config=configs/swarm.py --output=DIR [--runs=64] [--seeds=1]
         [--natural] [--deletions] [--target_tokens=N] [--verify=5]
-    python -m dataflex_jax.swarm --config=configs/odm.py --output=DIR --vary=mixer.alpha=0.5,0.9 [--vary=...]
-        [--seeds=4]
+    python -m dataflex_jax.swarm --config=configs/odm.py --output=DIR
+        --vary=mixer.alpha=0.5,0.9 [--vary=...] [--seeds=4]
     python -m dataflex_jax.swarm --ratios=ratios.csv --metrics=metrics.csv --output=DIR
         [--prior=domain_weights.json] [--tokens=tokens.json --target_tokens=N]
 
@@ -13,9 +13,10 @@ them, checked by cross-validation, and minimised near the natural mixture, which
 domain_weights.json, for --config.data.proportions of any run. --target_tokens, the tokens of that
 run, limits a domain to four epochs. --verify trains the proposal, the natural mixture and uniform
 weights, and says with an interval whether it helped. With --vary the models differ by fields of the
-configuration, all combinations, in place of mixtures: settings.csv, metrics.csv, and how far each is
-from the first with an interval; the seeds of a setting are one program. With --ratios and --metrics, tables of this or
-another tool, nothing is trained. The same command again goes on where it was stopped.
+configuration, all combinations, in place of mixtures: settings.csv, metrics.csv, and how far each
+is from the first with an interval; the seeds of a setting are one program. With --ratios and
+--metrics, tables of this or another tool, nothing is trained. The same command again goes on where
+it was stopped.
 """
 
 from pathlib import Path

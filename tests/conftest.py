@@ -12,6 +12,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+# Now, as the first program of a process finds them, and tests change what the environment says of them.
+jax.devices()
+
 _SLOW = Path(__file__).with_name("slow.txt")
 
 

@@ -22,6 +22,7 @@ KINDS = (
     "step",
     "policies",
     "train_speed",
+    "tests",
     "cross_entropy",
     "moe",
     "per_example_gradients",
@@ -46,6 +47,8 @@ def describe(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """
     revision = resolved["git_revision"]
     unchanged = ["git", "-C", str(REPOSITORY), "diff", "--quiet", str(revision), "--", "dataflex_jax", "configs"]
+    # A copy without .git can be told; what has changed since, it cannot know.
+    told = os.environ.get("DATAFLEX_REVISION") or None
     return {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
@@ -53,7 +56,7 @@ def describe(resolved: Mapping[str, Any]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "devices": resolved["devices"],
         "versions": resolved["versions"],
-        "git_revision": revision,
+        "git_revision": revision or told,
         "modified_since": subprocess.run(unchanged, check=False).returncode != 0 if revision else None,
     }
 

@@ -110,7 +110,7 @@ fi
 compiled="env JAX_COMPILATION_CACHE_DIR=$scratch/compilations"
 if [ "$small" ]; then
     data="--config.data.seq_len=32 --config.data.batch_size=8 --config.data.tokenizer=bytes --config.model.hidden_size=32
-        --config.model.intermediate_size=64 --config.model.num_hidden_layers=2"
+        --config.model.intermediate_size=64 --config.model.num_hidden_layers=2 --config.model.vocab_size=512"
     part tests 10 200 "$python" scripts/bench/gpu_tests.py --quick --seconds=
     part train_speed 10 400 $compiled "$python" scripts/bench/train_speed.py --shape=tiny --seq_len=16 --batch=2 \
         --remat=none,dots $compare --rounds=2 --block=1 --sweep_steps=1 --restart --seconds=

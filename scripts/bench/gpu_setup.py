@@ -56,7 +56,7 @@ def to_carry(absent: list[str]) -> str:
     return (
         f"this Python lacks {named}. Where there is a package index:\n"
         f"  pip download -d wheels -c constraints.txt --only-binary=:all: {' '.join(here)} {named}\n"
-        f"and here: pip install --no-index --find-links=wheels {named}"
+        f"and here: {sys.executable} -m pip install --no-index --find-links=wheels {named}"
     )
 
 

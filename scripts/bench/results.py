@@ -1,4 +1,7 @@
-"""What the benchmarks share: the machine in words, spreads, results as JSON and the page that shows them."""
+"""What the benchmarks share: the machine in words, spreads, results as JSON and the page that shows them.
+
+python scripts/bench/results.py [FOLDER]    # makes the page of docs/benchmarks anew, with files that were brought
+"""
 
 import datetime
 import json
@@ -118,3 +121,8 @@ def comparison(rows: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [cell(row[column], "+.4f" if "-" in column else ".4f") for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    of = Path(sys.argv[1] if len(sys.argv) > 1 else REPOSITORY / FOLDER)
+    (of / "README.md").write_text(page(of))

@@ -16,6 +16,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     line = {"test": report.nodeid, "seconds": round(report.duration, 3), "outcome": report.outcome}
     if report.failed:
-        line["why"] = report.longreprtext.strip().splitlines()[-1]
+        crash = getattr(report.longrepr, "reprcrash", None)
+        line["why"] = (crash.message if crash else report.longreprtext.strip()).splitlines()[0]
     with open(os.environ["GPU_OUTCOMES"], "a") as file:
         file.write(json.dumps(line) + "\n")

@@ -1,5 +1,6 @@
 """gpu.sh with a stand-in for Python: which parts run, what a second call leaves out, and what of a part that fails."""
 
+import json
 import os
 import re
 import signal
@@ -190,3 +191,38 @@ def test_training_needs_none_of_what_gpu_sh_does_without(gpu_setup):
     hidden = ", ".join(f"{name!r}: None" for name in gpu_setup.ELSEWHERE)
     code = f"import sys; sys.modules |= {{{hidden}}}; import dataflex_jax.train, dataflex_jax.data.sources.table"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+def test_what_came_of_each_test_is_written_as_it_ends(tmp_path):
+    """So that it is there although the last one hangs."""
+    (tmp_path / "test_some.py").write_text(
+        "import pytest, time\n\n"
+        "def test_good(): pass\n\n"
+        "def test_bad(): assert 1 == 2\n\n"
+        "@pytest.fixture\ndef broken(): raise ValueError('no')\n\n"
+        "def test_never_begun(broken): pass\n\n"
+        "def test_hangs(): time.sleep(60)\n"
+    )
+    lines = tmp_path / "outcomes.jsonl"
+    environment = os.environ | {"GPU_OUTCOMES": str(lines), "PYTHONPATH": str(SCRIPTS)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_outcomes", "-p", "no:cacheprovider", "test_some.py"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    while not lines.exists() or lines.read_text().count("\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [(line["test"], line["outcome"]) for line in found] == [
+        ("test_some.py::test_good", "passed"),
+        ("test_some.py::test_bad", "failed"),
+        ("test_some.py::test_never_begun", "failed"),
+    ]
+    assert [line.get("why") for line in found] == [None, "assert 1 == 2", "ValueError: no"]
+    assert all(line["seconds"] >= 0 for line in found)
+
+
+def test_the_tests_of_a_gpu_are_where_it_looks_for_them():
+    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import gpu_tests; print(*gpu_tests.files())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"tests/gpu/test_programs.py", "tests/models/test_packed_attention.py"}

@@ -15,6 +15,7 @@
 # the comparisons are left out. The peer's pass of LESS is transcribed to PyTorch, for DataFlex's own environment is one
 # of a CPU.
 set -uo pipefail
+caller=$PWD
 cd "$(dirname "$0")/../.."
 
 parts=tests,train_speed,less,per_example_gradients,step,resume
@@ -35,6 +36,9 @@ for argument in "$@"; do
             ;;
     esac
 done
+# Paths are the caller's; a name without a slash is a command.
+[[ $output == /* || $output == docs/benchmarks ]] || output=$caller/$output
+[[ $python != */* || $python == /* ]] || python=$caller/$python
 for number in "$minutes" "$patience"; do
     [[ $number =~ ^[0-9]*\.?[0-9]+$ ]] || { echo "error: $number: must be a number" >&2; exit 2; }
 done

@@ -94,6 +94,12 @@ def test_a_part_that_fails_is_named_and_the_rest_goes_on(gpu):
     assert gpu()[2] == ("less",)
 
 
+def test_paths_are_the_callers(gpu, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert gpu("--python=./python", "--output=brought/back", "--only=less")[2] == ("less",)
+    assert (tmp_path / "brought/back/less-nvidia-h100.json").exists()
+
+
 def test_what_there_is_no_time_for_is_left_to_the_next_call(gpu):
     code, said, ran = gpu("--minutes=1.4")
     assert (code, ran) == (1, ("tests", "less", "resume"))  # those that may be done in 84 s

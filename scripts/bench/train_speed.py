@@ -8,14 +8,14 @@
 
 Ours is `dataflex_jax.train`'s step as `setup.prepared` makes it; the peer is the `transformers` model as trainers run
 it: float32 weights, bfloat16 autocast (on a CPU float32, on both sides), SDPA attention (cuDNN's or FlashAttention's
-where asked for), fused AdamW, clipped gradients and, where asked for, gradient checkpointing and torch.compile. Both
-have the same shape, random weights and random tokens. Each has a process of its own, so that memory is counted apart;
-while one measures the other waits. Where several values of an option are given, every combination runs alone first, and
-the fastest of each side go on to the rounds; those that run out of memory are written down. Environment variables such
-as XLA_FLAGS reach the processes; of several GPUs choose one by CUDA_VISIBLE_DEVICES. --trace=DIR also writes a profile
-of a block of ours. --nopeer measures ours alone. --seconds is how long all of it may take: variants for which half of
-it leaves no time are named and not tried, and rounds end when one more would take too long; the result is written
-after each of them.
+where asked for), fused AdamW, clipped gradients and, where asked for, gradient checkpointing and torch.compile (of each
+layer and of the loss). Both have the same shape, random weights and random tokens. Each has a process of its own, so
+that memory is counted apart; while one measures the other waits. Where several values of an option are given, every
+combination runs alone first, and the fastest of each side go on to the rounds; those that run out of memory are written
+down. Environment variables such as XLA_FLAGS reach the processes; of several GPUs choose one by CUDA_VISIBLE_DEVICES.
+--trace=DIR also writes a profile of a block of ours. --nopeer measures ours alone. --seconds is how long all of it may
+take: variants for which half of it leaves no time are named and not tried, and rounds end when one more would take too
+long; the result is written after each of them.
 """
 
 import contextlib

@@ -155,7 +155,11 @@ def peer(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
     if options["checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if options["compile"]:
-        model = torch.compile(model)
+        # Layer by layer, the loss by itself: where `transformers` is traced as a whole it makes a mask of what is
+        # causal anyway, which FlashAttention refuses and which makes other kernels slow.
+        for layer in model.model.layers:
+            layer.compile()
+        model.loss_function = torch.compile(model.loss_function)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=_LEARNING_RATE, betas=_BETAS, eps=_EPSILON, weight_decay=_WEIGHT_DECAY, fused=True
     )

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import platform
 import shlex
@@ -95,6 +96,7 @@ def page(folder: Path) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown
     )
+    environment.filters["product"] = math.prod
     found = {
         kind: {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}*.json"))}
         for kind in KINDS

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 import os
 import platform
 import shlex
@@ -96,7 +95,6 @@ def page(folder: Path) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown
     )
-    environment.filters["product"] = math.prod
     found = {
         kind: {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}*.json"))}
         for kind in KINDS

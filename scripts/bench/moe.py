@@ -10,7 +10,8 @@ random tokens, on which a random router's load is uneven, in one process and in 
 sorting and moving the slots, padding, and reading weights that fewer tokens share.
 
 With --device nothing runs: XLA's GPU compiler says what the steps of Qwen3-30B-A3B and of the dense model with its
-active parameters take on cards that are not here (the extra "aot"), bfloat16 over float32 parameters. Flags of sizes change that shape; --rows is of each card then.
+active parameters take on cards that are not here (the extra "aot"), bfloat16 over float32 parameters. Flags of sizes
+change that shape; --rows is of each card then.
 """
 
 import dataclasses

@@ -40,8 +40,8 @@ def check_routed(paths: Iterable[str], option: str | None = None) -> None:
         if layout.in_blocks(path) and layout.row(path).routed:
             reason = (
                 f"{path} is of routed experts, whose gradients are no products of whole rows, of which a kronecker "
-                "projection is made; take sketch, rademacher or none (of a selector: exact), or leave the experts out "
-                "of what is trained, by config.model.trainable or as adapters of the attention do"
+                "projection is made; take another, such as sketch, or leave the experts out of what is trained, by "
+                "config.model.trainable or as adapters of the attention do"
             )
             raise InputError(reason, option=option)
 

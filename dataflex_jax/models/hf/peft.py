@@ -192,8 +192,8 @@ def load_adapter(
 def _check_plain(file: Path, config: dict[str, Any]) -> None:
     if fused := config.get("target_parameters"):
         raise InputError(
-            f"{file}: target_parameters={shown(fused)}: adapters of parameters that hold all experts, in tensors such as "
-            "'...mlp.experts.lora_A.weight', are not read; merge them by PEFT (merge_and_unload) and take the merged model"
+            f"{file}: target_parameters={shown(fused)}: adapters of parameters that hold all experts, tensors such as "
+            "'...mlp.experts.lora_A.weight', are not read; merge them by PEFT (merge_and_unload), take the merged model"
         )
     accepted = {"peft_type": ("LORA",), "bias": ("none", None), "init_lora_weights": _KEEPING_THE_BASE}
     for name, value in config.items():

@@ -131,14 +131,15 @@ class Starter:
     Args:
         trainer: whose environment to use.
         module: the command.
+        devices: how many virtual ones.
     """
 
-    def __init__(self, trainer: Trainer, module: str = "dataflex_jax.train"):
+    def __init__(self, trainer: Trainer, module: str = "dataflex_jax.train", devices: int = 1):
         self._trainer = trainer
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", _STARTER, module],
             cwd=PROJECT,
-            env=trainer.environment(1, {}),
+            env=trainer.environment(devices, {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

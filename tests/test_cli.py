@@ -173,12 +173,13 @@ def test_a_file_that_cannot_be_read_is_named_with_the_line(refused_fast, tmp_pat
     assert re.match(expected.format(root=root), refused_fast(f"--config.data.root={root}"))
 
 
-def test_bad_records_are_skipped_and_counted_on_request(trainer, tmp_path):
+def test_bad_records_are_skipped_and_counted_on_request(starter, tmp_path):
     root = tiny.write_domains(tmp_path / "domains")
     with (root / "code.jsonl").open("a") as file:
         file.write('{"text": "torn\n{"body": "x"}\n')
     options = (f"--config.data.root={root}", "--config.data.on_bad_record=skip", "--config.train_step=1")
-    result = trainer.done(*options, workdir=tmp_path / "run")
+    result = starter.run(*options, workdir=tmp_path / "run")
+    assert result.returncode == 0, result.stderr
     assert "domain code: left out: 2 bad records" in result.stderr
 
 

@@ -33,7 +33,9 @@ from dataflex_jax.reporting.hardware import total_peak_flops
 from dataflex_jax.reporting.run_log import LogSettings
 from dataflex_jax.selection.windows import Draws, Selection
 from dataflex_jax.sharding import replicated, shardings
+from dataflex_jax.signals.products import check_routed
 from dataflex_jax.signals.row_sets import Matrix
+from dataflex_jax.signals.rows import selected_paths
 from dataflex_jax.signals.sweep import Source, Sweeper, source
 from dataflex_jax.training.between import Updates
 from dataflex_jax.training.checkpoint import Checkpoints
@@ -130,11 +132,14 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     """Puts the run together; computes the reference model's losses where they are to be cached and are not yet.
 
     Raises:
-        InputError: a reference or a target set that cannot be read or does not fit.
+        InputError: a reference or a target set that cannot be read or does not fit, or a projection that there is none
+            of for the trained parameters.
         StopRequested: before the first step.
     """
     config, inputs, policies, learner, identity = experiment
     data, pool = config.data, inputs.pool
+    if config.selector and config.selector.get("projection") == "kronecker":
+        check_routed(selected_paths(learner.abstract.params), "selector.projection")  # not only at its first update
     sweeper = Sweeper(place.mesh, rows=config.sweep.batch_rows, poll=preemption.polling(place.stop_requested))
     signals = run_signals(experiment, place.mesh, sweeper)
     reference, cached = compared_with(experiment, signals.candidates, sweeper)

@@ -18,7 +18,7 @@ def script(monkeypatch):
 
 
 def test_both_models_have_the_same_active_parameters(script):
-    mixture, dense = script.models(script.SMALL, "float32").values()
+    mixture, dense = script.models(script.SMALL).values()
     router = 6 * mixture.num_hidden_layers * mixture.hidden_size * mixture.num_experts
     assert mixture.flops_per_token(16) - dense.flops_per_token(16) == router
     assert dataclasses.replace(mixture, num_experts=2).num_params() - dense.num_params() == 2 * mixture.hidden_size

@@ -89,7 +89,7 @@ def test_alignments_are_inner_products(model, batch, gradients):
 
 
 def test_what_is_no_product_of_whole_rows_is_refused_by_name(model, batch):
-    with pytest.raises(ValueError, match=r"experts/down_proj is of routed experts.*\"sketch\""):
+    with pytest.raises(InputError, match=r"^layers/mlp/experts/down_proj is of routed experts.* such as sketch"):
         gradient_features(Projection("kronecker", 16))(model, batch)
     with pytest.raises(InputError, match=r"selector 'greats' compares .* routed experts \(layers/mlp/experts"):
         check_compared("greats", model.params)

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -50,7 +51,7 @@ HISTORY = "config_history.jsonl"
 
 def _git_revision() -> str | None:
     root = Path(dataflex_jax.__file__).parent.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     result = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return result.stdout.strip() or None

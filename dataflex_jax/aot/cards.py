@@ -98,13 +98,22 @@ class Card:
         """As many of these cards as devices to compile for, 8 a host.
 
         Raises:
-            InputError: more than 8 that are no multiple of 8.
+            InputError: more than 8 that are no multiple of 8, or JAX has started and found no driver.
         """
         hosts, rest = divmod(count, CARDS_PER_HOST)
         if hosts and rest and count > CARDS_PER_HOST:
             raise InputError(f"{count} devices: must be at most {CARDS_PER_HOST} or a multiple of it, so many a host")
         shape = f"1x1x{count}" if count <= CARDS_PER_HOST else f"1x{hosts}x{CARDS_PER_HOST}"
-        return topologies.get_topology_desc(self.name, "cuda", target_config=self.target_config, topology=shape).devices
+        try:
+            described = topologies.get_topology_desc(
+                self.name, "cuda", target_config=self.target_config, topology=shape
+            )
+        except NotImplementedError as error:
+            # JAX leaves the plugin out where it starts, finds no driver and was not told to use CPUs alone.
+            raise InputError(
+                f"JAX started before it was told to use CPUs alone: set JAX_PLATFORMS=cpu ({error})"
+            ) from error
+        return described.devices
 
 
 CARDS = {

@@ -288,7 +288,7 @@ def _exchanged(d_hidden, d_weight, axes):
 
 def _losses(logits, labels, axes):
     """(losses, logsumexp), both [B, tile]."""
-    if jax.default_backend() != "cpu":
+    if program_device().platform != "cpu":
         highest, exp_sum, label_logits = _in_one_pass(logits, _one_hot(labels, logits, axes))
         overall = _over_vocab(jax.lax.pmax, highest, axes)
         sums = jnp.stack([exp_sum * jnp.exp(highest - overall), label_logits])

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from dataflex_jax.models import layout
 from dataflex_jax.policies import options
 from dataflex_jax.policies.signals import METHODS, Projection
+from dataflex_jax.sharding import program_device
 
 _BLOCK = 1024  # coordinates whose dense map is in memory at once
 _SIGNS = 2**25  # how many of a dense map a GPU makes at a time, a byte each
@@ -129,7 +130,7 @@ def _chunks(matrix: Float[Array, "A B"], dim: int) -> Float[Array, "C L"]:
 def _rademacher(matrix: Float[Array, "A B"], key: PRNGKeyArray, dim: int) -> Float[Array, " dim"]:
     size = min(_BLOCK, matrix.size)
     blocks = jnp.pad(matrix.reshape(-1), (0, -matrix.size % size)).reshape(-1, size)
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = program_device().platform == "cpu"
     # A GPU waits longer for the start of a small product than for the product.
     together = 1 if on_cpu else max(1, min(blocks.shape[0], _SIGNS // (size * dim)))
     blocks = jnp.pad(blocks, ((0, -blocks.shape[0] % together), (0, 0)))

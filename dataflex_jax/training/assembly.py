@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dataflex_jax import preemption
+from dataflex_jax import gpu_compiler, preemption
 from dataflex_jax.data import epoch_limits
 from dataflex_jax.data.domains import Domain, open_domains
 from dataflex_jax.data.loader import Loader
@@ -303,5 +303,11 @@ def _jitted_step(
     experiment: Experiment, reference: Model | None, oversampling: Oversampling | None, mesh: Mesh
 ) -> Callable:
     learner, step = experiment.learner, train_step(experiment, oversampling)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(learner.abstract), replicated(mesh)))
+    on_gpus, scanned = mesh.devices.flat[0].platform == "gpu", learner.start.model.config.scan_layers
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings(learner.abstract), replicated(mesh)),
+        compiler_options=gpu_compiler.options(scanned) if on_gpus else None,
+    )
     return functools.partial(jitted, fixed=Fixed(learner.frozen, reference))

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,7 @@ _NEWER: dict[str | None, dict[str, Any]] = {
     "model": {
         "trainable": None,
         "resize_vocab": False,
+        "scan_layers": True,
         "num_experts": None,
         "num_experts_per_tok": None,
         "moe_intermediate_size": None,
@@ -50,7 +52,7 @@ HISTORY = "config_history.jsonl"
 
 def _git_revision() -> str | None:
     root = Path(dataflex_jax.__file__).parent.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     result = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return result.stdout.strip() or None

@@ -138,9 +138,11 @@ class Peer:
 
     def __init__(self, folder: Path):
         command = [_PEER.value, str(Path(__file__).with_name("less_peer.py")), str(folder)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self._log = folder / "peer.log"
+        with open(self._log, "w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
         self.versions = self._answer()
 
     def run(self, count: int) -> dict[str, Any]:
@@ -157,7 +159,9 @@ class Peer:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise InputError(f"--peer_python={_PEER.value}: it fails; see third_party/dataflex/README.md")
+        self._process.wait()
+        why = (self._log.read_text().strip() or f"code {self._process.returncode}").splitlines()[-1]
+        raise InputError(f"it fails ({why}); see third_party/dataflex/README.md", option="--peer_python")
 
 
 def our_pass(signals: ModelSignals, **options: Any) -> tuple[float, np.ndarray]:

@@ -95,17 +95,17 @@ def sweep(config: ConfigDict) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     cli.no_positional(argv)
+    if flags.FLAGS.device:
+        jax.config.update("jax_platforms", "cpu")  # the card is not here, and JAX must not look for it
     config = cli.chosen_config()
     if flags.FLAGS.sweep and not flags.FLAGS.device:
         raise InputError(f"--sweep needs --device, one of {', '.join(flags.FLAGS['device'].parser.enum_values)}")
     if flags.FLAGS.device:
-        jax.config.update("jax_platforms", "cpu")  # the card is not here, and JAX must not look for it
+        compiler.check(f"--device={flags.FLAGS.device}")
     else:
         # Before JAX starts: where there is no accelerator, the mesh is made of virtual CPU devices.
         count = f"--xla_force_host_platform_device_count={flags.FLAGS.devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
-    if flags.FLAGS.device:
-        compiler.check(f"--device={flags.FLAGS.device}")
     if flags.FLAGS.sweep:
         found = sweep(config)
         if flags.FLAGS.output:

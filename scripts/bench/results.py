@@ -1,4 +1,7 @@
-"""What the benchmarks share: the machine in words, spreads, results as JSON and the page that shows them."""
+"""What the benchmarks share: the machine in words, spreads, results as JSON and the page that shows them.
+
+python scripts/bench/results.py [FOLDER]    # makes the page of docs/benchmarks anew, with files that were brought
+"""
 
 import datetime
 import json
@@ -22,6 +25,7 @@ KINDS = (
     "step",
     "policies",
     "train_speed",
+    "tests",
     "cross_entropy",
     "moe",
     "per_example_gradients",
@@ -46,6 +50,8 @@ def describe(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """
     revision = resolved["git_revision"]
     unchanged = ["git", "-C", str(REPOSITORY), "diff", "--quiet", str(revision), "--", "dataflex_jax", "configs"]
+    # A copy without .git can be told; what has changed since, it cannot know.
+    told = os.environ.get("DATAFLEX_REVISION") or None
     return {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
@@ -53,7 +59,7 @@ def describe(resolved: Mapping[str, Any]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "devices": resolved["devices"],
         "versions": resolved["versions"],
-        "git_revision": revision,
+        "git_revision": revision or told,
         "modified_since": subprocess.run(unchanged, check=False).returncode != 0 if revision else None,
     }
 
@@ -115,3 +121,8 @@ def comparison(rows: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [cell(row[column], "+.4f" if "-" in column else ".4f") for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    of = Path(sys.argv[1] if len(sys.argv) > 1 else REPOSITORY / FOLDER)
+    (of / "README.md").write_text(page(of))

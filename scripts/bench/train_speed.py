@@ -13,13 +13,18 @@ have the same shape, random weights and random tokens. Each has a process of its
 while one measures the other waits. Where several values of an option are given, every combination runs alone first, and
 the fastest of each side go on to the rounds; those that run out of memory are written down. Environment variables such
 as XLA_FLAGS reach the processes; of several GPUs choose one by CUDA_VISIBLE_DEVICES. --trace=DIR also writes a profile
-of a block of ours.
+of a block of ours. --nopeer measures ours alone. --seconds is how long all of it may take: variants for which half of
+it leaves no time are named and not tried, and rounds end when one more would take too long; the result is written
+after each of them.
 """
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,7 +64,24 @@ class Side:
         return steps * self._tokens / self._process.seconds(steps, trace)
 
 
-def fastest(side: str, task: dict[str, Any], variants: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict]]:
+class Clock:
+    """What is left of a number of seconds; of None there is always enough."""
+
+    def __init__(self, seconds: float | None):
+        self._ends = math.inf if seconds is None else time.monotonic() + seconds
+        self._seconds = seconds or 0.0
+
+    def has(self, seconds: float) -> bool:
+        return time.monotonic() + seconds <= self._ends
+
+    def first_half(self) -> bool:
+        """So that the rest is for what is measured in the end."""
+        return self.has(self._seconds / 2)
+
+
+def fastest(
+    side: str, task: dict[str, Any], variants: list[dict[str, Any]], clock: Clock
+) -> tuple[dict[str, Any], list[dict]]:
     """The options with the most tokens/s, and what each variant did; a single one is not tried.
 
     Raises:
@@ -67,9 +89,12 @@ def fastest(side: str, task: dict[str, Any], variants: list[dict[str, Any]]) -> 
     """
     if len(variants) == 1:
         return variants[0], []
-    tried = []
+    tried: list[dict[str, Any]] = []
     for options in variants:
         entry = {"side": side, **options}
+        if not clock.first_half() and any("error" not in other for other in tried):
+            tried.append(entry | {"error": "not tried: no time was left"})
+            continue
         try:
             alone = Side(side, task | {"options": options})
             with contextlib.closing(alone):
@@ -85,17 +110,17 @@ def fastest(side: str, task: dict[str, Any], variants: list[dict[str, Any]]) -> 
     return variants[max(running, key=lambda i: tried[i]["tokens_per_second"])], tried
 
 
-def measure(task: dict[str, Any], variants: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The result, but for the machine.
+def measure(
+    task: dict[str, Any], variants: dict[str, list[dict[str, Any]]], clock: Clock, keep: Callable[[dict], None]
+) -> None:
+    """Has the result so far, but for the shape's name, kept after each round.
 
     Raises:
         Failed: a side cannot run.
     """
-    from dataflex_jax.models.hf.config import from_hf
-
     chosen, tried = {}, []
     for side, of_side in variants.items():
-        chosen[side], entries = fastest(side, task, of_side)
+        chosen[side], entries = fastest(side, task, of_side, clock)
         tried += entries
     rates: dict[str, list[float]] = {side: [] for side in chosen}
     with contextlib.ExitStack() as stack:
@@ -106,17 +131,31 @@ def measure(task: dict[str, Any], variants: dict[str, list[dict[str, Any]]]) -> 
             return of_side
 
         sides = {side: started(side) for side in ([] if flags.FLAGS.restart else chosen)}
+        longest = 0.0
         for i in range(flags.FLAGS.rounds):
+            if i and not clock.has(longest):
+                print(f"no time is left after {i} of {flags.FLAGS.rounds} rounds")
+                break
+            started_at = time.monotonic()
             for side in list(chosen)[:: -1 if i % 2 else 1]:
                 if flags.FLAGS.restart:
                     sides[side] = started(side)
                 rates[side].append(sides[side].rate(flags.FLAGS.block))
                 if flags.FLAGS.restart:
                     sides[side].close()
-        about = sides["ours"].about
+            longest = max(longest, time.monotonic() - started_at)
+            keep(summary(task, sides, rates, tried))
         if flags.FLAGS.trace:
             (started("ours") if flags.FLAGS.restart else sides["ours"]).rate(3, flags.FLAGS.trace)
 
+
+def summary(
+    task: dict[str, Any], sides: dict[str, Side], rates: dict[str, list[float]], tried: list[dict]
+) -> dict[str, Any]:
+    """Of the rounds so far."""
+    from dataflex_jax.models.hf.config import from_hf
+
+    about = sides["ours"].about
     flops = from_hf(task["config"]).flops_per_token(task["seq_len"])
     figures = {}
     for side, of_side in sides.items():
@@ -129,18 +168,20 @@ def measure(task: dict[str, Any], variants: dict[str, list[dict[str, Any]]]) -> 
             "mfu": median * flops / about["peak_flops"] if about["peak_flops"] else None,
             "peak_memory": {"bytes": memory, "of": of_what},
         }
+    alone = "peer" not in sides
     return {
         **results.describe(about["resolved"]),
-        "peer_versions": sides["peer"].about,
+        "peer_versions": None if alone else sides["peer"].about,
         "xla_flags": about["xla_flags"],
         "model": task["config"],
         "dtype": task["dtype"],
         "seq_len": task["seq_len"],
         "flops_per_token": flops,
-        "rounds": flags.FLAGS.rounds,
+        "rounds": len(rates["ours"]),
         "block_steps": flags.FLAGS.block,
+        "peer": None,
         **figures,
-        "ours_over_peer": results.spread(np.divide(rates["ours"], rates["peer"])),
+        "ours_over_peer": None if alone else results.spread(np.divide(rates["ours"], rates["peer"])),
         "sweep": tried,
     }
 
@@ -170,6 +211,7 @@ def main(argv: list[str]) -> None:
     from dataflex_jax.errors import InputError, TrainingError
 
     cli.no_positional(argv)
+    clock = Clock(flags.FLAGS.seconds)
     on_cpu = platform() == "cpu"
     shape = flags.FLAGS.shape or ("tiny" if on_cpu else "qwen2.5-1.5b")
     task = {
@@ -184,24 +226,27 @@ def main(argv: list[str]) -> None:
             remat=("remat", "name"),
             tile_tokens=("tile_tokens", "integer"),
             attention=("attention", "name"),
-        ),
-        "peer": _options(
+        )
+    }
+    if flags.FLAGS.peer:
+        variants["peer"] = _options(
             batch=("peer_batch", "integer"),
             checkpointing=("peer_checkpointing", "truth"),
-            attention=("peer_attention", "name"),
             compile=("peer_compile", "truth"),
-        ),
-    }
+            attention=("peer_attention", "name"),
+        )
+        if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
+            raise InputError(f'the peer needs {missing[0]}: pip install -e ".[torch]", or --nopeer')
+    result: dict[str, Any] = {}
+
+    def keep(found: dict[str, Any]) -> None:
+        result.update(found)
+        results.write(flags.FLAGS.output, {"shape": shape, **found})
+
     try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise InputError('the peer needs PyTorch: pip install -e ".[torch]"') from error
-    try:
-        result = measure(task, variants)
+        measure(task, variants, clock, keep)
     except Failed as failure:
         raise TrainingError(str(failure)) from failure
-    results.write(flags.FLAGS.output, {"shape": shape, **result})
     for side in variants:
         found = result[side]
         share = f", MFU {found['mfu']:.1%}" if found["mfu"] else ""
@@ -210,8 +255,8 @@ def main(argv: list[str]) -> None:
             f"peak {(found['peak_memory']['bytes'] or math.nan) / 2**30:.2f} GiB ({found['peak_memory']['of']}), "
             f"{found['options']}"
         )
-    ratio = result["ours_over_peer"]
-    print(f"ours / peer: {ratio['median']:.3f}, quartiles {ratio['quartiles']}")
+    if ratio := result["ours_over_peer"]:
+        print(f"ours / peer: {ratio['median']:.3f}, quartiles {ratio['quartiles']}")
 
 
 if __name__ == "__main__":
@@ -223,6 +268,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("remat", ["none"], "What the backward pass recomputes: none, dots, attention, full.")
     flags.DEFINE_list("tile_tokens", ["2048"], "Tokens whose logits the cross-entropy holds at once.")
     flags.DEFINE_list("attention", ["auto"], "auto (cuDNN where it can be), cudnn, xla.")
+    flags.DEFINE_bool("peer", True, "Whether there is one.")
     flags.DEFINE_list("peer_batch", None, "Rows a step of the peer's; default: as --batch.")
     flags.DEFINE_list("peer_checkpointing", ["false"], "Whether the peer recomputes activations: false, true.")
     flags.DEFINE_list("peer_attention", ["auto"], "The peer's SDPA kernel: auto (PyTorch's choice), cudnn, flash.")
@@ -230,6 +276,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("rounds", 7, "Rounds; each has a block of each side.", lower_bound=1)
     flags.DEFINE_integer("block", 5, "Steps a block.", lower_bound=1)
     flags.DEFINE_integer("sweep_steps", 5, "Steps of a variant, where several are tried.", lower_bound=1)
+    flags.DEFINE_float("seconds", None, "How long all of it may take; None: as long as it does.", lower_bound=0)
     flags.DEFINE_bool("restart", False, "A new process for every block: where both sides do not fit in memory at once.")
     cli.define_path("trace", None, "A folder for a profile of three steps of ours.")
     cli.define_path("output", f"{results.FOLDER}/train_speed.json", "The result.")

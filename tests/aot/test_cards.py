@@ -1,4 +1,5 @@
 import pytest
+from jax.experimental import topologies
 
 from dataflex_jax.aot.cards import CARDS
 from dataflex_jax.errors import InputError
@@ -29,6 +30,15 @@ def test_the_roofline_is_the_longer_of_two():
     assert card.seconds({}, card.bandwidth) == 1
     assert card.seconds({"bf16": card.peak_flops}, 1) == 1
     assert card.seconds({"bf16": card.peak_flops, "f64": card.rates["f32"]}, card.bandwidth) == 2
+
+
+def test_where_jax_has_started_without_the_plugin_one_line_says_so(monkeypatch):
+    def unknown(*_, **__):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", unknown)
+    with pytest.raises(InputError, match=r"set JAX_PLATFORMS=cpu \(topology not implemented for cuda\)$"):
+        CARDS["h100"].devices(8)
 
 
 def test_hosts_have_eight():

@@ -90,6 +90,29 @@ def test_zero_gathers_bfloat16_once_a_pass_and_scatters_gradients_once():
 
 
 @needs_compiler
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_layers_that_are_written_out_move_no_more_and_read_and_write_less(remat):
+    scanned = gpu_program(model__remat=remat)
+    compiled = gpu_program(model__remat=remat, model__scan_layers=False)
+    for kind, dtype in (("all-gather", "bf16"), ("reduce-scatter", "bf16"), ("reduce-scatter", "f32")):
+        assert moved(compiled, kind, dtype) == moved(scanned, kind, dtype)
+    assert compiled.attentions == scanned.attentions
+    assert compiled.cost.flops == scanned.cost.flops
+    assert compiled.cost.hbm_bytes < scanned.cost.hbm_bytes
+    assert memory(compiled) < 1.05 * memory(scanned)
+
+
+@needs_compiler
+def test_layers_that_are_written_out_keep_no_operands_of_products_that_are_put_off():
+    """Of twice the layers, the temporaries are more by what the forward pass keeps of them."""
+    written_out = {"model__remat": "full", "model__scan_layers": False}
+    few, many = (memory(gpu_program(**written_out, model__num_hidden_layers=n)) for n in (4, 12))
+    block_inputs = 8 * 2 * TOKENS * WIDTH
+    weights = 8 * LAYER_WEIGHTS * (2 + 4 + 4) // DEVICES  # in bfloat16, and their gradients twice
+    assert many - few < 1.1 * (block_inputs + weights)
+
+
+@needs_compiler
 def test_adapters_gather_the_frozen_base_and_scatter_nothing():
     compiled = gpu_program(lora__rank=8)
     assert compiled.attentions == (2 * LAYERS, LAYERS)

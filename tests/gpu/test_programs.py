@@ -20,6 +20,7 @@ from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.generation.generate import generate
 from dataflex_jax.models.model import Model
 from dataflex_jax.policies.signals import Projection
+from dataflex_jax.sharding import make_mesh
 from dataflex_jax.signals.directions import beside
 from dataflex_jax.signals.gradients import directional_derivatives, gradient_features, gradient_norms
 from dataflex_jax.signals.rows import named_leaves, select_of, selected_paths
@@ -72,8 +73,7 @@ def loss_and_gradient(model: Model, batch: Batch):
 def on_cpu(function: Callable, model: Model, *arguments):
     """What a function gives of the model in float32 on a CPU."""
     cpu = jax.devices("cpu")[0]
-    with pytest.MonkeyPatch.context() as patch, jax.default_device(cpu):
-        patch.setattr(jax, "default_backend", lambda: "cpu")
+    with jax.default_device(cpu), jax.set_mesh(make_mesh({}, [cpu])):
         fields = {"dtype": "float32", "attention": "xla"}
         there = build(lora=model.config.lora is not None, **fields)
         placed = jax.device_put((model.params, model.frozen, arguments), cpu)

@@ -1,10 +1,13 @@
 """The tiled cross-entropy against a float64 NumPy reference, and the memory that it does not use."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dataflex_jax.models import loss
 from dataflex_jax.models.loss import cross_entropy, label_scores, weighted_cross_entropy
 from dataflex_jax.sharding import make_mesh
 from tests.test_sharding import MESHES
@@ -169,7 +172,7 @@ def test_the_weighted_sums_gradient_of_the_weight_is_accumulated_in_float32():
 @pytest.mark.parametrize("mesh_name", [None, "all"])
 def test_in_one_pass_over_the_logits_losses_are_the_same(scale, mesh_name, monkeypatch):
     """As on a GPU: the highest logit, the sum and the label's logit from one reduction."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(loss, "program_device", lambda: types.SimpleNamespace(platform="gpu"))
     rng = np.random.default_rng(0)
     hidden, weight = scale * rng.normal(size=(8, 5, 8)), scale * rng.normal(size=(8, 32))
     labels = rng.integers(0, 32, (8, 5))

@@ -1,11 +1,13 @@
 """The benchmarks of the train step and of the cross-entropy at a tiny size: what they write, not how fast they are."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tests.scripts.test_bench import MACHINE, run
+from tests.scripts.test_bench import MACHINE, SCRIPTS, run
 
 TINY = ("--shape=tiny", "--seq_len=16", "--rounds=2", "--block=1", "--sweep_steps=1")
 
@@ -44,6 +46,58 @@ def test_train_speed_says_why_a_side_cannot_run():
     assert "Traceback" not in message
     message = run("train_speed.py", *TINY, "--batch=2,x", code=2)
     assert "error: --batch: 'x' is not accepted; a list of integers >= 1 is" in message
+
+
+def test_train_speed_without_a_peer_is_ours_alone(tmp_path):
+    output = tmp_path / "train_speed.json"
+    run("train_speed.py", *TINY, "--batch=2", "--nopeer", "--restart", "--seconds=0", f"--output={output}")
+    result = json.loads(output.read_text())
+    assert (result["peer"], result["peer_versions"], result["ours_over_peer"]) == (None, None, None)
+    assert (result["rounds"], len(result["ours"]["tokens_per_second"]["values"])) == (
+        1,
+        1,
+    )  # there is time for no other
+    page = (tmp_path / "README.md").read_text()
+    assert re.search(r"\| \[train_speed\]\(train_speed\.json\) \| tiny \| 16 \|.*\| - \| - \| - \| - \| - \|\n", page)
+
+
+def test_train_speed_tries_variants_in_half_of_its_time_and_one_in_any_case(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import train_speed
+
+    now = [100.0]
+
+    class Side:
+        """Takes ten seconds; of no memory with remat none."""
+
+        peak = (1, "device")
+
+        def __init__(self, name, task):
+            now[0] += 10
+            self.options = task["options"]
+            if self.options["remat"] == "none":
+                raise train_speed.Failed("no memory")
+
+        def rate(self, steps):
+            return float(self.options["batch"])
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(train_speed, "Side", Side)
+    monkeypatch.setattr(train_speed.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(train_speed, "flags", SimpleNamespace(FLAGS=SimpleNamespace(sweep_steps=1)))
+    variants = [{"batch": batch, "remat": remat} for batch in (1, 2, 3) for remat in ("none", "dots")]
+
+    def tried(seconds):
+        best, entries = train_speed.fastest("ours", {}, variants, train_speed.Clock(seconds))
+        return best, [entry.get("error", "")[:9] for entry in entries]
+
+    assert tried(None) == (variants[5], ["no memory", "", "no memory", "", "no memory", ""])
+    assert tried(70) == (variants[3], ["no memory", "", "no memory", "", "not tried", "not tried"])
+    assert tried(1) == (variants[1], ["no memory", "", *["not tried"] * 4])
+    clock = train_speed.Clock(30)
+    assert (clock.has(30), clock.has(31)) == (True, False)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def test_a_gpus_form_of_a_dense_map_is_the_same_map(shape, monkeypatch):
     x = jnp.asarray(x, jnp.float32)
     image = functools.partial(project, projection, QUERY, 2)
     expected = np.stack([image(row) for row in x])
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(projections, "program_device", lambda: types.SimpleNamespace(platform="gpu"))
     monkeypatch.setattr(projections, "_SIGNS", 2 * 1024 * 48)
     found = np.asarray(jax.vmap(image)(x))
     norms = np.linalg.norm(x.reshape(3, -1), axis=1, keepdims=True)

@@ -75,7 +75,7 @@ def slimpajama_6b(config: ConfigDict) -> None:
     config.update_step = 100
     config.eval_every = 2_000
     config.checkpoint_every = 1_000
-    config.model.update(name_or_path="Qwen/Qwen2.5-1.5B", from_scratch=True, dtype="bfloat16")
+    config.model.update(name_or_path="Qwen/Qwen2.5-1.5B", from_scratch=True, dtype="bfloat16", scan_layers=False)
     config.data.update(
         source="hub",
         root="DKYoon/SlimPajama-6B",

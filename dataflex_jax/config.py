@@ -160,6 +160,7 @@ CHECKS: dict[str, Check] = {
     "model.dtype": _one_of(*DTYPES),
     "model.param_dtype": _one_of(*DTYPES),
     "model.remat": _one_of(*REMAT_POLICIES),
+    "model.scan_layers": _BOOL,
     "model.attention": _one_of(*ATTENTION_IMPLEMENTATIONS),
     "model.trainable": _optional(_SOME_NAMES),
     "lora.rank": _integer(0, 2**16),

@@ -18,6 +18,11 @@ FLAGS = {
     "--xla_gpu_all_gather_combine_threshold_bytes": str(2**29),
     "--xla_gpu_reduce_scatter_combine_threshold_bytes": str(2**29),
 }
+# The same where layers are written out: neighbours are of other layers there, and one would wait for the other.
+WRITTEN_OUT = {
+    "--xla_gpu_all_gather_combine_threshold_bytes": str(2**25),
+    "--xla_gpu_reduce_scatter_combine_threshold_bytes": str(2**22),
+}
 _DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # the last is that of Windows
 
 
@@ -44,11 +49,28 @@ def tell() -> None:
 def unsaid() -> tuple[str | None, dict[str, str]]:
     """The level and the flags that the user has not set: JAX_OPTIMIZATION_LEVEL's value, or None, and XLA's flags."""
     level_is_set = "JAX_OPTIMIZATION_LEVEL" in os.environ or jax.config.jax_optimization_level != "UNKNOWN"
-    theirs = os.environ.get("XLA_FLAGS", "").split()
+    return None if level_is_set else LEVEL, _not_in(os.environ.get("XLA_FLAGS", "").split(), FLAGS)
+
+
+def options(scan_layers: bool) -> dict[str, str]:
+    """For `jax.jit` of a program, where its devices are GPUs: what it is compiled with beside what `tell` has said.
+
+    Args:
+        scan_layers: of the model.
+    """
+    if scan_layers:
+        return {}
+    told = {f"{name}={value}" for name, value in FLAGS.items()}
+    theirs = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in told]
+    return {name.removeprefix("--"): value for name, value in _not_in(theirs, WRITTEN_OUT).items()}
+
+
+def _not_in(theirs: list[str], flags: dict[str, str]) -> dict[str, str]:
+    """The flags that are not among theirs."""
     if not all(flag.startswith("--") for flag in theirs):  # it may be the name of a file with flags
-        return None if level_is_set else LEVEL, {}
+        return {}
     named = {flag.partition("=")[0] for flag in theirs}
-    return None if level_is_set else LEVEL, {name: value for name, value in FLAGS.items() if name not in named}
+    return {name: value for name, value in flags.items() if name not in named}
 
 
 def _will_be_used() -> bool:

@@ -139,15 +139,29 @@ def gather_weights(
         rules: for the stacked parameters.
         as_stored: paths of stacked parameters that are whole on every device, and are returned as they are.
     """
+    return _of_weights(lambda leaf, axes: gather_weight(leaf, dtype, axes), params, prefix, rules, as_stored)
 
-    def gather(path, leaf):
+
+def cast_weights(
+    params: PyTree, dtype: jnp.dtype, prefix: str, rules: Rules, as_stored: Collection[str] = ()
+) -> PyTree:
+    """The first half of `gather_weights`, whose arguments it has: kernels cast to `dtype`, split as they were."""
+    return _of_weights(lambda leaf, axes: constrain(leaf.astype(dtype), *axes), params, prefix, rules, as_stored)
+
+
+def _of_weights(
+    function: Callable[[Array, tuple], Array], params: PyTree, prefix: str, rules: Rules, as_stored: Collection[str]
+) -> PyTree:
+    """One layer's parameters after a function of each kernel and the mesh axes of its dimensions."""
+
+    def of(path, leaf):
         name = f"{prefix}/{leaf_name(path)}"
         if leaf.ndim < 2 or name in as_stored:
             return leaf
         axes = _spec(name, leaf.ndim + 1, rules)[1:]
-        return gather_weight(leaf, dtype, tuple(_resolved(axes, leaf.shape, jax.sharding.get_abstract_mesh().shape)))
+        return function(leaf, tuple(_resolved(axes, leaf.shape, jax.sharding.get_abstract_mesh().shape)))
 
-    return jax.tree_util.tree_map_with_path(gather, params)
+    return jax.tree_util.tree_map_with_path(of, params)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -4,8 +4,12 @@ session."""
 import os
 from pathlib import Path
 
-# The tests compile thousands of programs and run each for a moment. What XLA_FLAGS says already comes last and wins.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+# The tests compile thousands of programs and run each for a moment: without LLVM's optimisations, with XLA's older and
+# quicker emitters (an extra option that it does not know is ignored). What XLA_FLAGS says already comes last and wins.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
+    + os.environ.get("XLA_FLAGS", "")
+).strip()
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -44,6 +48,11 @@ def _compilation_cache(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     # Processes of pytest-xdist have a folder each, below one that they share.
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    jax.config.update("jax_compilation_cache_dir", str(shared / "compilations"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    options = {
+        "jax_compilation_cache_dir": str(shared / "compilations"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for the processes that tests start

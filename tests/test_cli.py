@@ -173,12 +173,13 @@ def test_a_file_that_cannot_be_read_is_named_with_the_line(refused_fast, tmp_pat
     assert re.match(expected.format(root=root), refused_fast(f"--config.data.root={root}"))
 
 
-def test_bad_records_are_skipped_and_counted_on_request(trainer, tmp_path):
+def test_bad_records_are_skipped_and_counted_on_request(starter, tmp_path):
     root = tiny.write_domains(tmp_path / "domains")
     with (root / "code.jsonl").open("a") as file:
         file.write('{"text": "torn\n{"body": "x"}\n')
     options = (f"--config.data.root={root}", "--config.data.on_bad_record=skip", "--config.train_step=1")
-    result = trainer.done(*options, workdir=tmp_path / "run")
+    result = starter.run(*options, workdir=tmp_path / "run")
+    assert result.returncode == 0, result.stderr
     assert "domain code: left out: 2 bad records" in result.stderr
 
 
@@ -193,11 +194,11 @@ def test_a_checkpoint_that_is_not_one(refused_fast, tmp_path):
     assert (folder / "7").is_dir()
 
 
-def test_a_damaged_checkpoint(run_folder, refused, tmp_path):
+def test_a_damaged_checkpoint(run_folder, refused_fast, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     for data in (tmp_path / "run/checkpoints/2/state/ocdbt.process_0/d").iterdir():
         data.write_bytes(data.read_bytes()[:1000])
-    error = refused("--config.train_step=4", workdir=tmp_path / "run")
+    error = refused_fast("--config.train_step=4", workdir=tmp_path / "run")
     assert error.startswith(f"{tmp_path / 'run/checkpoints/2'}: cannot be read (")
     assert re.search(r"\); .*delete .* to start from the beginning$", error)
 
@@ -230,10 +231,10 @@ def test_a_file_that_is_no_recipe(refused_fast, tmp_path):
     assert refused_fast(config=recipe) == f"--config={recipe}: its get_config() returns nothing"
 
 
-def test_an_error_in_a_recipe_keeps_its_traceback(trainer, tmp_path):
+def test_an_error_in_a_recipe_keeps_its_traceback(starter, tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text("def get_config():\n    return undefined\n")
-    result = trainer.run("--config.seed=1", config=recipe, workdir=tmp_path / "run")
+    result = starter.run("--config.seed=1", config=recipe, workdir=tmp_path / "run")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert result.stderr.endswith("NameError: name 'undefined' is not defined\n")

@@ -155,9 +155,10 @@ def test_evaluating_a_pretrained_model_needs_a_recipe_for_the_data(checkpoints, 
     assert "neither a run folder" in refused(results["evaluate no checkpoint"])
 
 
-def test_where_no_evaluator_is_named_it_is_the_held_out_loss(checkpoints):
-    opened = open_model(checkpoints.run, make_mesh({}, jax.devices()[:1]))
-    config = run_config.read(Path(checkpoints.run))
+def test_where_no_evaluator_is_named_it_is_the_held_out_loss(trainer, tmp_path):
+    train_and_evaluate(tiny.config(trainer.root, train_step=1), tmp_path)
+    config = run_config.read(tmp_path)
+    opened = open_model(tmp_path, make_mesh(config.mesh))
     expected = evaluate.evaluate(opened, config)
     assert [record["split"] for record in expected] == ["valid"]
     config.evaluators = ()

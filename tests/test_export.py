@@ -1,15 +1,12 @@
 """`python -m dataflex_jax.export`: both ways, and what it refuses."""
 
-import subprocess
-import sys
-
 import pytest
 
 from dataflex_jax.training.checkpoint import Checkpoints
 from dataflex_jax.training.exporting import export_checkpoint
 from dataflex_jax.training.setup import train_and_evaluate
 from tests.helpers import tiny
-from tests.helpers.command import PROJECT, Trainer, the_error
+from tests.helpers.command import Trainer, in_forks, the_error
 
 
 @pytest.fixture(scope="module")
@@ -33,41 +30,30 @@ def exported(trained, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """python -m dataflex_jax.export in a process of its own."""
-    trainer = Trainer(tmp_path_factory.mktemp("command"))
-
-    def run(*arguments):
-        command = [sys.executable, "-m", "dataflex_jax.export", *map(str, arguments)]
-        return subprocess.run(command, cwd=PROJECT, env=trainer.environment(1, {}), capture_output=True, text=True)
-
-    run.recipe = trainer.recipe
-    return run
+REFUSED = {
+    (): "give one of --checkpoint=MODEL (export) and --import_from=HF_DIR_OR_HUB_ID (import)",
+    ("--checkpoint=/no/such", "--output=x"): "--checkpoint=/no/such: neither a run folder",
+    ("--import_from=/no/such", "--output=x"): "--import_from=/no/such: no such folder",
+    ("--checkpoint=x", "--output=x", "--dtype=int8"): "flag --dtype=int8",
+}
 
 
-def test_the_command_works_both_ways(command, trained, exported, tmp_path):
-    result = command(f"--checkpoint={trained}", f"--output={tmp_path / 'hf'}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"Step 4 of {trained} is now a Hugging Face checkpoint in {tmp_path / 'hf'}.\n"
-    model = (exported / "model.safetensors").read_bytes()
-    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == model
-    result = command(f"--import_from={tmp_path / 'hf'}", f"--output={tmp_path / 'run'}", f"--config={command.recipe}")
-    assert result.returncode == 0, result.stderr
+def test_the_command_works_both_ways_or_refuses_in_one_line(trained, exported, tmp_path):
+    trainer, hf = Trainer(tmp_path), tmp_path / "hf"
+    calls = (
+        (f"--checkpoint={trained}", f"--output={hf}"),
+        (f"--import_from={hf}", f"--output={tmp_path / 'run'}", f"--config={trainer.recipe}"),
+        *REFUSED,
+    )
+    folder = tmp_path / "forks"
+    folder.mkdir()
+    there, back, *refused = in_forks(trainer, folder, [("dataflex_jax.export", *arguments) for arguments in calls])
+    assert there.returncode == 0, there.stderr
+    assert there.stdout == f"Step 4 of {trained} is now a Hugging Face checkpoint in {hf}.\n"
+    assert (hf / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    assert back.returncode == 0, back.stderr
     with Checkpoints(tmp_path / "run", writable=False) as checkpoints:
         assert checkpoints.latest() == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give one of --checkpoint=MODEL (export) and --import_from=HF_DIR_OR_HUB_ID (import)"),
-        (["--checkpoint=/no/such", "--output=x"], "--checkpoint=/no/such: neither a run folder"),
-        (["--import_from=/no/such", "--output=x"], "--import_from=/no/such: no such folder"),
-        (["--checkpoint=x", "--output=x", "--dtype=int8"], "flag --dtype=int8"),
-    ],
-)
-def test_the_command_refuses_in_one_line(command, arguments, message):
-    result = command(*arguments)
-    assert result.returncode == 2
-    assert message in the_error(result)
+    for result, message in zip(refused, REFUSED.values(), strict=True):
+        assert result.returncode == 2
+        assert message in the_error(result)

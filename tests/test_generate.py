@@ -1,5 +1,6 @@
 """The command that prompts a checkpoint."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -77,9 +78,11 @@ def test_a_tuned_model_ends_its_turn(trainer, tuned, tmp_path):
     assert tokenizer.stop_ids == tuple(declared["eos_token_id"])
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs the extra torch")  # before it is trained
 def test_transformers_ends_the_turn_of_an_exported_model(tuned, tmp_path):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     export_checkpoint(tuned, tmp_path / "hf")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "hf")
@@ -89,22 +92,15 @@ def test_transformers_ends_the_turn_of_an_exported_model(tuned, tmp_path):
     assert tokenizer.decode(tokens) == "yes.<|im_end|>"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--prompt=a"],
-            "error: --checkpoint is missing: a run folder, the folder of one step in it, or a Hug",
-        ),
-        (["--checkpoint=RUN"], "error: --prompt is missing: the text to continue"),
-        (
-            ["--checkpoint=RUN", "--prompt=a", "--chat"],
-            "error: --chat: the tokenizer of RUN has no chat templ",
-        ),
-        (["--checkpoint=RUN", "--prompt=a", "--top_p=2"], "error: top_p=2.0: must be a finite number from 0 to 1"),
-    ],
-)
-def test_bad_options_are_refused(trainer, run_folder, arguments, message):
-    result = generate(trainer, *(argument.replace("RUN", str(run_folder)) for argument in arguments))
-    assert result.returncode == 2
-    assert command.the_error(result).startswith(message.replace("RUN", str(run_folder)))
+def test_bad_options_are_refused(trainer, run_folder, tmp_path):
+    messages = {
+        ("--prompt=a",): "--checkpoint is missing: a run folder, the folder of one step in it, or a Hug",
+        ("--checkpoint=RUN",): "--prompt is missing: the text to continue",
+        ("--checkpoint=RUN", "--prompt=a", "--chat"): "--chat: the tokenizer of RUN has no chat templ",
+        ("--checkpoint=RUN", "--prompt=a", "--top_p=2"): "top_p=2.0: must be a finite number from 0 to 1",
+    }
+    calls = [[argument.replace("RUN", str(run_folder)) for argument in arguments] for arguments in messages]
+    results = command.in_forks(trainer, tmp_path, [("dataflex_jax.generate", *call) for call in calls])
+    for result, message in zip(results, messages.values(), strict=True):
+        assert result.returncode == 2
+        assert command.the_error(result).startswith(f"error: {message}".replace("RUN", str(run_folder)))

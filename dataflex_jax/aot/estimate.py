@@ -140,7 +140,8 @@ def estimate(
         InputError: a configuration that is refused.
     """
     made = program(kind, config, card.devices(devices) if card else jax.devices(), vocab_size)
-    return estimated(made, compiled(made.function, made.arguments, made.mesh, card), card)
+    executable = compiled(made.function, made.arguments, made.mesh, card, made.options if card else None)
+    return estimated(made, executable, card)
 
 
 def estimated(made: Program, executable: jax.stages.Compiled, card: Card | None) -> Estimate:

@@ -1,6 +1,6 @@
 """The programs of a configuration with the shapes and shardings of what they are given; no data is read, no weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from dataflex_jax import config as configuration
+from dataflex_jax import gpu_compiler
 from dataflex_jax.data.batch import Batch
 from dataflex_jax.data.domains import buckets
 from dataflex_jax.data.loader import check_rows, segment_slots
@@ -68,6 +69,7 @@ class Program(NamedTuple):
         model: the model's shape.
         tokens: that a run reads, or makes, on all devices.
         model_flops: of a run on all devices, as MFU counts them; None: of this kind it does not count.
+        options: of XLA's GPU compiler, as in `gpu_compiler.options`.
         trips: at most, of loops that end by what they compute.
     """
 
@@ -78,6 +80,7 @@ class Program(NamedTuple):
     model: ModelConfig
     tokens: int
     model_flops: float | None = None
+    options: Mapping[str, str] = {}  # nobody changes it
     trips: int = 1
 
 
@@ -188,6 +191,7 @@ def _training(run: _Run) -> Program:
         model=run.model,
         tokens=tokens,
         model_flops=tokens * run.model.flops_per_token(run.length),
+        options=gpu_compiler.options(run.model.scan_layers),
     )
 
 

@@ -156,6 +156,8 @@ class ModelConfig:
         remat: what the backward pass recomputes: "none" (only casts and weight gathers; in half precision all but
             products), "dots" (all but the outputs of the projections and of cuDNN's attention), "attention" (all but
             the q, k, v projections and the attention output), "full" (the block).
+        scan_layers: the layers are one program in a loop, which compiles several times faster; False: they are written
+            out one after the other, which saves copies on GPUs. See `depth`.
         attention: "auto" (cuDNN where it is valid, else XLA), "xla" or "cudnn".
         lora: adapters of the blocks' linear layers, whose factors are parameters beside each kernel; None: none.
     """
@@ -188,6 +190,7 @@ class ModelConfig:
     dtype: str = "bfloat16"
     param_dtype: str = "float32"
     remat: str = "full"
+    scan_layers: bool = True
     attention: str = "auto"
     lora: LoraConfig | None = None
 
@@ -219,7 +222,7 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"model head_dim={self.head_dim}: rotary embeddings need an even number")
-        for name in ("tie_word_embeddings", "attention_bias"):
+        for name in ("tie_word_embeddings", "attention_bias", "scan_layers"):
             check_bool(name, getattr(self, name))
         check_choice("hidden_act", self.hidden_act, ("silu",))
         check_choice("qk_norm", self.qk_norm, (family.qk_norm,))

@@ -1,8 +1,8 @@
 """One decoder for all of `families`, as pure functions of a pytree of parameters.
 
 `create` splits a Flax NNX module once into a static graph definition and a nested dict of arrays. Kernels are
-[in, out]. Everything under "layers" has a leading layer axis and is scanned, so compile time does not grow with depth
-and one layer's gathered weights are alive at a time.
+[in, out]. Everything under "layers" has a leading layer axis, and is scanned or not, see `depth`; one layer's gathered
+weights are alive at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from dataflex_jax.models import depth
 from dataflex_jax.models.attention import causal_attention
 from dataflex_jax.models.config import ModelConfig
 from dataflex_jax.models.embed import embed
@@ -42,6 +43,7 @@ class Hooks(NamedTuple):
             gathered, the rest as stored) and the layer's index; returns the parameters that the layer uses.
         product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
         tile_tokens: how many tokens of a device's rows have their logits in memory at once.
+        all_trained: all parameters have a gradient; of layers that are written out see `depth.written_out`.
         frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
         token_weights: factors of the losses in what is minimised, where they are known beforehand: `Decoded.weighted`
             has derivatives then, which are cheaper, and the losses have none.
@@ -55,6 +57,7 @@ class Hooks(NamedTuple):
     block_transform: Callable[[Params, Int[Array, ""]], Params] | None = None
     product: Product | None = None
     tile_tokens: int = TILE_TOKENS
+    all_trained: bool = False
     frozen_head: bool = False
     token_weights: Float[Array, "B T"] | None = None
     of_router: Callable[[Float[Array, "B T E"]], PyTree] | None = None
@@ -272,16 +275,19 @@ def run_blocks(
         return (x, memory), aux
 
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
+    carry, policy = (x, memory), remat_policy(cfg.remat, dtype)
     if layers is not None:
-        carry, said = (x, memory), []
+        said = []
         for layer in enumerate(layers):
             carry, aux = block(carry, layer)
             said.append(aux)
-        return model.norm(carry[0]), carry[1], jax.tree.map(lambda *leaves: jnp.stack(leaves), *said)
-    layers = (jnp.arange(cfg.num_hidden_layers), params["layers"])
-    # The scan already keeps the recomputation apart, so the barriers against merging it away would only cost.
-    block = jax.checkpoint(block, policy=remat_policy(cfg.remat, dtype), prevent_cse=False)
-    (x, memory), aux = jax.lax.scan(block, (x, memory), layers)
+        aux = depth.stacked(said)
+    elif cfg.scan_layers:
+        carry, aux = depth.scanned(block, carry, params["layers"], policy)
+    else:
+        mlp = (cfg.mixture or "mlp") if hooks.all_trained else None
+        carry, aux = depth.written_out(block, carry, params["layers"], policy, dtype, mlp=mlp)
+    x, memory = carry
     return model.norm(x), memory, aux
 
 

@@ -18,9 +18,9 @@ from dataflex_jax.models import grouped
 from dataflex_jax.models.swiglu import Weights, swiglu
 from dataflex_jax.sharding import SELDOM, program_device
 
-# Places of a block: a share of the experts' average, which bounds the padding, but not fewer than pay for reading the
-# expert's weights, where there are as many.
-LEAST_SLOTS, MOST_SLOTS, _SHARE = 64, 512, 1 / 12
+# Places of a block: a twelfth of the experts' average, which bounds the padding; more, up to a quarter, while there are
+# too few for the products and for reading the expert's weights to be quick.
+LEAST_SLOTS, QUICK_SLOTS, MOST_SLOTS = 64, 128, 512
 # Slots that a device can send to another in one round, as a multiple of their average.
 SLACK = 1.25
 
@@ -54,7 +54,9 @@ def spread(x: Float[Array, "R D"], places: Places) -> Float[Array, "P D"]:
 @jax.custom_vjp
 def collected(y: Float[Array, "P D"], places: Places) -> Float[Array, "R D"]:
     """The sum over the places of each row's slots; float32."""
-    return jnp.sum(jnp.where(places.there[..., None], y[places.place], 0), axis=1, dtype=jnp.float32)
+    slots = zip(places.place.T, places.there.T, strict=True)
+    # One slot after the other, because CPUs would make an array of all of them first.
+    return sum(jnp.where(there[:, None], y[place], 0).astype(jnp.float32) for place, there in slots)
 
 
 def _spread_fwd(x, places):
@@ -185,7 +187,8 @@ def _blocks(experts: Int[Array, "R K"], number: int, by_kernel: bool) -> tuple[P
 
 def _size(slots: int, number: int) -> int:
     average = math.ceil(slots / number)
-    return min(max(LEAST_SLOTS, min(MOST_SLOTS, int(_SHARE * average)) // 16 * 16), average)
+    size = max(min(MOST_SLOTS, average // 12), min(QUICK_SLOTS, average // 4))
+    return min(max(LEAST_SLOTS, size // 16 * 16), average)
 
 
 def _kernel_size(slots: int, number: int) -> int:

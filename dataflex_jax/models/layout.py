@@ -208,6 +208,11 @@ def placed(mesh: Mesh, shapes: PyTree) -> PyTree:
     return sharding.placed(mesh, shapes, RULES)
 
 
+def cast_weights(params: PyTree, dtype: jnp.dtype, prefix: str) -> PyTree:
+    """`sharding.cast_weights` by this table."""
+    return sharding.cast_weights(params, dtype, prefix, RULES, as_stored=_FLOAT32)
+
+
 def gather_weights(params: PyTree, dtype: jnp.dtype, prefix: str) -> PyTree:
     """`sharding.gather_weights` by this table."""
     return sharding.gather_weights(params, dtype, prefix, RULES, as_stored=_FLOAT32)

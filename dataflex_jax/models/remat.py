@@ -9,9 +9,11 @@ from dataflex_jax.errors import InputError
 from dataflex_jax.models.attention import is_fused_attention
 from dataflex_jax.models.config import REMAT_POLICIES
 
+Policy = Callable[..., bool]  # of `jax.checkpoint`: whether a value is kept
 
-def remat_policy(name: str, dtype: jnp.dtype) -> Callable[..., bool]:
-    """The `jax.checkpoint` policy of a name: whether a value is kept.
+
+def remat_policy(name: str, dtype: jnp.dtype) -> Policy:
+    """The policy of a name.
 
     Args:
         name: of the policy.

@@ -107,12 +107,15 @@ def _plain(inputs, factors, grouping, weights, by_kernel):
         gate, up = (grouped.product(inputs, weight, grouping) for weight in (weights.gate, weights.up))
         return grouped.scaled_product(nnx.silu(gate) * up, weights.down, grouping, factors)
 
-    def block(_, operands):
-        x, factor, expert = operands
+    def block(x, factor, expert):
         hidden = nnx.silu(x @ weights.gate[expert]) * (x @ weights.up[expert])
-        return None, (factor[:, None] * (hidden @ weights.down[expert])).astype(x.dtype)
+        return (factor[:, None] * (hidden @ weights.down[expert])).astype(x.dtype)
 
-    return jax.lax.scan(block, None, (inputs, factors, grouping.number))[1]
+    def computed(_, operands):
+        index, *operands = operands
+        return None, _if_used(index, grouping, block, *operands)
+
+    return jax.lax.scan(computed, None, (_indices(grouping), inputs, factors, grouping.number))[1]
 
 
 def _plain_fwd(inputs, factors, grouping, weights, by_kernel):
@@ -138,18 +141,32 @@ def _all_at_a_time(inputs, factors, grouping, weights, dy):
 
 def _one_by_one(inputs, factors, grouping, weights, dy):
     # By hand, because the transpose of a scan would add a gradient of all experts at each of its blocks.
-    def block(sums, operands):
-        x, factor, expert, dy = operands
+    def block(x, factor, expert, dy):
         gate, up, down = (weight[expert] for weight in weights.kernels)
         scaled, dg, du, d_factor = _elementwise(x @ gate, x @ up, factor, dy @ down.T)
-        parts = (_outer(x, dg), _outer(x, du), _outer(scaled, dy))
-        sums = tuple(_added(total, expert, part) for total, part in zip(sums, parts, strict=True))
-        return sums, (dg @ gate.T + du @ up.T, d_factor)
+        return (_outer(x, dg), _outer(x, du), _outer(scaled, dy)), (dg @ gate.T + du @ up.T, d_factor)
+
+    def added(sums, operands):
+        index, *operands = operands
+        parts, of_rows = _if_used(index, grouping, block, *operands)
+        expert = operands[2]
+        return tuple(_added(total, expert, part) for total, part in zip(sums, parts, strict=True)), of_rows
 
     zeros = tuple(jnp.zeros(weight.shape, jnp.float32) for weight in weights.kernels)
-    sums, (d_inputs, d_factors) = jax.lax.scan(block, zeros, (inputs, factors, grouping.number, dy))
+    operands = (_indices(grouping), inputs, factors, grouping.number, dy)
+    sums, (d_inputs, d_factors) = jax.lax.scan(added, zeros, operands)
     d_weights = Weights(*(total.astype(weight.dtype) for total, weight in zip(sums, weights.kernels, strict=True)))
     return d_inputs, d_factors, None, d_weights
+
+
+def _indices(grouping):
+    return jnp.arange(grouping.number.shape[0])
+
+
+def _if_used(index, grouping, block, *operands):
+    """What `block` makes of its operands; zeros, in no time, where there is no such block."""
+    zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(block, *operands))
+    return jax.lax.cond(index < grouping.used, block, lambda *_: zeros, *operands)
 
 
 def _elementwise(gate, up, factors, d_scaled):

@@ -27,7 +27,7 @@ WITHOUT_EFFECT = {
         "enable_jit_checkpoint torchdynamo torch_empty_cache_steps tpu_num_cores tpu_metrics_debug low_cpu_mem_usage "
         "offload_folder device_map"
     ),
-    "how a layer is computed is config.model.attention and config.model.remat": (
+    "how a layer is computed is config.model.attention, config.model.remat and config.model.scan_layers": (
         "flash_attn enable_liger_kernel use_liger_kernel liger_kernel_config use_unsloth use_unsloth_gc "
         "gradient_checkpointing gradient_checkpointing_kwargs disable_gradient_checkpointing use_reentrant_gc "
         "activation_checkpointing activation_checkpointing_kwargs use_v1_kernels"

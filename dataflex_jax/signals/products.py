@@ -6,7 +6,7 @@ whole batch runs as in training, without `jax.vmap`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dataflex_jax.data.batch import Batch
+from dataflex_jax.errors import InputError
 from dataflex_jax.models import layout
 from dataflex_jax.models.decoder import Hooks
 from dataflex_jax.models.model import Model
@@ -23,6 +24,26 @@ from dataflex_jax.signals.projections import kronecker_signs
 from dataflex_jax.signals.rows import SQUARED_AS, ExampleLoss
 
 _BLOCK = 2**24  # numbers of a matrix's per-example gradients that are in memory at a time
+
+
+def check_routed(paths: Iterable[str], option: str | None = None) -> None:
+    """Refuses parameters of routed experts, whose gradients are no products of whole rows.
+
+    Args:
+        paths: of the parameters.
+        option: the one at fault; None: nobody knows which.
+
+    Raises:
+        InputError: names the first.
+    """
+    for path in paths:
+        if layout.in_blocks(path) and layout.row(path).routed:
+            reason = (
+                f"{path} is of routed experts, whose gradients are no products of whole rows, of which a kronecker "
+                "projection is made; take another, such as sketch, or leave the experts out of what is trained, by "
+                "config.model.trainable or as adapters of the attention do"
+            )
+            raise InputError(reason, option=option)
 
 
 def kronecker_features(
@@ -40,8 +61,8 @@ def kronecker_features(
         rows: the batch's.
 
     Raises:
-        ValueError: a path that is not a linear layer's in the blocks; those of routed experts are none, as each of them
-            sees other tokens.
+        ValueError: a path that is not a linear layer's in the blocks.
+        InputError: a path of routed experts, each of which sees other tokens.
     """
 
     def summarize(path, inputs, gradients, layer):
@@ -113,13 +134,8 @@ def inner_products(inputs: Float[Array, "B T I"], gradients: Float[Array, "B T O
 
 def _summed(model, paths, summarize, shape, loss, rows):
     """(summarize(path, inputs, output gradients, layer) [B, *shape] summed over `paths` and layers, token losses)."""
+    check_routed(paths)
     for path in paths:
-        if layout.in_blocks(path) and layout.row(path).routed:
-            raise ValueError(
-                f"parameters: {path} is of routed experts, whose gradients are no products of whole rows; must be left "
-                'out of what is trained, as by adapters or config.model.trainable, or the projection be "sketch", '
-                '"rademacher" or "none"'
-            )
         if not layout.is_linear(path):
             raise ValueError(f"parameters: {path} is not a matrix of the blocks' linear layers; must be one here")
 

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dataflex_jax import preemption
+from dataflex_jax import gpu_compiler, preemption
 from dataflex_jax.data import epoch_limits
 from dataflex_jax.data.domains import Domain, open_domains
 from dataflex_jax.data.loader import Loader
@@ -33,7 +33,9 @@ from dataflex_jax.reporting.hardware import total_peak_flops
 from dataflex_jax.reporting.run_log import LogSettings
 from dataflex_jax.selection.windows import Draws, Selection
 from dataflex_jax.sharding import replicated, shardings
+from dataflex_jax.signals.products import check_routed
 from dataflex_jax.signals.row_sets import Matrix
+from dataflex_jax.signals.rows import selected_paths
 from dataflex_jax.signals.sweep import Source, Sweeper, source
 from dataflex_jax.training.between import Updates
 from dataflex_jax.training.checkpoint import Checkpoints
@@ -130,11 +132,14 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     """Puts the run together; computes the reference model's losses where they are to be cached and are not yet.
 
     Raises:
-        InputError: a reference or a target set that cannot be read or does not fit.
+        InputError: a reference or a target set that cannot be read or does not fit, or a projection that there is none
+            of for the trained parameters.
         StopRequested: before the first step.
     """
     config, inputs, policies, learner, identity = experiment
     data, pool = config.data, inputs.pool
+    if config.selector and config.selector.get("projection") == "kronecker":
+        check_routed(selected_paths(learner.abstract.params), "selector.projection")  # not only at its first update
     sweeper = Sweeper(place.mesh, rows=config.sweep.batch_rows, poll=preemption.polling(place.stop_requested))
     signals = run_signals(experiment, place.mesh, sweeper)
     reference, cached = compared_with(experiment, signals.candidates, sweeper)
@@ -298,5 +303,11 @@ def _jitted_step(
     experiment: Experiment, reference: Model | None, oversampling: Oversampling | None, mesh: Mesh
 ) -> Callable:
     learner, step = experiment.learner, train_step(experiment, oversampling)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(learner.abstract), replicated(mesh)))
+    on_gpus, scanned = mesh.devices.flat[0].platform == "gpu", learner.start.model.config.scan_layers
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings(learner.abstract), replicated(mesh)),
+        compiler_options=gpu_compiler.options(scanned) if on_gpus else None,
+    )
     return functools.partial(jitted, fixed=Fixed(learner.frozen, reference))

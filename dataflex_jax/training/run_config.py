@@ -34,6 +34,7 @@ _NEWER: dict[str | None, dict[str, Any]] = {
     "model": {
         "trainable": None,
         "resize_vocab": False,
+        "scan_layers": True,
         "num_experts": None,
         "num_experts_per_tok": None,
         "moe_intermediate_size": None,

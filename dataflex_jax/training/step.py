@@ -205,6 +205,7 @@ class TrainStep:
         top_k, real = model.config.num_experts_per_tok, seen.real_inputs
         hooks = Hooks(
             dropout_keys=row_keys,
+            all_trained=model.frozen is None,
             frozen_head=model.head_is_frozen,
             token_weights=None if weights is None else _padded(weights.tokens, seen),
             of_router=None if top_k is None else router_sums(top_k, real, rows.domain, rows.drawn_with.shape[0]),

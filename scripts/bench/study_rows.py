@@ -59,6 +59,7 @@ _LOSSES = "losses of all candidates at each of 2 updates"
 
 INSTRUCTION = {
     "full": Row("full (no selection)"),
+    "weigh_none": Row("rows weigh the same", "weighter=none"),
     "weigh_loss": Row("weighter loss", "weighter=loss"),
     "weigh_adapt": Row(
         "weighter adapt",

@@ -90,6 +90,29 @@ def test_zero_gathers_bfloat16_once_a_pass_and_scatters_gradients_once():
 
 
 @needs_compiler
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_layers_that_are_written_out_move_no_more_and_read_and_write_less(remat):
+    scanned = gpu_program(model__remat=remat)
+    compiled = gpu_program(model__remat=remat, model__scan_layers=False)
+    for kind, dtype in (("all-gather", "bf16"), ("reduce-scatter", "bf16"), ("reduce-scatter", "f32")):
+        assert moved(compiled, kind, dtype) == moved(scanned, kind, dtype)
+    assert compiled.attentions == scanned.attentions
+    assert compiled.cost.flops == scanned.cost.flops
+    assert compiled.cost.hbm_bytes < scanned.cost.hbm_bytes
+    assert memory(compiled) < 1.05 * memory(scanned)
+
+
+@needs_compiler
+def test_layers_that_are_written_out_keep_no_operands_of_products_that_are_put_off():
+    """Of twice the layers, the temporaries are more by what the forward pass keeps of them."""
+    written_out = {"model__remat": "full", "model__scan_layers": False}
+    few, many = (memory(gpu_program(**written_out, model__num_hidden_layers=n)) for n in (4, 12))
+    block_inputs = 8 * 2 * TOKENS * WIDTH
+    weights = 8 * LAYER_WEIGHTS * (2 + 4 + 4) // DEVICES  # in bfloat16, and their gradients twice
+    assert many - few < 1.1 * (block_inputs + weights)
+
+
+@needs_compiler
 def test_adapters_gather_the_frozen_base_and_scatter_nothing():
     compiled = gpu_program(lora__rank=8)
     assert compiled.attentions == (2 * LAYERS, LAYERS)
@@ -228,14 +251,25 @@ def test_a_mixture_multiplies_its_active_parameters_and_moves_what_is_meant(expe
     made = program("train", small(**MIXTURE), CARDS["h100"].devices(DEVICES))
     model = made.model
     block = WIDTH * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS) + WIDTH * 16 + 3 * 4 * WIDTH * 128
-    kept, again = LAYERS * block + TABLE, LAYERS * 2 * 4 * WIDTH * 128 + TABLE
+    kept, again = LAYERS * block + TABLE, LAYERS * 2 * 4 * WIDTH * 128
     attention = model.flops_per_token(LENGTH) - 6 * kept
     needed = TOKENS * (6 * kept + 2 * again + 1.17 * attention)
     # An exchange has room for a quarter more slots than there are on average.
     assert needed * 0.98 < sum(compiled.cost.flops.values()) < needed * (1.1 if experts == 1 else 1.3)
     exchanged = moved(compiled, "all-to-all", "bf16")
-    slots = 1.25 * TOKENS * 4
-    assert exchanged == (0 if experts == 1 else LAYERS * 5 * slots * WIDTH * 2)
+    slots, embedded = 1.25 * TOKENS * 4, 2 * TOKENS
+    assert exchanged == (embedded + (0 if experts == 1 else LAYERS * 5 * slots)) * WIDTH * 2
     whole = LAYERS * 3 * 16 * WIDTH * 128 * 2
     gathered = moved(compiled, "all-gather", "bf16")
     assert gathered > 2 * whole if experts == 1 else gathered < whole
+
+
+@slow
+@needs_compiler
+@pytest.mark.parametrize("experts", [1, 4])
+def test_no_array_has_a_place_of_each_token_in_each_expert(experts):
+    """None, not even inside a fusion, has more numbers than twice the slots' inputs."""
+    module = gpu_program(**MIXTURE, mesh__expert=experts).module
+    slots, capacity = TOKENS * 4, TOKENS * 4 // 16
+    largest = max(array.numbers for array in module.arrays())
+    assert slots * WIDTH <= largest <= 2 * slots * WIDTH < TOKENS * 16 * capacity

@@ -55,9 +55,6 @@ class Trainer:
             "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "compilations"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             **more,
         }
 
@@ -105,12 +102,15 @@ class Trainer:
         return result
 
 
+# A fork that ends searches all objects for garbage, which copies their pages; but not those that are frozen.
 _STARTER = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
 import dataflex_jax.select, dataflex_jax.train
 
 module = sys.argv[1]
 del sys.modules[module]
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
     arguments, out, err = json.loads(line)
     child = os.fork()
@@ -131,14 +131,15 @@ class Starter:
     Args:
         trainer: whose environment to use.
         module: the command.
+        devices: how many virtual ones.
     """
 
-    def __init__(self, trainer: Trainer, module: str = "dataflex_jax.train"):
+    def __init__(self, trainer: Trainer, module: str = "dataflex_jax.train", devices: int = 1):
         self._trainer = trainer
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", _STARTER, module],
             cwd=PROJECT,
-            env=trainer.environment(1, {}),
+            env=trainer.environment(devices, {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -160,11 +161,13 @@ class Starter:
 
 
 _CALLS = """
-import importlib, json, os, runpy, sys
+import gc, importlib, json, os, runpy, sys
 from dataflex_jax.__main__ import COMMANDS
 
 for command in COMMANDS:
     importlib.import_module(f"dataflex_jax.{command}")
+gc.collect()
+gc.freeze()
 codes = []
 for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
     child = os.fork()

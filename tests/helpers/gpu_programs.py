@@ -62,5 +62,5 @@ def gpu_program(kind: str = "train", devices: int = DEVICES, card: str = "h100",
 @functools.cache
 def _compiled(kind: str, devices: int, card: str, fields: tuple[tuple[str, Any], ...]) -> Compiled:
     made = program(kind, small(**dict(fields)), CARDS[card].devices(devices))
-    executable = compiled(made.function, made.arguments, made.mesh, CARDS[card])
+    executable = compiled(made.function, made.arguments, made.mesh, CARDS[card], made.options)
     return Compiled(hlo.parse(executable.as_text()), estimated(made, executable, CARDS[card]))

@@ -140,11 +140,10 @@ def _shapes(jaxpr):
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize(("rows", "top_k", "number"), [(16384, 8, 128), (32768, 2, 8)])
 def test_padding_is_less_than_a_tenth_of_many_slots(rows, top_k, number, kernels):
-    """On average: of each expert's last block half is padding, and kernels leave out blocks that are not used."""
+    """On average: of each expert's last block half is padding, and blocks that are not used are left out."""
     experts = jnp.asarray(np.random.default_rng(0).integers(0, number, (rows, top_k)), jnp.int32)
     _, grouping, size = jax.jit(dispatch._blocks, static_argnums=(1, 2))(experts, number, kernels)
-    blocks = grouping.used if kernels else grouping.number.size
-    assert rows * top_k <= blocks * size < 1.1 * rows * top_k
+    assert rows * top_k <= grouping.used * size < 1.1 * rows * top_k
 
 
 # Over a mesh.

@@ -161,5 +161,5 @@ def test_a_rows_gradient_is_that_of_the_row_alone(model):
         row = jax.tree.map(lambda leaf, b=b: leaf[b], batch.rows_alone())
         images = [project(projection, path, 0, g[0]) for path, g in named_leaves(of_row(row)).items()]
         np.testing.assert_allclose(found[b], sum(images), atol=1e-4)
-    with pytest.raises(ValueError, match=r"experts/.*_proj_lora_a is of routed experts"):
+    with pytest.raises(InputError, match=r"experts/.*_proj_lora_a is of routed experts"):
         gradient_features(Projection("kronecker", 16))(model, batch)

@@ -48,7 +48,7 @@ DocumentRows.row = row
 sys.addaudithook(at_event)
 
 def get_config():
-    return tiny.config(Path({root!r}), "odm", eval_every=4)
+    return tiny.config(Path({root!r}), "odm", eval_every=4, model__num_hidden_layers=1)
 """
 
 

@@ -188,6 +188,9 @@ def test_a_pool_without_a_finite_row_ends_the_run_in_one_line(roots, tmp_path, m
     assert "\n" not in str(caught.value)
 
 
+EXPERTS = {"model__architecture": "olmoe", "model__num_experts": 4, "model__num_experts_per_tok": 2}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -195,6 +198,10 @@ def test_a_pool_without_a_finite_row_ends_the_run_in_one_line(roots, tmp_path, m
         ({"selector__gradient_type": "sdg"}, "config.selector.gradient_type = 'sdg': must be one of adam, sgd"),
         ({"selector__projection": "kronecker"}, "config.selector.projection = 'kronecker': forms no gradient that"),
         ({"selector__update_step": 0}, "config.selector.update_step = 0: must be >= 1"),
+        (
+            {"selector__projection": "kronecker", "selector__gradient_type": "sgd"} | EXPERTS,
+            "config.selector.projection: layers/mlp/experts/.* is of routed experts",
+        ),
         (
             {"data__proportions": (3.0, 1.0)},
             "config.data.proportions: without a mixer a selector or an order has the pool as a whole",

@@ -17,7 +17,7 @@ _OF_MIXTURES = {"num_local_experts": "num_experts"}  # as transformers 5 writes 
 _OWN_FORM = ("dtype", "rope_theta", "rope_scaling", "sliding_window")
 _OURS = (
     *("architecture", "qk_norm", "sliding_window", "router_z_loss_coef"),
-    *("dtype", "param_dtype", "remat", "attention", "lora"),
+    *("dtype", "param_dtype", "remat", "scan_layers", "attention", "lora"),
 )
 
 

@@ -190,6 +190,11 @@ def load_adapter(
 
 
 def _check_plain(file: Path, config: dict[str, Any]) -> None:
+    if fused := config.get("target_parameters"):
+        raise InputError(
+            f"{file}: target_parameters={shown(fused)}: adapters of parameters that hold all experts, tensors such as "
+            "'...mlp.experts.lora_A.weight', are not read; merge them by PEFT (merge_and_unload), take the merged model"
+        )
     accepted = {"peft_type": ("LORA",), "bias": ("none", None), "init_lora_weights": _KEEPING_THE_BASE}
     for name, value in config.items():
         if name in accepted and value not in accepted[name]:
@@ -209,7 +214,8 @@ def _modules(file: Path) -> tuple[str, ...]:
         module = _MODULES.get(_NUMBER.sub("{}", name))
         if module is None:
             raise InputError(
-                f"{file}: tensor {shown(name)} is no factor of a linear layer of the blocks ({', '.join(LORA_MODULES)})"
+                f"{file}: tensor {shown(name)} is no factor of a linear layer of the blocks or of one expert "
+                f"({', '.join(LORA_MODULES)})"
             )
         found.append(module)
     return tuple(sorted(set(found)))

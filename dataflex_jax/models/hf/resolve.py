@@ -15,7 +15,7 @@ from dataflex_jax.models.hf import folders
 
 logger = logging.getLogger(__name__)
 
-_RUN = ("dtype", "remat", "attention")
+_RUN = ("dtype", "remat", "scan_layers", "attention")
 _OURS = (*_RUN, "param_dtype")
 _ELSEWHERE = ("name_or_path", "from_scratch", "resize_vocab", "architecture", "trainable", *_OURS)
 _SIZES = (

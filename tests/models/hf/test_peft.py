@@ -171,6 +171,7 @@ def edited_tensors(folder, edit):
         ({"peft_type": "IA3"}, "peft_type='IA3' is not supported; accepted: 'LORA'"),
         ({"bias": "all"}, "bias='all'"),
         ({"use_dora": True}, "use_dora=True"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters=.* parameters that hold all experts"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save=\\['lm_head'\\]"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern="),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),

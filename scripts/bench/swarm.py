@@ -12,6 +12,7 @@ models in *mapped*.
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -216,7 +217,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--models: {unknown[0]!r} is not one of {', '.join(SHAPES)}")
     if unknown := [way for way in _WAYS.value if way not in WAYS]:
         raise InputError(f"--ways: {unknown[0]!r} is not one of {', '.join(WAYS)}")
-    counts, mesh = [int(count) for count in _COUNTS.value], make_mesh({"data": -1})
+    counts = [int(count) for count in _COUNTS.value]
     if _DEVICE.value is not None:
         from dataflex_jax.aot import compiler
 
@@ -226,7 +227,8 @@ def main(argv: list[str]) -> None:
         found[shape] = {}
         for count in counts:
             if _DEVICE.value is None:
-                found[shape][str(count)] = measured(shape, count, mesh)
+                sharing = jax.devices()[: math.gcd(count, jax.device_count())]  # as many as the models split over
+                found[shape][str(count)] = measured(shape, count, make_mesh({"data": -1}, sharing))
             else:
                 found[shape][str(count)] = compiled_for(_DEVICE.value, shape, count)
             print(shape, count, found[shape][str(count)], flush=True)

@@ -117,7 +117,7 @@ if [ "$small" ]; then
         --config.model.intermediate_size=64 --config.model.num_hidden_layers=2 --config.model.vocab_size=512"
     part tests 10 200 "$python" scripts/bench/gpu_tests.py --quick --seconds=
     part train_speed 10 400 $compiled "$python" scripts/bench/train_speed.py --shape=tiny --seq_len=16 --batch=2 \
-        --remat=none,dots $compare --rounds=2 --block=1 --sweep_steps=1 --restart --seconds=
+        --remat=dots --scan_layers=false,true $compare --rounds=2 --block=1 --sweep_steps=1 --restart --seconds=
     part less 10 160 "$python" scripts/bench/less.py --peer_python="$python" --candidates=16 \
         --peer_candidates=4 --targets=2 --length=32 --proj_dim=32 --hidden_size=32 --rounds=1
     part per_example_gradients 10 160 "$python" scripts/bench/per_example_gradients.py --small
@@ -130,7 +130,7 @@ else
     [ "$peer" = no ] || compare="--peer_batch=4,2 $compare"  # without recomputing; 8 rows do not fit
     part tests 60 200 "$python" scripts/bench/gpu_tests.py --seconds=
     part train_speed 200 460 $compiled "$python" scripts/bench/train_speed.py --shape=qwen2.5-1.5b --seq_len=2048 \
-        --batch=8 --remat=dots,none $compare --rounds=3 --block=10 --sweep_steps=3 --restart --seconds=
+        --batch=8 --remat=dots --scan_layers=false,true $compare --rounds=3 --block=10 --sweep_steps=3 --restart --seconds=
     part less 60 120 "$python" scripts/bench/less.py --peer_python="$python" --candidates=2048 \
         --peer_candidates=64 --hidden_size=1024 --length=1024
     part per_example_gradients 90 160 "$python" scripts/bench/per_example_gradients.py --dtype=bfloat16 --seq_len=2048

@@ -2,7 +2,7 @@
 
     python scripts/bench/train_speed.py [--rounds=5]                        # on a CPU: a tiny model, float32
     python scripts/bench/train_speed.py --shape=qwen2.5-1.5b --seq_len=2048 --batch=8,16,32 \\
-        --remat=none,dots,attention --tile_tokens=2048,4096 --attention=auto,xla \\
+        --remat=none,dots,attention --scan_layers=true,false --tile_tokens=2048,4096 --attention=auto,xla \\
         --peer_batch=8,16 --peer_checkpointing=false,true --peer_attention=cudnn,flash --peer_compile=false,true \\
         --output=docs/benchmarks/train_speed-qwen2.5-1.5b.json
 
@@ -224,6 +224,7 @@ def main(argv: list[str]) -> None:
         "ours": _options(
             batch=("batch", "integer"),
             remat=("remat", "name"),
+            scan_layers=("scan_layers", "truth"),
             tile_tokens=("tile_tokens", "integer"),
             attention=("attention", "name"),
         )
@@ -266,6 +267,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seq_len", None, "Tokens a row; default: 256 on a CPU, else 2048.", lower_bound=2)
     flags.DEFINE_list("batch", ["8"], "Rows a step of ours; several values are tried.")
     flags.DEFINE_list("remat", ["none"], "What the backward pass recomputes: none, dots, attention, full.")
+    flags.DEFINE_list("scan_layers", ["true"], "Layers in a loop; false: written out one after the other.")
     flags.DEFINE_list("tile_tokens", ["2048"], "Tokens whose logits the cross-entropy holds at once.")
     flags.DEFINE_list("attention", ["auto"], "auto (cuDNN where it can be), cudnn, xla.")
     flags.DEFINE_bool("peer", True, "Whether there is one.")

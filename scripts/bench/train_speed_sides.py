@@ -86,7 +86,7 @@ def ours(task: dict[str, Any]) -> Iterator[tuple[Block, Callable[[], Peak]]]:
         (data / "text.jsonl").write_text("".join(json.dumps({"text": "x" * seq_len}) + "\n" for _ in range(64)))
         config = base.get_config("mixer=static")
         config.model.update(name_or_path=str(model), dtype=task["dtype"], remat=options["remat"])
-        config.model.attention = options["attention"]
+        config.model.update(scan_layers=options["scan_layers"], attention=options["attention"])
         config.data.update(source="local", root=str(data), tokenizer="bytes", cache_dir=str(Path(scratch, "cache")))
         config.data.update(seq_len=seq_len, batch_size=options["batch"], valid_fraction=0.0)
         config.optim.update(learning_rate=_LEARNING_RATE, schedule="constant", weight_decay=_WEIGHT_DECAY)

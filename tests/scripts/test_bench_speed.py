@@ -15,7 +15,8 @@ TINY = ("--shape=tiny", "--seq_len=16", "--rounds=2", "--block=1", "--sweep_step
 def test_train_speed_pairs_both_sides_and_tries_variants(tmp_path):
     pytest.importorskip("torch", reason="the other side is PyTorch's")
     output = tmp_path / "train_speed.json"
-    run("train_speed.py", *TINY, "--batch=2", "--peer_checkpointing=false,true", f"--output={output}")
+    options = ("--batch=2", "--scan_layers=false", "--peer_checkpointing=false,true")
+    run("train_speed.py", *TINY, *options, f"--output={output}")
     result = json.loads(output.read_text())
     assert result.keys() >= MACHINE
     assert (result["shape"], result["dtype"], result["seq_len"]) == ("tiny", "float32", 16)
@@ -34,7 +35,13 @@ def test_train_speed_pairs_both_sides_and_tries_variants(tmp_path):
     best = max(result["sweep"], key=lambda entry: entry["tokens_per_second"])
     options = {"batch": 2, "checkpointing": best["checkpointing"], "attention": "auto", "compile": False}
     assert result["peer"]["options"] == options
-    assert result["ours"]["options"] == {"batch": 2, "remat": "none", "tile_tokens": 2048, "attention": "auto"}
+    assert result["ours"]["options"] == {
+        "batch": 2,
+        "remat": "none",
+        "scan_layers": False,
+        "tile_tokens": 2048,
+        "attention": "auto",
+    }
     page = (tmp_path / "README.md").read_text()
     assert "| [train_speed](train_speed.json) | tiny | 16 |" in page
 

@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, set before anything imports jax, and compilations shared between the tests of a
 session."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -16,15 +17,22 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+# All that JAX keeps of thousands of programs would be searched for garbage again and again.
+gc.set_threshold(50_000, 20, 100)
 # Now, as the first program of a process finds them, and tests change what the environment says of them.
 jax.devices()
 
 _SLOW = Path(__file__).with_name("slow.txt")
+_OF_COMMANDS = {Path(__file__).parent, Path(__file__).with_name("runs")}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
 def pytest_collection_modifyitems(config, items):
-    """Marks what slow.txt lists; an id of a collected file that is no test's is an error."""
+    """Marks what slow.txt lists; an id of a collected file that is no test's is an error. What runs commands comes first.
+
+    Its files have few tests, and long ones: at the end they would leave one process of pytest-xdist without work.
+    """
+    items.sort(key=lambda item: item.path.parent not in _OF_COMMANDS)
     listed = {line for line in _SLOW.read_text().splitlines() if not line.startswith("#")}
     names = [{item.nodeid, item.nodeid.split("[")[0]} for item in items]
     for item, of_item in zip(items, names, strict=True):

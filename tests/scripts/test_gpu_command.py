@@ -211,6 +211,7 @@ def test_what_came_of_each_test_is_written_as_it_ends(tmp_path):
     )
     lines = tmp_path / "outcomes.jsonl"
     environment = os.environ | {"GPU_OUTCOMES": str(lines), "PYTHONPATH": str(SCRIPTS)}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # those tests are of no worker
     command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_outcomes", "-p", "no:cacheprovider", "test_some.py"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     while not lines.exists() or lines.read_text().count("\n") < 3:

@@ -28,9 +28,9 @@ _OF_COMMANDS = {Path(__file__).parent, Path(__file__).with_name("runs")}
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
 def pytest_collection_modifyitems(config, items):
-    """Marks what slow.txt lists; an id of a collected file that is no test's is an error. What runs commands comes first.
+    """Marks what slow.txt lists; an id of a collected file that is no test's is an error. Puts what runs commands first.
 
-    Its files have few tests, and long ones: at the end they would leave one process of pytest-xdist without work.
+    Those are few tests a file, and long ones: last, they would leave one process of pytest-xdist without work.
     """
     items.sort(key=lambda item: item.path.parent not in _OF_COMMANDS)
     listed = {line for line in _SLOW.read_text().splitlines() if not line.startswith("#")}

@@ -28,7 +28,7 @@ _OF_COMMANDS = {Path(__file__).parent, Path(__file__).with_name("runs")}
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
 def pytest_collection_modifyitems(config, items):
-    """Marks what slow.txt lists; an id of a collected file that is no test's is an error. Puts what runs commands first.
+    """Marks what slow.txt lists; an id of a collected file that is no test's is an error. Commands come first.
 
     Those are few tests a file, and long ones: last, they would leave one process of pytest-xdist without work.
     """

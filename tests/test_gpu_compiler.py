@@ -86,3 +86,16 @@ def test_xla_knows_the_flags():
     environment = os.environ | {"XLA_FLAGS": OURS, "JAX_OPTIMIZATION_LEVEL": gpu_compiler.LEVEL, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "2.0\n", done.stderr
+
+
+def test_layers_that_are_written_out_have_thresholds_of_their_own_but_the_users_stay(machine):
+    ours = {name.removeprefix("--"): value for name, value in gpu_compiler.WRITTEN_OUT.items()}
+    gather, scatter = ours
+    gpu_compiler.tell()
+    assert gpu_compiler.options(scan_layers=True) == {}
+    assert gpu_compiler.options(scan_layers=False) == ours
+    machine(flags=f"--{gather}=5")
+    gpu_compiler.tell()
+    assert gpu_compiler.options(scan_layers=False) == {scatter: ours[scatter]}
+    machine(flags="a_file_of_flags")
+    assert gpu_compiler.options(scan_layers=False) == {}

@@ -107,7 +107,9 @@ class Trainer:
 _STARTER = """
 import gc, json, os, runpy, sys
 import dataflex_jax.select, dataflex_jax.train
+from dataflex_jax.policies import registry
 
+registry.load_plugins(())
 module = sys.argv[1]
 del sys.modules[module]
 gc.collect()
@@ -189,7 +191,9 @@ class Starter:
 _CALLS = """
 import gc, importlib, json, os, runpy, sys
 from dataflex_jax.__main__ import COMMANDS
+from dataflex_jax.policies import registry
 
+registry.load_plugins(())
 for command in COMMANDS:
     importlib.import_module(f"dataflex_jax.{command}")
 gc.collect()

@@ -35,23 +35,28 @@ def requests(seed: int = 0) -> list[tuple[list[int], list[int]]]:
     return asked
 
 
+@jax.jit
+def logits(model: Model, tokens: jax.Array) -> jax.Array:
+    params = model.whole()
+    hidden, _ = hidden_states(model.graphdef, params, tokens[None])
+    return hidden[0] @ output_weight(params)
+
+
+def log_probs(model: Model, read: list[int]) -> np.ndarray:
+    """Of the token after each of those that are read, float64, from all logits."""
+    padded = np.zeros(MAX_LENGTH, np.int32)
+    padded[: len(read)] = read
+    rows = np.asarray(logits(model, padded), np.float64)[: len(read)]
+    return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+
+
 def one_by_one(model: Model, asked: list) -> list[tuple[float, bool]]:
-    """Every request by itself, in float64 from all logits, cut off as the harness cuts."""
-
-    @jax.jit
-    def logits(tokens):
-        params = model.whole()
-        hidden, _ = hidden_states(model.graphdef, params, tokens[None])
-        return hidden[0] @ output_weight(params)
-
+    """Every request by itself, cut off as the harness cuts."""
     answers = []
     for context, continuation in asked:
         read = (context + continuation)[-(MAX_LENGTH + 1) :][:-1]
-        padded = np.zeros(MAX_LENGTH, np.int32)
-        padded[: len(read)] = read
-        rows = np.asarray(logits(padded), np.float64)[len(read) - len(continuation) : len(read)]
-        log_probs = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
-        total = log_probs[np.arange(len(continuation)), continuation].sum()
+        rows = log_probs(model, read)[-len(continuation) :]
+        total = rows[np.arange(len(continuation)), continuation].sum()
         answers.append((total, bool((rows.argmax(-1) == continuation).all())))
     return answers
 
@@ -61,8 +66,7 @@ def greedy_ones(model: Model, asked: list) -> list:
     best = {}
     for i in range(0, len(asked), 3):
         context = asked[i][0]
-        scores = [total for total, _ in one_by_one(model, [(context, [v]) for v in range(MODEL.vocab_size)])]
-        best[i] = (context, [int(np.argmax(scores))])
+        best[i] = (context, [int(log_probs(model, context[-MAX_LENGTH:])[-1].argmax())])
     return [best.get(i, request) for i, request in enumerate(asked)]
 
 

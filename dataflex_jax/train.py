@@ -17,7 +17,6 @@ from ml_collections import config_flags
 
 from dataflex_jax import cli
 from dataflex_jax.files import expanded
-from dataflex_jax.reporting.summary import write_results
 from dataflex_jax.training.setup import train_and_evaluate
 
 
@@ -49,6 +48,9 @@ def main(argv: list[str]) -> None:
     elif not os.access(run_folder, os.W_OK):
         print(f"Nothing to do: all {outcome.step} steps are done, in a folder that cannot be written: {run_folder}")
     elif jax.process_index() == 0:
+        # Not before: only a finished run needs matplotlib and scipy, a third of all that there is to import.
+        from dataflex_jax.reporting.summary import write_results
+
         write_results(
             run_folder,
             steps=outcome.step,

@@ -106,7 +106,7 @@ class Trainer:
 # A fork that ends searches all objects for garbage, which copies their pages; but not those that are frozen.
 _STARTER = """
 import gc, json, os, runpy, sys
-import dataflex_jax.select, dataflex_jax.train
+import dataflex_jax.reporting.summary, dataflex_jax.select, dataflex_jax.train
 from dataflex_jax.policies import registry
 
 registry.load_plugins(())
@@ -190,6 +190,7 @@ class Starter:
 
 _CALLS = """
 import gc, importlib, json, os, runpy, sys
+import dataflex_jax.reporting.summary
 from dataflex_jax.__main__ import COMMANDS
 from dataflex_jax.policies import registry
 

@@ -75,7 +75,7 @@ def interrupted(tmp_path, monkeypatch, cache):
             opened(tmp_path, cache)
 
 
-@pytest.mark.parametrize(("source", "mutations"), [("cache", 80), ("part", 40)])
+@pytest.mark.parametrize(("source", "mutations"), [("cache", 80), ("part", 40), ("part", 15)])
 def test_a_mutated_cache_gives_the_same_rows(tmp_path, root, monkeypatch, source, mutations):
     expected = opened(tmp_path)
     interrupted(tmp_path, monkeypatch, "part")

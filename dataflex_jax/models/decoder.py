@@ -43,6 +43,7 @@ class Hooks(NamedTuple):
             gathered, the rest as stored) and the layer's index; returns the parameters that the layer uses.
         product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
         tile_tokens: how many tokens of a device's rows have their logits in memory at once.
+        written_out: the layers are not a loop; for train steps, as they are compiled once and run long. See `depth`.
         all_trained: all parameters have a gradient; of layers that are written out see `depth.written_out`.
         frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
         token_weights: factors of the losses in what is minimised, where they are known beforehand: `Decoded.weighted`
@@ -57,6 +58,7 @@ class Hooks(NamedTuple):
     block_transform: Callable[[Params, Int[Array, ""]], Params] | None = None
     product: Product | None = None
     tile_tokens: int = TILE_TOKENS
+    written_out: bool = False
     all_trained: bool = False
     frozen_head: bool = False
     token_weights: Float[Array, "B T"] | None = None
@@ -299,7 +301,7 @@ def run_blocks(
             carry, aux = block(carry, layer)
             said.append(aux)
         aux = depth.stacked(said)
-    elif cfg.scan_layers:
+    elif not hooks.written_out:
         carry, aux = depth.scanned(block, carry, params["layers"], policy)
     else:
         mlp = (cfg.mixture or "mlp") if hooks.all_trained else None

@@ -112,6 +112,18 @@ def test_layers_that_are_written_out_keep_no_operands_of_products_that_are_put_o
     assert many - few < 1.1 * (block_inputs + weights)
 
 
+@pytest.mark.parametrize(("kind", "written_out"), [("train", True), ("losses", False), ("gradients", False)])
+def test_only_train_steps_are_written_out(kind, written_out):
+    """Per-example gradients of each layer by itself, for one, would take a quarter of an hour to compile."""
+
+    def traced(scan_layers):
+        made = program(kind, small(model__scan_layers=scan_layers), jax.devices())
+        with jax.set_mesh(made.mesh):
+            return str(made.function.trace(*made.arguments).jaxpr)
+
+    assert (traced(True) != traced(False)) == written_out
+
+
 @needs_compiler
 def test_a_norm_of_layers_that_are_written_out_is_one_kernel_each_time_it_is_computed():
     compiled = gpu_program(model__remat="full", model__scan_layers=False)

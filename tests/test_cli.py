@@ -20,9 +20,9 @@ def trainer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_folder(trainer):
+def run_folder(trainer, starter):
     """A finished run of 2 steps; no test may change it."""
-    trainer.done("--config.train_step=2", workdir=trainer.folder / "run")
+    starter.done("--config.train_step=2", workdir=trainer.folder / "run")
     return trainer.folder / "run"
 
 
@@ -120,9 +120,9 @@ def test_an_option_that_cannot_be_is_refused_by_name(refused_fast, argument, exp
     assert re.match(expected, refused_fast(argument))
 
 
-def test_rows_that_the_devices_cannot_share_equally(refused):
+def test_rows_that_the_devices_cannot_share_equally(trainer, refused_fast):
     expected = r"config.data.batch_size .* = 5 / 1: must be a multiple of mesh.data x mesh.fsdp = 2 devices"
-    assert re.match(expected, refused("--config.data.batch_size=5", devices=2))
+    assert re.match(expected, refused_fast("--config.data.batch_size=5", **trainer.environment(2, {})))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.helpers import tiny
 
@@ -34,6 +35,8 @@ def at_event(event, arguments):
 
 if pattern:
     sys.addaudithook(at_event)
+
+tiny.draw_nothing()
 
 def get_config(mixer="odm"):
     return tiny.config(Path({root!r}), mixer, eval_every=4)
@@ -97,30 +100,39 @@ class Trainer:
 
     def done(self, *arguments: str, **options) -> subprocess.CompletedProcess:
         """`run`, which must end with exit code 0."""
-        result = self.run(*arguments, **options)
-        assert result.returncode == 0, result.stderr
-        return result
+        return successful(self.run(*arguments, **options))
 
 
 # A fork that ends searches all objects for garbage, which copies their pages; but not those that are frozen.
 _STARTER = """
 import gc, json, os, runpy, sys
 import dataflex_jax.select, dataflex_jax.train
+from dataflex_jax.policies import registry
 
+registry.load_plugins(())
 module = sys.argv[1]
 del sys.modules[module]
 gc.collect()
 gc.freeze()
 for line in sys.stdin:
-    arguments, out, err = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for number, path in ((1, out), (2, err)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv = [module, *arguments]
-        runpy.run_module(module, run_name="__main__")
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    children = []
+    for arguments, environment, out, err in json.loads(line):
+        children.append(os.fork())
+        if children[-1] == 0:
+            for number, path in ((1, out), (2, err)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.environ.update(environment)
+            sys.argv = [module, *arguments]
+            runpy.run_module(module, run_name="__main__")
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 """
+
+
+class Call(NamedTuple):
+    """One start of a command: its arguments and further variables of its environment, but for those of imports."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str] = {}
 
 
 class Starter:
@@ -145,15 +157,31 @@ class Starter:
             text=True,
         )
 
-    def run(self, *arguments: str, workdir: Path | None = None, config: str | Path = "") -> subprocess.CompletedProcess:
+    def together(self, calls: Sequence[Call]) -> list[subprocess.CompletedProcess]:
+        """Several at the same time; returns when all have ended."""
+        streams = [[str(self._trainer.folder / f"starter-{i}.{n}") for n in ("out", "err")] for i in range(len(calls))]
+        lines = [[*call, *files] for call, files in zip(calls, streams, strict=True)]
+        self._process.stdin.write(json.dumps(lines) + "\n")
+        self._process.stdin.flush()
+        codes = json.loads(self._process.stdout.readline())
+        return [
+            subprocess.CompletedProcess(call.arguments, code, *(Path(file).read_text() for file in files))
+            for call, code, files in zip(calls, codes, streams, strict=True)
+        ]
+
+    def run(
+        self, *arguments: str, workdir: Path | None = None, config: str | Path = "", **environment: str
+    ) -> subprocess.CompletedProcess:
         """As `Trainer.run`."""
         folder = [] if workdir is None else [f"--workdir={workdir}"]
-        command = [f"--config={config or self._trainer.recipe}", *folder, *arguments]
-        streams = [self._trainer.folder / name for name in ("starter.out", "starter.err")]
-        self._process.stdin.write(json.dumps([command, *map(str, streams)]) + "\n")
-        self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        return subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
+        (result,) = self.together(
+            [Call([f"--config={config or self._trainer.recipe}", *folder, *arguments], environment)]
+        )
+        return result
+
+    def done(self, *arguments: str, **options) -> subprocess.CompletedProcess:
+        """`run`, which must end with exit code 0."""
+        return successful(self.run(*arguments, **options))
 
     def close(self) -> None:
         """Ends the process."""
@@ -163,7 +191,9 @@ class Starter:
 _CALLS = """
 import gc, importlib, json, os, runpy, sys
 from dataflex_jax.__main__ import COMMANDS
+from dataflex_jax.policies import registry
 
+registry.load_plugins(())
 for command in COMMANDS:
     importlib.import_module(f"dataflex_jax.{command}")
 gc.collect()
@@ -198,6 +228,12 @@ def in_forks(trainer: Trainer, folder: Path, calls: Sequence[tuple[str, ...]]) -
         subprocess.CompletedProcess(call, code, *((folder / f"{i}.{n}").read_text() for n in ("out", "err")))
         for i, (call, code) in enumerate(zip(calls, json.loads(done.stdout), strict=True))
     ]
+
+
+def successful(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    """What ended with exit code 0."""
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 def finish(process: subprocess.Popen, seconds: float = 300) -> subprocess.CompletedProcess:

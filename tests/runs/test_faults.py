@@ -10,6 +10,7 @@ import pytest
 from dataflex_jax.training.checkpoint import Checkpoints
 from tests.helpers import tiny
 from tests.helpers.command import (
+    Starter,
     Trainer,
     assert_same_curves,
     contents,
@@ -28,16 +29,23 @@ def trainer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(trainer):
+def starter(trainer):
+    starter = Starter(trainer)
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="module")
+def whole(trainer, starter):
     """An uninterrupted run."""
-    trainer.done(workdir=trainer.folder / "whole")
+    starter.done(workdir=trainer.folder / "whole")
     return trainer.folder / "whole"
 
 
 @pytest.fixture(scope="module")
-def first_part(trainer):
+def first_part(trainer, starter):
     """A run that ended at step 4; copy it before going on from it."""
-    trainer.done("--config.train_step=4", workdir=trainer.folder / "first_part")
+    starter.done("--config.train_step=4", workdir=trainer.folder / "first_part")
     return trainer.folder / "first_part"
 
 
@@ -72,18 +80,18 @@ WRITING_THE_SUMMARY = r"^os.rename \S*/summary.json.\d+.partial "
         ),
     ],
 )
-def test_killed_at_any_moment_and_started_again_it_draws_the_same_curves(trainer, tmp_path, lag, moments):
+def test_killed_at_any_moment_and_started_again_it_draws_the_same_curves(starter, tmp_path, lag, moments):
     """The peer's resume loses the mixer's state. Here every start but the last is killed, mostly inside a save."""
     options = (*PUBLISHES_EVERY_STEP, f"--config.data.lag={lag}", "--config.keep=1")
-    trainer.done(*options, "--config.keep=9", workdir=tmp_path / "whole")
+    starter.done(*options, "--config.keep=9", workdir=tmp_path / "whole")
     saved = Checkpoints(tmp_path / "whole", writable=False).read_run(6)
     assert [step for step, _ in saved["sampler"]["pending"]] == [7 + i for i in range(lag + 1)]
 
     run = tmp_path / "run"
     for moment in moments:
-        result = trainer.run(*options, workdir=run, SIGNAL="SIGKILL", SIGNAL_AT=moment)
+        result = starter.run(*options, workdir=run, SIGNAL="SIGKILL", SIGNAL_AT=moment)
         assert result.returncode == -signal.SIGKILL, (moment, result.stderr)
-    trainer.done(*options, workdir=run)
+    starter.done(*options, workdir=run)
     assert_same_curves(run, tmp_path / "whole")
     assert saved_steps(run) == [12]
 
@@ -120,29 +128,29 @@ COMPILING_THE_STEP = r"^open \S*/compilations/jit_(_unnamed_function|train_step)
 COMPILING_THE_EVALUATION = r"^open \S*/compilations/jit_sums"
 
 
-def test_stopped_on_request_it_saves_and_goes_on(trainer, whole, tmp_path):
+def test_stopped_on_request_it_saves_and_goes_on(starter, whole, tmp_path):
     for name, moment, step in (
         ("SIGTERM", COMPILING_THE_STEP, 1),
         ("SIGINT", COMPILING_THE_STEP, 2),
         ("SIGTERM", COMPILING_THE_EVALUATION, 5),
     ):
-        result = trainer.done(workdir=tmp_path, SIGNAL=name, SIGNAL_AT=moment)
+        result = starter.done(workdir=tmp_path, SIGNAL=name, SIGNAL_AT=moment)
         said, hint = result.stdout.splitlines()
         assert said == f"Stopped on request after step {step}, saved; the same command goes on from there."
         assert hint == f"What it was until then: python -m dataflex_jax.report {tmp_path} --output=report.html"
         assert saved_steps(tmp_path)[-1] == step
-    trainer.done(workdir=tmp_path)
+    starter.done(workdir=tmp_path)
     assert_same_curves(tmp_path, whole)
 
 
 @pytest.mark.slow
-def test_stopped_while_it_tokenises_it_goes_on_with_what_is_there(trainer, whole, tmp_path):
+def test_stopped_while_it_tokenises_it_goes_on_with_what_is_there(starter, whole, tmp_path):
     cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
     second_store = r"^open \S*/stores/vowels-\S*/train"
-    result = trainer.done(cache, workdir=tmp_path / "run", SIGNAL="SIGTERM", SIGNAL_AT=second_store)
+    result = starter.done(cache, workdir=tmp_path / "run", SIGNAL="SIGTERM", SIGNAL_AT=second_store)
     assert result.stdout == "Stopped on request before the first step; the same command begins anew.\n"
     assert "Traceback" not in result.stderr
-    trainer.done(cache, workdir=tmp_path / "run")
+    starter.done(cache, workdir=tmp_path / "run")
     assert_same_curves(tmp_path / "run", whole)
 
 
@@ -201,9 +209,9 @@ def test_a_full_disk(trainer, whole, tmp_path):
     assert_same_curves(tmp_path / "run", whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(trainer, first_part, whole, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(starter, first_part, whole, tmp_path):
     run = copy_of(first_part, tmp_path / "run")
-    result = trainer.run("--config.optim.learning_rate=1e30", workdir=run)
+    result = starter.run("--config.optim.learning_rate=1e30", workdir=run)
     assert result.returncode == 1
     rows = tiny.records(whole, "policy.jsonl")[5]["observed"]["domain_rows"]
     assert the_error(result) == (
@@ -211,15 +219,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer, first_part, whole, tmp
         f"last good checkpoint: {run / 'checkpoints' / '4'}"
     )
     assert saved_steps(run) == [4]
-    trainer.done(workdir=run)
+    starter.done(workdir=run)
     assert_same_curves(run, whole)
 
 
 @pytest.mark.slow
-def test_parameters_that_are_not_finite_are_not_saved(trainer, tmp_path):
+def test_parameters_that_are_not_finite_are_not_saved(starter, tmp_path):
     """The step that breaks them has a finite loss itself."""
     absurd = ("--config.optim.learning_rate=3e38", "--config.optim.weight_decay=1e3", "--config.checkpoint_every=1")
-    result = trainer.run(*absurd, workdir=tmp_path)
+    result = starter.run(*absurd, workdir=tmp_path)
     assert result.returncode == 1
     error = the_error(result)
     assert error.startswith("error: a parameter or optimizer moment is not finite at step 1; rows in the batch: ")
@@ -228,7 +236,7 @@ def test_parameters_that_are_not_finite_are_not_saved(trainer, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mixer_that_breaks_down_stops_the_run(trainer, tmp_path):
+def test_a_mixer_that_breaks_down_stops_the_run(trainer, starter, tmp_path):
     recipe = tmp_path / "broken.py"
     recipe.write_text(f"""
 import jax.numpy as jnp
@@ -245,7 +253,7 @@ def broken():
 def get_config():
     return tiny.config(tiny.Path({str(trainer.root)!r}), "broken", checkpoint_every=2)
 """)
-    result = trainer.run(config=recipe, workdir=tmp_path / "run")
+    result = starter.run(config=recipe, workdir=tmp_path / "run")
     assert result.returncode == 1
     error = the_error(result)
     assert error.startswith("error: mixer broken: not all finite, mixer = {'code': inf, ")
@@ -266,8 +274,8 @@ def test_what_is_left_of_a_killed_process_in_the_cache_of_compilations_does_no_h
 
 
 @pytest.mark.slow
-def test_without_held_out_text_it_trains_all_the_same(trainer, tmp_path):
-    trainer.done("--config.data.valid_fraction=0.0", "--config.train_step=2", workdir=tmp_path)
+def test_without_held_out_text_it_trains_all_the_same(starter, tmp_path):
+    starter.done("--config.data.valid_fraction=0.0", "--config.train_step=2", workdir=tmp_path)
     (evaluation,) = tiny.records(tmp_path, "eval.jsonl")
     assert evaluation == {"step": 2, "split": "valid", "domains": {}, "overall": None}
     assert saved_steps(tmp_path) == [2]

@@ -4,6 +4,7 @@ import collections
 import re
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.helpers import tiny
 from tests.helpers.command import (
     FILES,
     PROJECT,
+    Call,
+    Starter,
     Trainer,
     copy_of,
     finish,
@@ -46,6 +49,7 @@ def row(self, i):
 
 DocumentRows.row = row
 sys.addaudithook(at_event)
+tiny.draw_nothing()
 
 def get_config():
     return tiny.config(Path({root!r}), "odm", eval_every=4, model__num_hidden_layers=1)
@@ -58,30 +62,38 @@ class Hosts(Trainer):
     def __init__(self, folder: Path):
         super().__init__(folder)
         self.recipe.write_text(_RECIPE.format(root=str(self.root)))
+        self.starter = Starter(self)
 
-    def start_all(self, *arguments, hosts: int, devices: int, workdir: Path, own=((), ()), folders=(PROJECT, PROJECT)):
-        """`own`: further arguments of each process; `folders`: where each is started."""
+    def _calls(self, *arguments, hosts: int, devices: int, workdir: Path, own=((), ())) -> list[Call]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         together = (f"--coordinator={address}", f"--num_processes={hosts}") if hosts > 1 else ()
         return [
-            self.start(
-                *arguments,
-                *own[i],
-                *together,
-                *([f"--process_id={i}"] if together else []),
-                workdir=workdir,
-                devices=devices // hosts,
-                cwd=folders[i],
-                LOG=str(self.log(workdir, i)),
+            Call(
+                (
+                    f"--config={self.recipe}",
+                    f"--workdir={workdir}",
+                    *arguments,
+                    *own[i],
+                    *together,
+                    *([f"--process_id={i}"] if together else []),
+                ),
+                self.environment(devices // hosts, {"LOG": str(self.log(workdir, i))}),
             )
             for i in range(hosts)
         ]
 
+    def start_all(self, *arguments, folders=(PROJECT, PROJECT), **options) -> list[subprocess.Popen]:
+        """`own`: further arguments of each process; `folders`: where each is started."""
+        return [
+            self.start(*call.arguments, config=None, cwd=folders[i], **call.environment)
+            for i, call in enumerate(self._calls(*arguments, **options))
+        ]
+
     def run_all(self, *arguments, **options) -> list[str]:
         """Their stdouts; they must end with exit code 0."""
-        results = [finish(process) for process in self.start_all(*arguments, **options)]
+        results = self.starter.together(self._calls(*arguments, **options))
         assert [result.returncode for result in results] == [0] * len(results), [r.stderr for r in results]
         return [re.sub(r"^\[Gloo\].*\n", "", result.stdout, flags=re.MULTILINE) for result in results]
 
@@ -95,7 +107,9 @@ class Hosts(Trainer):
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    return Hosts(tmp_path_factory.mktemp("hosts"))
+    hosts = Hosts(tmp_path_factory.mktemp("hosts"))
+    yield hosts
+    hosts.starter.close()
 
 
 @pytest.fixture(scope="module")

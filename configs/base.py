@@ -87,7 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
     model.dtype = "bfloat16"  # of the forward and backward pass; norms, softmax and losses are float32
     model.param_dtype = "float32"  # of the master weights and the optimizer state
     model.remat = "full"  # what the backward pass recomputes, by name; see ModelConfig in dataflex_jax/models/config.py
-    model.scan_layers = True  # False: one after the other, faster on GPUs with remat "dots", slower to compile
+    model.scan_layers = True  # False: one after the other in the train step, faster on GPUs, slower to compile
     model.attention = "auto"  # "auto", "xla" or "cudnn"
     # Patterns of the parameters that are trained, such as ("layers/attention/*", "lm_head/*") or, with "!" for what is
     # not, ("*", "!*/router/*"); the others stay as they are. None: all; with adapters, these alone.

@@ -6,7 +6,9 @@ By default each layer's gradients leave in one collective that nothing hides. do
 import importlib.metadata
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,8 +20,10 @@ FLAGS = {
     "--xla_gpu_all_gather_combine_threshold_bytes": str(2**29),
     "--xla_gpu_reduce_scatter_combine_threshold_bytes": str(2**29),
 }
-# The same where layers are written out: neighbours are of other layers there, and one would wait for the other.
+# Where layers are written out: neighbours are of other layers there, and one would wait for the other. And cuBLAS adds
+# the residual stream to its products, which XLA's own kernels leave to another pass.
 WRITTEN_OUT = {
+    "--xla_gpu_enable_triton_gemm": False,
     "--xla_gpu_all_gather_combine_threshold_bytes": str(2**25),
     "--xla_gpu_reduce_scatter_combine_threshold_bytes": str(2**22),
 }
@@ -52,7 +56,7 @@ def unsaid() -> tuple[str | None, dict[str, str]]:
     return None if level_is_set else LEVEL, _not_in(os.environ.get("XLA_FLAGS", "").split(), FLAGS)
 
 
-def options(scan_layers: bool) -> dict[str, str]:
+def options(scan_layers: bool) -> dict[str, str | bool]:
     """For `jax.jit` of a program, where its devices are GPUs: what it is compiled with beside what `tell` has said.
 
     Args:
@@ -65,7 +69,7 @@ def options(scan_layers: bool) -> dict[str, str]:
     return {name.removeprefix("--"): value for name, value in _not_in(theirs, WRITTEN_OUT).items()}
 
 
-def _not_in(theirs: list[str], flags: dict[str, str]) -> dict[str, str]:
+def _not_in(theirs: list[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that are not among theirs."""
     if not all(flag.startswith("--") for flag in theirs):  # it may be the name of a file with flags
         return {}

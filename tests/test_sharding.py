@@ -152,9 +152,9 @@ def test_rules_reach_parameters_and_optimizer_state():
         "lm_head/kernel": P("fsdp", "tensor"),
         "layers/attention/q_proj/kernel": P(None, "fsdp", "tensor"),
         "layers/attention/q_proj/bias": P(None, "tensor"),
-        "layers/attention/o_proj/kernel": P(None, "tensor", "fsdp"),
+        "layers/attention/o_proj/kernel": P(None, ("tensor", "fsdp"), None),
         "layers/mlp/up_proj/kernel": P(None, "fsdp", "tensor"),
-        "layers/mlp/down_proj/kernel": P(None, "tensor", "fsdp"),
+        "layers/mlp/down_proj/kernel": P(None, ("tensor", "fsdp"), None),
         "layers/input_layernorm/scale": P(None, None),
         "norm/scale": P(None),
     }

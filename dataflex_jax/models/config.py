@@ -156,8 +156,8 @@ class ModelConfig:
         remat: what the backward pass recomputes: "none" (only casts and weight gathers; in half precision all but
             products), "dots" (all but the outputs of the projections and of cuDNN's attention), "attention" (all but
             the q, k, v projections and the attention output), "full" (the block).
-        scan_layers: the layers are one program in a loop, which compiles several times faster; False: they are written
-            out one after the other, which saves copies on GPUs. See `depth`.
+        scan_layers: the layers are one program in a loop, which compiles several times faster; False: in the train step
+            they are written out one after the other, which saves copies on GPUs. See `depth`.
         attention: "auto" (cuDNN where it is valid, else XLA), "xla" or "cudnn".
         lora: adapters of the blocks' linear layers, whose factors are parameters beside each kernel; None: none.
     """

@@ -43,6 +43,7 @@ class Hooks(NamedTuple):
             gathered, the rest as stored) and the layer's index; returns the parameters that the layer uses.
         product: computes every x @ weight of the blocks' linear layers, see `linear.set_product`; None: as usual.
         tile_tokens: how many tokens of a device's rows have their logits in memory at once.
+        written_out: the layers are not a loop; for train steps, as they are compiled once and run long. See `depth`.
         all_trained: all parameters have a gradient; of layers that are written out see `depth.written_out`.
         frozen_head: the output weight is a constant to derivatives, which makes the others cheaper.
         token_weights: factors of the losses in what is minimised, where they are known beforehand: `Decoded.weighted`
@@ -57,6 +58,7 @@ class Hooks(NamedTuple):
     block_transform: Callable[[Params, Int[Array, ""]], Params] | None = None
     product: Product | None = None
     tile_tokens: int = TILE_TOKENS
+    written_out: bool = False
     all_trained: bool = False
     frozen_head: bool = False
     token_weights: Float[Array, "B T"] | None = None
@@ -81,6 +83,23 @@ class Decoded(NamedTuple):
     hidden: Float[Array, "B T D"]
     aux: PyTree
     weighted: Float[Array, ""] | None = None
+
+
+class States(NamedTuple):
+    """What `run_blocks` gives.
+
+    Attributes:
+        hidden: the last hidden states, after the final norm, in the compute dtype.
+        memory: that the last layer left.
+        aux: what the blocks say beside their outputs, stacked over the layers.
+        head: the output head's weight, as `output_weight` has it. Where this one is used, devices exchange its gradient
+            beside the blocks' backward pass.
+    """
+
+    hidden: Float[Array, "B T D"]
+    memory: PyTree
+    aux: PyTree
+    head: Float[Array, "D V"]
 
 
 class Attention(nnx.Module):
@@ -202,6 +221,11 @@ def hidden_states(
         most_segments: how many different ids a row has at most, where that is known; see `causal_attention`.
         hooks: what the caller has done inside.
     """
+    states = _causal_states(graphdef, params, tokens_BxT, positions, segment_ids, most_segments, hooks)
+    return states.hidden, states.aux
+
+
+def _causal_states(graphdef, params, tokens_BxT, positions, segment_ids, most_segments, hooks) -> States:
     cfg = nnx.merge(graphdef, params).cfg
     if positions is None:
         positions = jnp.arange(tokens_BxT.shape[1])[None]
@@ -218,8 +242,7 @@ def hidden_states(
         )
         return attended, memory
 
-    hidden, _, aux = run_blocks(graphdef, params, tokens_BxT, positions, attend, None, hooks)
-    return hidden, aux
+    return run_blocks(graphdef, params, tokens_BxT, positions, attend, None, hooks)
 
 
 def run_blocks(
@@ -231,7 +254,7 @@ def run_blocks(
     memory: PyTree,
     hooks: Hooks = NO_HOOKS,
     layers: Sequence[Params] | None = None,
-) -> tuple[Float[Array, "B T D"], PyTree, PyTree]:
+) -> States:
     """The last hidden states as in `hidden_states`, with any attention, which may keep a memory across layers.
 
     Args:
@@ -246,10 +269,6 @@ def run_blocks(
         hooks: as in `hidden_states`.
         layers: the layers' parameters one by one, to be used in place of params["layers"]. They are not scanned: where
             there are few tokens, the copy of a layer's weights out of all layers' would cost more than their products.
-
-    Returns:
-        (hidden, memory, aux): compute dtype [B, T, D], after the final norm; the memory that the last layer left; what
-        each block says beside its output, stacked over the layers.
     """
     model = nnx.merge(graphdef, params)
     cfg, dtype = model.cfg, jnp.dtype(model.cfg.dtype)
@@ -275,20 +294,20 @@ def run_blocks(
         return (x, memory), aux
 
     x = constrain(embed(params["embed_tokens"]["embedding"], tokens_BxT, dtype), BATCH_AXES, None, None)
-    carry, policy = (x, memory), remat_policy(cfg.remat, dtype)
+    carry, policy, head = (x, memory), remat_policy(cfg.remat, dtype), output_weight(params)
     if layers is not None:
         said = []
         for layer in enumerate(layers):
             carry, aux = block(carry, layer)
             said.append(aux)
         aux = depth.stacked(said)
-    elif cfg.scan_layers:
+    elif not hooks.written_out:
         carry, aux = depth.scanned(block, carry, params["layers"], policy)
     else:
         mlp = (cfg.mixture or "mlp") if hooks.all_trained else None
-        carry, aux = depth.written_out(block, carry, params["layers"], policy, dtype, mlp=mlp)
+        carry, aux, head = depth.written_out(block, carry, params["layers"], head, policy, dtype, mlp=mlp)
     x, memory = carry
-    return model.norm(x), memory, aux
+    return States(model.norm(x), memory, aux, head)
 
 
 def output_weight(params: Params) -> Float[Array, "D V"]:
@@ -320,16 +339,8 @@ def token_losses(
         most_segments: as in `hidden_states`.
         hooks: what the caller has done inside.
     """
-    hidden, aux = hidden_states(
-        graphdef,
-        params,
-        tokens_BxT1[:, :-1],
-        positions=positions,
-        segment_ids=segment_ids,
-        most_segments=most_segments,
-        hooks=hooks,
-    )
-    weight, labels = output_weight(params), tokens_BxT1[:, 1:]
+    inputs, labels = tokens_BxT1[:, :-1], tokens_BxT1[:, 1:]
+    hidden, _, aux, weight = _causal_states(graphdef, params, inputs, positions, segment_ids, most_segments, hooks)
     if hooks.token_weights is not None and not hooks.frozen_head:
         weighted, losses = weighted_cross_entropy(
             hidden, weight, labels, hooks.token_weights, tile_tokens=hooks.tile_tokens

@@ -32,18 +32,19 @@ def scanned(block: Block, carry: PyTree, layers: PyTree, policy: Policy) -> tupl
 
 
 def written_out(
-    block: Block, carry: PyTree, layers: PyTree, policy: Policy, dtype: jnp.dtype, *, mlp: str | None
-) -> tuple[PyTree, PyTree]:
-    """As `scanned`.
+    block: Block, carry: PyTree, layers: PyTree, head: Array, policy: Policy, dtype: jnp.dtype, *, mlp: str | None
+) -> tuple[PyTree, PyTree, Array]:
+    """As `scanned`, and the output head's weight.
 
     Args:
         block: as there; the carry's first part are the hidden states.
         carry: as there.
         layers: as there.
+        head: the output head's weight; the one that is returned is to be used.
         policy: as there.
         dtype: the compute dtype, to which weights are cast once for both passes.
-        mlp: the blocks' MLP, by its name among the parameters, where all parameters have gradients: their products
-            are not put off then. None: some have none, and must not get one from here.
+        mlp: the blocks' MLP, by its name among the parameters, where all parameters have gradients: their products,
+            and the exchange of the head's, are not put off then. None: some have none, and must not get one from here.
     """
     block = jax.checkpoint(block, policy=policy)
     # Cast beforehand, they are cast once for both passes.
@@ -54,9 +55,12 @@ def written_out(
     for n in range(len(weights)):
         if mlp is not None:
             carry = _in_turn(carry, weights, n, mlp)
+            if n == len(weights) - 1:
+                # Put off to the end, when only the embedding's gradient waits for it, nothing would hide the exchange.
+                carry, head = _waits(carry, head)
         carry, aux = block(carry, (jnp.int32(n), weights[n]))
         said.append(aux)
-    return carry, stacked(said)
+    return carry, stacked(said), head
 
 
 def stacked(said: Sequence[PyTree]) -> PyTree:
@@ -75,22 +79,28 @@ def _in_turn(carry: PyTree, weights: list[dict[str, PyTree]], n: int, mlp: str) 
     XLA would put products off that only the optimizer waits for, and keep their operands, which are much larger. They
     have the time of half a block to be summed over the devices.
     """
-    hidden, *others = carry
     after = weights[n + 1] if n + 1 < len(weights) else {}
     due = weights[n][mlp], {name: part for name, part in after.items() if name != mlp}
-    hidden, (weights[n][mlp], rest) = _waits(hidden, due)
+    carry, (weights[n][mlp], rest) = _waits(carry, due)
     after |= rest
-    return hidden, *others
+    return carry
+
+
+def _waits(carry: PyTree, weights: PyTree) -> tuple[PyTree, PyTree]:
+    """Both as they are; in the backward pass neither gradient, of weights or hidden states, goes on before the other is
+    there."""
+    hidden, *others = carry
+    hidden, weights = _together(hidden, weights)
+    return (hidden, *others), weights
 
 
 @jax.custom_vjp
-def _waits(hidden: Array, weights: PyTree) -> tuple[Array, PyTree]:
-    """Both as they are; in the backward pass neither gradient goes on before the other is there."""
+def _together(hidden, weights):
     return hidden, weights
 
 
-def _waits_bwd(_, gradients):
+def _together_bwd(_, gradients):
     return jax.lax.optimization_barrier(gradients)
 
 
-_waits.defvjp(lambda hidden, weights: ((hidden, weights), None), _waits_bwd)
+_together.defvjp(lambda hidden, weights: ((hidden, weights), None), _together_bwd)

@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
@@ -19,6 +20,7 @@ from dataflex_jax.sharding import (
     divisible_axis,
     gather_weight,
     map_rows,
+    program_device,
     rows_are_split,
 )
 
@@ -36,7 +38,7 @@ def embed(table_VxD: Float[Array, "V D"], tokens_BxT: Int[Array, "B T"], dtype: 
     def lookup(table, tokens):
         tokens, here = _local(all_gather(tokens, 0, width), table.shape[0], vocab)
         found = jnp.where(here[..., None], table.astype(dtype)[tokens], 0)
-        return all_to_all(found if vocab is None else jax.lax.psum(found, vocab), 0, 2, width)
+        return _channels_last(all_to_all(found if vocab is None else jax.lax.psum(found, vocab), 0, 2, width))
 
     return map_rows(lookup, (P(vocab, width), P(BATCH_AXES)), P(BATCH_AXES))(table_VxD, tokens_BxT)
 
@@ -62,6 +64,17 @@ def _embed_bwd(dtype, residuals, grad):
 
 
 embed.defvjp(_embed_fwd, _embed_bwd)
+
+
+def _channels_last(hidden):
+    """`hidden`, in memory a token after the other.
+
+    Channels arrive by device, and XLA's GPU compiler would lay the whole residual stream so, with every norm in two
+    kernels in place of one.
+    """
+    if program_device().platform == "cpu":
+        return hidden
+    return with_layout_constraint(hidden, Layout(major_to_minor=tuple(range(hidden.ndim))))
 
 
 def _axes(shape):

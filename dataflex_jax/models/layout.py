@@ -16,6 +16,10 @@ from jaxtyping import PyTree
 from dataflex_jax import sharding
 
 LAYERS = "layers/"
+_Axes = str | tuple[str, ...] | None  # mesh axes of a dimension
+# Of the inputs of kernels whose outputs "tensor" does not split. Outputs over "fsdp" would have to be transposed after
+# each gather, for the next product, and moments at each step.
+_INPUTS = ("tensor", "fsdp")
 FACTORS = ("lora_a", "lora_b")
 
 
@@ -70,7 +74,7 @@ class Row(NamedTuple):
     @property
     def split_by_inputs(self) -> bool:
         """Of a linear layer's weight: whether a mesh splits its inputs, not its outputs, over "tensor"."""
-        return (self.linear or self.routed) and self.axes[-2] == "tensor"
+        return (self.linear or self.routed) and self.axes[-2] in ("tensor", _INPUTS)
 
 
 def _vector(path: str, axis: str | None, hf: str) -> Row:
@@ -78,11 +82,11 @@ def _vector(path: str, axis: str | None, hf: str) -> Row:
     return Row(f"{LAYERS}{path}", P(None, axis), f"model.layers.{{}}.{hf}")
 
 
-def _linear(path: str, hf: str, inputs: str, outputs: str, bias: bool = False) -> list[Row]:
+def _linear(path: str, hf: str, inputs: _Axes, outputs: _Axes, bias: bool = False) -> list[Row]:
     """The rows of a linear layer of the blocks, whose kernel's inputs and outputs are split over these axes."""
     # Adapters follow the kernel's channels over "tensor", where their activations are split anyway. They are whole on
     # "fsdp": next to the base they are small, and each layer would wait for up to 14 small gathers in both passes.
-    tensor_in, tensor_out = (axis if axis == "tensor" else None for axis in (inputs, outputs))
+    tensor_in, tensor_out = ("tensor" if axes in ("tensor", _INPUTS) else None for axes in (inputs, outputs))
     kernel, adapter = f"model.layers.{{}}.{hf}", f"base_model.model.model.layers.{{}}.{hf}"
     return [
         Row(f"{LAYERS}{path}/kernel", P(None, inputs, outputs), f"{kernel}.weight", linear=True),
@@ -116,7 +120,7 @@ def _mixture(block: str, gate: str, up: str, down: str) -> list[Row]:
     ]
 
 
-def _plain(path: str, inputs: str | None, outputs: str | None) -> Row:
+def _plain(path: str, inputs: _Axes, outputs: _Axes) -> Row:
     """The row of a linear layer of the blocks that has neither a bias nor an adapter."""
     hf = path.replace("/", ".")
     return Row(f"{LAYERS}{path}/kernel", P(None, inputs, outputs), f"model.layers.{{}}.{hf}.weight", linear=True)
@@ -129,17 +133,17 @@ TABLE: tuple[Row, ...] = (
     *_linear("attention/q_proj", "self_attn.q_proj", "fsdp", "tensor", bias=True),
     *_linear("attention/k_proj", "self_attn.k_proj", "fsdp", "tensor", bias=True),
     *_linear("attention/v_proj", "self_attn.v_proj", "fsdp", "tensor", bias=True),
-    *_linear("attention/o_proj", "self_attn.o_proj", "tensor", "fsdp", bias=True),
+    *_linear("attention/o_proj", "self_attn.o_proj", _INPUTS, None, bias=True),
     _vector("attention/q_norm/scale", None, "self_attn.q_norm.weight"),
     _vector("attention/k_norm/scale", None, "self_attn.k_norm.weight"),
     _vector("post_attention_layernorm/scale", None, "post_attention_layernorm.weight"),
     *_linear("mlp/gate_proj", "mlp.gate_proj", "fsdp", "tensor"),
     *_linear("mlp/up_proj", "mlp.up_proj", "fsdp", "tensor"),
-    *_linear("mlp/down_proj", "mlp.down_proj", "tensor", "fsdp"),
+    *_linear("mlp/down_proj", "mlp.down_proj", _INPUTS, None),
     *_mixture("mlp", "gate_proj", "up_proj", "down_proj"),
     _plain("mlp/shared_expert/gate_proj", "fsdp", "tensor"),
     _plain("mlp/shared_expert/up_proj", "fsdp", "tensor"),
-    _plain("mlp/shared_expert/down_proj", "tensor", "fsdp"),
+    _plain("mlp/shared_expert/down_proj", _INPUTS, None),
     _plain("mlp/shared_expert_gate", None, None),
     *_mixture("block_sparse_moe", "w1", "w3", "w2"),
     Row("norm/scale", P(None), "model.norm.weight"),

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dataflex_jax.models.config import ModelConfig
+from dataflex_jax.sharding import program_device
 
 
 class RMSNorm(nnx.Module):
@@ -42,6 +43,10 @@ def _forward(x, scale, epsilon):
 
 def _backward(epsilon, residuals, gradient):
     x, scale = residuals
+    if program_device().platform != "cpu":
+        # Where the forward pass is redone just before, XLA would share the mean of squares with it; apart, its GPU
+        # compiler makes one kernel of the norm that is redone.
+        x = jax.lax.optimization_barrier(x)
     wide, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
     scaled = gradient * scale.astype(jnp.float32)
     # Both means in one pass over x: to keep the first would be one more that the forward pass has to write.

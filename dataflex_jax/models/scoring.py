@@ -80,7 +80,7 @@ def read(model: Model, tokens: Int[Array, "G P"], lengths: Int[Array, " G"]) -> 
         return _within(cfg, query, key, value), kept
 
     positions = jnp.arange(tokens.shape[1])[None]
-    _, (keys, values), _ = run_blocks(model.graphdef, model.whole(), tokens, positions, attend, (empty, empty))
+    _, (keys, values), *_ = run_blocks(model.graphdef, model.whole(), tokens, positions, attend, (empty, empty))
     return Prefixes(keys, values, lengths)
 
 
@@ -100,7 +100,7 @@ def scored(model: Model, texts: Texts, prefixes: Prefixes | None = None) -> Scor
         before = prefixes.lengths[texts.prefix]
         positions = before[:, None] + places
         attend = functools.partial(_after, cfg.sliding_window, prefixes, texts.prefix, positions)
-    hidden, _, _ = run_blocks(model.graphdef, params, texts.tokens, positions, attend, None)
+    hidden, *_ = run_blocks(model.graphdef, params, texts.tokens, positions, attend, None)
     asked = jnp.take_along_axis(hidden, texts.places[..., None], axis=1)
     losses, greedy = label_scores(constrain(asked, BATCH_AXES, None, None), output_weight(params), texts.labels)
     return Scores(-losses, greedy)

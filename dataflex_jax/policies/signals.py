@@ -262,6 +262,14 @@ class Routers:
 ROUTERS = Routers()
 
 
+@dataclasses.dataclass(frozen=True)
+class WholeRows:
+    """Something that a policy needs: trained weights that see whole rows, as all but those of routed experts do."""
+
+
+WHOLE_ROWS = WholeRows()
+
+
 class DomainGradients(NamedTuple):
     """Inner products of the gradients of each domain's mean loss, on fresh training rows.
 

@@ -28,7 +28,7 @@ from dataflex_jax.models.model import Model
 from dataflex_jax.policies.active import ActivePolicies, weighter_sections
 from dataflex_jax.policies.proportions import starting_proportions
 from dataflex_jax.policies.registry import KINDS
-from dataflex_jax.policies.signals import HELD_OUT, TARGETS, FixedEmbeddings
+from dataflex_jax.policies.signals import HELD_OUT, TARGETS, WHOLE_ROWS, FixedEmbeddings
 from dataflex_jax.reporting.hardware import total_peak_flops
 from dataflex_jax.reporting.run_log import LogSettings
 from dataflex_jax.selection.windows import Draws, Selection
@@ -138,8 +138,8 @@ def assemble(experiment: Experiment, place: Place) -> Job:
     """
     config, inputs, policies, learner, identity = experiment
     data, pool = config.data, inputs.pool
-    if config.selector and config.selector.get("projection") == "kronecker":
-        check_routed(selected_paths(learner.abstract.params), "selector.projection")  # not only at its first update
+    if policies.needs(WHOLE_ROWS):
+        check_routed(selected_paths(learner.abstract.params), "selector")  # not only at its first update
     sweeper = Sweeper(place.mesh, rows=config.sweep.batch_rows, poll=preemption.polling(place.stop_requested))
     signals = run_signals(experiment, place.mesh, sweeper)
     reference, cached = compared_with(experiment, signals.candidates, sweeper)

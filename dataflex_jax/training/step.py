@@ -205,6 +205,7 @@ class TrainStep:
         top_k, real = model.config.num_experts_per_tok, seen.real_inputs
         hooks = Hooks(
             dropout_keys=row_keys,
+            written_out=not model.config.scan_layers,
             all_trained=model.frozen is None,
             frozen_head=model.head_is_frozen,
             token_weights=None if weights is None else _padded(weights.tokens, seen),

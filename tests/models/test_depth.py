@@ -37,13 +37,15 @@ def config(shape="dense", **fields):
     return ModelConfig(**common | SHAPES[shape] | fields)
 
 
-def value_and_grad(cfg, all_trained=True):
+def value_and_grad(cfg, all_trained=True, written_out=True):
     """(losses and what layers say, gradients) of parameters and tokens."""
     graphdef, _ = jax.eval_shape(functools.partial(decoder.create, cfg), jax.random.key(0))
 
     def objective(params, tokens):
         of_router = None if cfg.mixture is None else moe.router_sums(2, jnp.ones(tokens[:, 1:].shape))
-        hooks = Hooks(all_trained=all_trained, of_layer=lambda x: x.mean((1, 2)), of_router=of_router)
+        hooks = Hooks(
+            written_out=written_out, all_trained=all_trained, of_layer=lambda x: x.mean((1, 2)), of_router=of_router
+        )
         losses, _, aux, _ = decoder.token_losses(graphdef, params, tokens, hooks=hooks)
         return losses.mean(), (losses, aux)
 
@@ -67,16 +69,18 @@ def inputs(cfg):
 )
 def test_losses_gradients_and_what_layers_say_are_the_same(shape, remat, all_trained):
     params, tokens = inputs(config(shape))
-    expected = jax.jit(value_and_grad(config(shape, remat=remat)))(params, tokens)
-    found = jax.jit(value_and_grad(config(shape, remat=remat, scan_layers=False), all_trained))(params, tokens)
+    cfg = config(shape, remat=remat)
+    expected = jax.jit(value_and_grad(cfg, written_out=False))(params, tokens)
+    found = jax.jit(value_and_grad(cfg, all_trained))(params, tokens)
     jax.tree.map(close, found, expected)
 
 
 @slow
 def test_half_precision_rounds_at_the_same_places():
     params, tokens = inputs(config())
-    (_, (expected, _)), _ = jax.jit(value_and_grad(config(dtype="bfloat16")))(params, tokens)
-    (_, (found, _)), _ = jax.jit(value_and_grad(config(dtype="bfloat16", scan_layers=False)))(params, tokens)
+    cfg = config(dtype="bfloat16")
+    (_, (expected, _)), _ = jax.jit(value_and_grad(cfg, written_out=False))(params, tokens)
+    (_, (found, _)), _ = jax.jit(value_and_grad(cfg))(params, tokens)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-2)
     assert found.dtype == jnp.float32
 
@@ -90,7 +94,7 @@ def test_half_precision_rounds_at_the_same_places():
     ],
 )
 def test_devices_change_rounding_only(shape, axes):
-    cfg = config(shape, scan_layers=False, remat="dots")
+    cfg = config(shape, remat="dots")
     params, tokens = inputs(cfg)
     _, expected = jax.jit(value_and_grad(cfg))(params, tokens)
     mesh = make_mesh(axes)
@@ -103,12 +107,12 @@ def test_devices_change_rounding_only(shape, axes):
 @pytest.mark.parametrize("adapters", [True, False])
 def test_what_is_not_trained_gets_no_gradient(adapters):
     """Not even one that is thrown away: the products of frozen weights' gradients would cost as much as training."""
-    cfg = config(lora=LoraConfig(rank=2, base_dtype="float32"), scan_layers=False)
+    cfg = config(lora=LoraConfig(rank=2, base_dtype="float32"))
     model = Model.random(cfg, jax.random.key(0)).training(lambda path: not adapters or "lora" in path)
 
     def loss(params, tokens):
         of = model.with_params(params)
-        hooks = Hooks(all_trained=model.frozen is None)
+        hooks = Hooks(written_out=True, all_trained=model.frozen is None)
         return decoder.token_losses(of.graphdef, of.whole(), tokens, hooks=hooks).losses.mean()
 
     text = jax.jit(jax.grad(loss)).lower(model.params, inputs(config())[1]).as_text()

@@ -200,7 +200,7 @@ EXPERTS = {"model__architecture": "olmoe", "model__num_experts": 4, "model__num_
         ({"selector__update_step": 0}, "config.selector.update_step = 0: must be >= 1"),
         (
             {"selector__projection": "kronecker", "selector__gradient_type": "sgd"} | EXPERTS,
-            "config.selector.projection: layers/mlp/experts/.* is of routed experts",
+            "config.selector: layers/mlp/experts/.* is of routed experts",
         ),
         (
             {"data__proportions": (3.0, 1.0)},

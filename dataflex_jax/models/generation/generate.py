@@ -285,7 +285,7 @@ def _generate(
             return kv.attend(own, 0, queries, positions_B), (*caches[:layer], own, *caches[layer + 1 :])
 
         last = jax.lax.dynamic_slice_in_dim(state.generation.tokens, state.step - 1, 1, axis=1)
-        hidden, caches, _ = run_blocks(
+        hidden, caches, *_ = run_blocks(
             graphdef, params, last, positions_B[:, None], read_token, state.caches, layers=layers
         )
         return append(state._replace(caches=caches), hidden)
@@ -294,7 +294,7 @@ def _generate(
     cache = kv.empty(cfg, num_rows, padded_length + max_new_tokens - 1)
     places = jnp.arange(padded_length)[None]
     prompts_BxP = jnp.where(places < prompt_lengths_B[:, None], prompts_BxP, 0)
-    hidden, cache, _ = run_blocks(graphdef, params, prompts_BxP, places, read_prompts, cache)
+    hidden, cache, *_ = run_blocks(graphdef, params, prompts_BxP, places, read_prompts, cache)
     last = jnp.take_along_axis(hidden, prompt_lengths_B[:, None, None] - 1, axis=1)
     nothing = Generation(
         tokens=jnp.full((num_rows, max_new_tokens), pad_id, jnp.int32),

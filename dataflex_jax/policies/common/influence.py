@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +21,8 @@ from dataflex_jax.policies.signals import (
     EPS_MODES,
     METHODS,
     PARAMETERS,
+    TARGETS,
+    WHOLE_ROWS,
     Gradients,
     Preconditioner,
     Projection,
@@ -147,6 +149,10 @@ class InfluenceOptions:
         if self.projection == "kronecker" and self.gradient_type == "adam":
             reason = "forms no gradient that Adam's moments could shape; needs gradient_type = 'sgd'"
             options.refuse("projection", self.projection, reason)
+
+    def needs(self) -> frozenset[Hashable]:
+        """What must be there for the comparison."""
+        return frozenset({TARGETS, WHOLE_ROWS} if self.projection == "kronecker" else {TARGETS})
 
     def influence(self) -> Influence:
         """How these options compare gradients."""

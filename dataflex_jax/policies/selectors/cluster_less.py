@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from dataflex_jax.errors import InputError
 from dataflex_jax.policies import (
     EXAMPLES,
-    TARGETS,
     Choice,
     Embeddings,
     Evidence,
@@ -136,7 +135,7 @@ def cluster_less(
         ids = jnp.lexsort((rows.distance, rows.cluster, -rows.score))[:num]
         return Choice(ids=ids, scores=rows.score[ids], all_scores=rows.score)
 
-    return Selector(score=score, choose=choose, init=init, needs=frozenset({TARGETS, EXAMPLES}))
+    return Selector(score=score, choose=choose, init=init, needs=shared.needs() | {EXAMPLES})
 
 
 def places(

@@ -8,7 +8,7 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
+from dataflex_jax.policies import Choice, Evidence, Request, Selector, Signals, options, register_selector
 from dataflex_jax.policies.common.influence import InfluenceOptions, group_influences
 
 
@@ -43,7 +43,7 @@ def icons(shared: InfluenceOptions) -> Selector:
         return Choice(ids=ids, scores=all_scores[ids], all_scores=all_scores)
 
     by_group = functools.partial(group_influences, settings)
-    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}), by_group=by_group)
+    return Selector(score=score, choose=choose, needs=shared.needs(), by_group=by_group)
 
 
 def count_votes(influences: Float[Array, "n G"], num: int) -> Int[Array, " n"]:

@@ -7,7 +7,7 @@ import functools
 
 import jax.numpy as jnp
 
-from dataflex_jax.policies import TARGETS, Choice, Evidence, Request, Selector, Signals, options, register_selector
+from dataflex_jax.policies import Choice, Evidence, Request, Selector, Signals, options, register_selector
 from dataflex_jax.policies.common import ranking
 from dataflex_jax.policies.common.influence import InfluenceOptions, group_influences, scores
 
@@ -36,4 +36,4 @@ def less(shared: InfluenceOptions) -> Selector:
         return ranking.best(evidence.rows, num)
 
     by_group = functools.partial(group_influences, settings)
-    return Selector(score=score, choose=choose, needs=frozenset({TARGETS}), by_group=by_group)
+    return Selector(score=score, choose=choose, needs=shared.needs(), by_group=by_group)

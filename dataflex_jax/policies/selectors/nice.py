@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 
 from dataflex_jax.errors import InputError, TrainingError
 from dataflex_jax.policies import (
-    TARGETS,
     Choice,
     Evidence,
     Generations,
@@ -115,7 +114,7 @@ def nice(
     def choose(evidence: Evidence, request: Request, num: int) -> Choice:
         return ranking.best(evidence.rows, num)
 
-    return Selector(score=score, choose=choose, init=init, needs=frozenset({TARGETS}))
+    return Selector(score=score, choose=choose, init=init, needs=shared.needs())
 
 
 def _of_target_set(signals: Signals) -> Signals:

@@ -34,7 +34,7 @@ RULES = {
     **{f"layers/{name}/kernel": P(None, "fsdp", "tensor") for name in QKV + GATED},
     **{f"layers/{name}/lora_a": P(None, None, None) for name in QKV + GATED},
     **{f"layers/{name}/lora_b": P(None, None, "tensor") for name in QKV + GATED},
-    **{f"layers/{name}/kernel": P(None, "tensor", "fsdp") for name in BACK},
+    **{f"layers/{name}/kernel": P(None, ("tensor", "fsdp"), None) for name in BACK},
     **{f"layers/{name}/lora_a": P(None, "tensor", None) for name in BACK},
     **{f"layers/{name}/lora_b": P(None, None, None) for name in BACK},
     **{f"layers/{block}/router/kernel": P(None, None, None) for block in MIXTURES},
@@ -49,7 +49,7 @@ RULES = {
     **{f"layers/{block}/experts/down_proj_lora_a": P(None, EXPERTS, "tensor", None) for block in MIXTURES},
     **{f"layers/{block}/experts/down_proj_lora_b": P(None, EXPERTS, None, None) for block in MIXTURES},
     **{f"layers/mlp/shared_expert/{name}/kernel": P(None, "fsdp", "tensor") for name in GATES},
-    "layers/mlp/shared_expert/down_proj/kernel": P(None, "tensor", "fsdp"),
+    "layers/mlp/shared_expert/down_proj/kernel": P(None, ("tensor", "fsdp"), None),
     "layers/mlp/shared_expert_gate/kernel": P(None, None, None),
 }
 

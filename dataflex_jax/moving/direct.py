@@ -33,7 +33,8 @@ def recipe_of(path: Path, variant: str) -> str:
         logger.warning("%s", note)
     if others := len(recipe.notes) - len(said):
         logger.info("%s: %d fields change nothing; python -m dataflex_jax.convert lists them.", path, others)
-    target = Path(_folder().name) / f"{path.stem}.py"
+    # Each in a folder of its own: Python would take one of the same second and length for what it has compiled before.
+    target = Path(tempfile.mkdtemp(dir=_folder().name)) / f"{path.stem}.py"
     target.write_text(recipe.text, encoding="utf-8")
     rest = ",".join(part for part in parts if not part.startswith("devices="))
     return f"{target}:{rest}" if rest else str(target)

@@ -12,32 +12,23 @@ from tests.helpers.gpu_programs import (
     HEAD_DIM,
     HEADS,
     KV_HEADS,
+    LAYER_WEIGHTS,
     LAYERS,
     LENGTH,
-    MLP,
     ROWS,
+    TABLE,
+    TOKENS,
     VOCAB,
     WIDTH,
     gpu_program,
+    memory,
+    moved,
     needs_compiler,
     small,
 )
 
 slow = pytest.mark.slow
-LAYER_WEIGHTS = WIDTH * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS) + 3 * WIDTH * MLP
-TABLE = VOCAB * WIDTH
-TOKENS = ROWS * LENGTH // DEVICES
 PACKED = {"data__formatting": "alpaca", "data__packing": True}
-
-
-def moved(compiled, kind: str, dtype: str) -> int:
-    """Bytes in a dtype that the collectives of a kind move."""
-    of_kind = [each for each in compiled.cost.collectives if each.transfer.kind == kind]
-    return sum(each.times * each.transfer.by_dtype.get(dtype, 0) for each in of_kind)
-
-
-def memory(compiled) -> int:
-    return compiled.estimate.memory.temporaries
 
 
 @needs_compiler
@@ -87,62 +78,6 @@ def test_zero_gathers_bfloat16_once_a_pass_and_scatters_gradients_once():
     assert moved(compiled, "reduce-scatter", "f32") <= 4 * TABLE
     # Norms, biases and what the metrics sum.
     assert compiled.cost.collective_bytes["all-reduce"] < 100_000
-
-
-@needs_compiler
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_layers_that_are_written_out_move_no_more_and_read_and_write_less(remat):
-    scanned = gpu_program(model__remat=remat)
-    compiled = gpu_program(model__remat=remat, model__scan_layers=False)
-    for kind, dtype in (("all-gather", "bf16"), ("reduce-scatter", "bf16"), ("reduce-scatter", "f32")):
-        assert moved(compiled, kind, dtype) == moved(scanned, kind, dtype)
-    assert compiled.attentions == scanned.attentions
-    assert compiled.cost.flops == scanned.cost.flops
-    assert compiled.cost.hbm_bytes < scanned.cost.hbm_bytes
-    assert memory(compiled) < 1.05 * memory(scanned)
-
-
-@needs_compiler
-def test_layers_that_are_written_out_keep_no_operands_of_products_that_are_put_off():
-    """Of twice the layers, the temporaries are more by what the forward pass keeps of them."""
-    written_out = {"model__remat": "full", "model__scan_layers": False}
-    few, many = (memory(gpu_program(**written_out, model__num_hidden_layers=n)) for n in (4, 12))
-    block_inputs = 8 * 2 * TOKENS * WIDTH
-    weights = 8 * LAYER_WEIGHTS * (2 + 4 + 4) // DEVICES  # in bfloat16, and their gradients twice
-    assert many - few < 1.1 * (block_inputs + weights)
-
-
-@pytest.mark.parametrize(("kind", "written_out"), [("train", True), ("losses", False), ("gradients", False)])
-def test_only_train_steps_are_written_out(kind, written_out):
-    """Per-example gradients of each layer by itself, for one, would take a quarter of an hour to compile."""
-
-    def traced(scan_layers):
-        made = program(kind, small(model__scan_layers=scan_layers), jax.devices())
-        with jax.set_mesh(made.mesh):
-            return str(made.function.trace(*made.arguments).jaxpr)
-
-    assert (traced(True) != traced(False)) == written_out
-
-
-@needs_compiler
-def test_a_norm_of_layers_that_are_written_out_is_one_kernel_each_time_it_is_computed():
-    compiled = gpu_program(model__remat="full", model__scan_layers=False)
-    norms_of_a_layer, times = 2, 2
-    assert compiled.cost.fusions["__triton"] >= norms_of_a_layer * times * LAYERS + 1
-
-
-@needs_compiler
-def test_the_heads_gradient_is_summed_over_the_devices_beside_the_last_block_and_not_at_the_end():
-    compiled = gpu_program(model__remat="full", model__scan_layers=False)
-    ordered = list(compiled.module.computations[compiled.module.entry].values())
-    of_head = [
-        place
-        for place, each in enumerate(ordered)
-        if each.opcode == "reduce-scatter-done" and each.arrays[0].dtype == "f32" and each.bytes >= 4 * TABLE // DEVICES
-    ]
-    backward = [place for place, each in enumerate(ordered) if each.target == "__cudnn$fmhaSoftmaxBackward"]
-    assert len(of_head) == 1
-    assert of_head[0] < backward[1]
 
 
 @needs_compiler

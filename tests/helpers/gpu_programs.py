@@ -17,6 +17,9 @@ needs_compiler = pytest.mark.skipif(compiler.missing() is not None, reason=str(c
 LAYERS, VOCAB, WIDTH, MLP, HEADS, KV_HEADS, HEAD_DIM = 3, 2048, 256, 640, 4, 2, 64
 # More tokens a device than the loss has in a tile.
 ROWS, LENGTH, DEVICES = 64, 512, 8
+LAYER_WEIGHTS = WIDTH * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS) + 3 * WIDTH * MLP
+TABLE = VOCAB * WIDTH
+TOKENS = ROWS * LENGTH // DEVICES
 
 
 def small(**fields):
@@ -64,3 +67,14 @@ def _compiled(kind: str, devices: int, card: str, fields: tuple[tuple[str, Any],
     made = program(kind, small(**dict(fields)), CARDS[card].devices(devices))
     executable = compiled(made.function, made.arguments, made.mesh, CARDS[card], made.options)
     return Compiled(hlo.parse(executable.as_text()), estimated(made, executable, CARDS[card]))
+
+
+def moved(compiled: Compiled, kind: str, dtype: str) -> int:
+    """Bytes in a dtype that the collectives of a kind move."""
+    of_kind = [each for each in compiled.cost.collectives if each.transfer.kind == kind]
+    return sum(each.times * each.transfer.by_dtype.get(dtype, 0) for each in of_kind)
+
+
+def memory(compiled: Compiled) -> int:
+    """Bytes of a device's temporaries."""
+    return compiled.estimate.memory.temporaries
